@@ -1,0 +1,80 @@
+"""MTL_main: one shared encoder that segments, locates and recognises the animal.
+
+python MTL_main.py --demo                                 a synthetic data set, two minutes
+python MTL_main.py --h5-save-path DATA --file-save-path OUT
+"""
+
+from torch import nn
+
+import engine
+from engine.pictures import draw_bbox, draw_bin, draw_seg
+from MTL_Utils import (
+    FixedWeights,
+    Task,
+    bbox_loss,
+    bbox_metrics,
+    bin_loss,
+    bin_metrics,
+    seg_loss,
+    seg_metrics,
+)
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder
+
+# ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path ----
+H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
+FILE_SAVE_PATH = "runs/main"  # folder for weights, history and pictures
+
+EPOCHS = 200
+BATCH_SIZE = 32  # over all processes
+LEARNING_RATE = 3e-3  # the peak of the one-cycle schedule
+WEIGHT_DECAY = 0.05
+EMA_DECAY = 0.998  # of the weight average that is validated, tested and saved
+CLIP_NORM = 5.0  # gradient norm
+SEED = 0
+
+WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
+SIZE = 2  # residual units per block
+DROPOUT = 0.2  # before the class logit
+
+DEGREES = 15.0  # augmentation: rotation up to this
+SCALE = (0.7, 1.6)  # magnification
+SHIFT = 0.15  # of the side
+COLOUR = 0.4  # brightness, contrast, saturation
+
+
+class Network(nn.Module):
+    """Shape: image (B, 3, H, W) in [0, 255] -> {"seg": (B, 1, H, W) logits, "bbox": (B, 4) xyxy in
+    [0, 1], "bin": (B,) logits}; H and W multiples of 32.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = Encoder(WIDTHS, SIZE)
+        self.seg = Decoder(WIDTHS, SIZE)
+        self.bbox = BoxHead(WIDTHS[-1])
+        self.bin = ClassHead(WIDTHS[-1], DROPOUT)
+
+    def forward(self, image):
+        features = self.encoder(image)
+        return {
+            "seg": self.seg(features),
+            "bbox": self.bbox(features[-1]),
+            "bin": self.bin(features[-1]),
+        }
+
+
+# ---- losses and metrics: the first task chooses the best epoch ----
+TASKS = {
+    "seg": Task(seg_loss, seg_metrics, draw_seg),
+    "bbox": Task(bbox_loss, bbox_metrics, draw_bbox),
+    "bin": Task(bin_loss, bin_metrics, draw_bin),
+}
+
+
+def weighting():
+    """A new loss weighting: the losses fall to about 0.3, 0.5 and 0.2 and weigh about the same."""
+    return FixedWeights({"seg": 1.0, "bbox": 1.0, "bin": 0.5})
+
+
+if __name__ == "__main__":
+    engine.main("MTL_main")

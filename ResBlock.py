@@ -1,0 +1,199 @@
+"""The residual block (He et al. 2016, arXiv:1512.03385) and the encoder, decoder and heads made of it.
+
+B is the batch size, (H, W) the side of the image in pixels, both a multiple of `Encoder.stride`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ResidualBlock(nn.Module):
+    """`size` residual units after (up) or beginning with (down) a change of resolution.
+
+    Shape: (B, in_channels, h, w) -> (B, out_channels, h / 2, w / 2) for "down", (.., 2 h, 2 w) for
+    "up". "down" needs even h and w. "up" brings the channels down before it samples up, so that
+    nothing wide is computed at the finer resolution; `skip`, in the shape of the result, is added
+    there and passes through the units.
+
+    Args:
+        in_channels, out_channels: of the whole block.
+        size: number of residual units, at least 1.
+        sampling: "down" or "up", by a factor of 2.
+        mode: "normal" (two 3 x 3 convolutions a unit) or "bottleneck" (1 x 1 to a quarter of the
+            channels, 3 x 3, 1 x 1 back).
+
+    Raises:
+        ValueError: unknown sampling or mode, or a size below 1.
+    """
+
+    def __init__(self, in_channels, out_channels, size=2, sampling="down", mode="normal"):
+        super().__init__()
+        if sampling not in ("down", "up"):
+            raise ValueError(f"sampling: expected 'down' or 'up', found {sampling!r}")
+        if mode not in ("normal", "bottleneck"):
+            raise ValueError(f"mode: expected 'normal' or 'bottleneck', found {mode!r}")
+        if size < 1:
+            raise ValueError(f"size: expected at least one residual unit, found {size}")
+        unit = ResidualUnit if mode == "normal" else BottleneckUnit
+        self.up, first = nn.Identity(), unit(in_channels, out_channels, stride=2)
+        if sampling == "up":
+            upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+            self.up = nn.Sequential(*conv_norm(in_channels, out_channels, 1), upsample)
+            first = unit(out_channels, out_channels)
+        rest = (unit(out_channels, out_channels) for _ in range(size - 1))
+        self.units = nn.Sequential(first, *rest)
+
+    def forward(self, x, skip=None):
+        x = self.up(x)
+        return self.units(x if skip is None else x + skip)
+
+
+class ResidualUnit(nn.Module):
+    """relu(shortcut(x) + f(x)) with two 3 x 3 convolutions in f, the last norm starting at zero."""
+
+    def __init__(self, in_channels, out_channels, stride=1):
+        super().__init__()
+        self.residual = nn.Sequential(
+            *conv_norm(in_channels, out_channels, 3, stride),
+            nn.ReLU(inplace=True),
+            *conv_norm(out_channels, out_channels, 3),
+        )
+        self.shortcut = shortcut(in_channels, out_channels, stride)
+        nn.init.zeros_(self.residual[-1].weight)  # the unit begins as its shortcut
+
+    def forward(self, x):
+        return F.relu(self.shortcut(x) + self.residual(x), inplace=True)
+
+
+class BottleneckUnit(ResidualUnit):
+    """The same with 1 x 1 to a quarter of the channels, 3 x 3, and 1 x 1 back in f."""
+
+    def __init__(self, in_channels, out_channels, stride=1):
+        nn.Module.__init__(self)
+        inner = max(1, out_channels // 4)
+        self.residual = nn.Sequential(
+            *conv_norm(in_channels, inner, 1),
+            nn.ReLU(inplace=True),
+            *conv_norm(inner, inner, 3, stride),
+            nn.ReLU(inplace=True),
+            *conv_norm(inner, out_channels, 1),
+        )
+        self.shortcut = shortcut(in_channels, out_channels, stride)
+        nn.init.zeros_(self.residual[-1].weight)
+
+
+def conv_norm(in_channels, out_channels, kernel, stride=1):
+    """A convolution without bias and its batch norm, as a tuple of two modules."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution, nn.BatchNorm2d(out_channels)
+
+
+def shortcut(in_channels, out_channels, stride):
+    """Identity, or average pooling and a 1 x 1 convolution where the shape changes."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+    return nn.Sequential(pool, *conv_norm(in_channels, out_channels, 1))
+
+
+class Encoder(nn.Module):
+    """A stem with stride 4, then one ResidualBlock "down" per further width.
+
+    Shape: image (B, 3, H, W) in [0, 255], uint8 or float -> a list of features, (B, widths[0], H / 4,
+    W / 4) first, (B, widths[-1], H / stride, W / stride) last.
+
+    Args:
+        widths: channels at stride 4, 8, 16, ...
+        size, mode: of every ResidualBlock.
+
+    Raises:
+        ValueError: H or W is no multiple of `stride`.
+    """
+
+    def __init__(self, widths, size, mode="normal"):
+        super().__init__()
+        self.stride = 4 * 2 ** (len(widths) - 1)
+        self.stem = nn.Sequential(*conv_norm(3, widths[0], 7, 4), nn.ReLU(inplace=True))
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, size, "down", mode) for a, b in pairs)
+
+    def forward(self, image):
+        height, width = image.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"image side: expected a multiple of {self.stride}, found {height} x {width}"
+            )
+        features = [self.stem(image / 64 - 2)]  # about [-2, 2]
+        for block in self.blocks:
+            features.append(block(features[-1]))
+        return features
+
+
+class Decoder(nn.Module):
+    """From the encoder's features back to one logit per pixel, with a skip connection per level.
+
+    Shape: features as Encoder returns them -> (B, 1, H, W). The last factor of 4 is a pixel shuffle
+    (Shi et al. 2016, arXiv:1609.05158): 16 logits per position at stride 4.
+
+    Args:
+        widths, size, mode: as the Encoder's.
+    """
+
+    def __init__(self, widths, size, mode="normal"):
+        super().__init__()
+        pairs = list(zip(widths[::-1][:-1], widths[::-1][1:], strict=True))
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, size, "up", mode) for a, b in pairs)
+        self.skips = nn.ModuleList(nn.Sequential(*conv_norm(b, b, 1)) for _, b in pairs)
+        self.logits = nn.Sequential(nn.Conv2d(widths[0], 16, 1), nn.PixelShuffle(4))
+
+    def forward(self, features):
+        x = features[-1]
+        for block, skip, feature in zip(self.blocks, self.skips, features[-2::-1], strict=True):
+            x = block(x, skip(feature))
+        return self.logits(x)
+
+
+class ClassHead(nn.Module):
+    """One logit from the deepest features: (B, C, h, w) -> (B,)."""
+
+    def __init__(self, channels, dropout):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.logit = nn.Linear(channels, 1)
+
+    def forward(self, x):
+        return self.logit(self.dropout(x.mean((2, 3))))[:, 0]
+
+
+class BoxHead(nn.Module):
+    """One box from the deepest features: (B, C, h, w) -> (B, 4) xyxy in [0, 1].
+
+    Every position votes for a box around itself, as in FCOS (Tian et al. 2019, arXiv:1904.01355):
+    four positive distances to its sides. A softmax over the positions weighs the votes. Corners
+    are cut to the frame, so a box is always valid: 0 <= xmin < xmax <= 1, the same for y.
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.hidden = nn.Sequential(*conv_norm(channels, channels // 2, 3), nn.ReLU(inplace=True))
+        self.votes = nn.Conv2d(channels // 2, 5, 1)  # attention, left, top, right, bottom
+        nn.init.zeros_(self.votes.weight)
+        nn.init.constant_(self.votes.bias, -1.5)  # softplus(-1.5) = 0.2 of the side
+
+    def forward(self, x):
+        votes = self.votes(self.hidden(x)).float().flatten(2)  # (B, 5, h w)
+        attention = votes[:, :1].softmax(2)
+        centre = grid_centres(*x.shape[-2:], x.device)  # (2, h w)
+        low = (centre - F.softplus(votes[:, 1:3])).clamp(min=0)
+        high = (centre + F.softplus(votes[:, 3:5])).clamp(max=1)
+        return (attention * torch.cat([low, high], dim=1)).sum(2)  # (B, 4)
+
+
+def grid_centres(height, width, device):
+    """(2, height * width) x and y of the centres of a grid that covers [0, 1] x [0, 1]."""
+    y = (torch.arange(height, device=device) + 0.5) / height
+    x = (torch.arange(width, device=device) + 0.5) / width
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y]).flatten(1)

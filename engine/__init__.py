@@ -1,0 +1,13 @@
+"""The loop and everything around it; knows no task, network or experiment by name.
+
+cli.py        the constants of a script as command-line flags
+run.py        one run from data to artefacts, resumed where it stopped
+loop.py       the training step, an epoch, an evaluation
+processes.py  one process or many (torchrun)
+artefacts.py  files written whole or not at all
+pictures.py   the loss curve and the test picture
+"""
+
+from engine.run import main
+
+__all__ = ["main"]

@@ -1,0 +1,179 @@
+"""The training step, one epoch of it, and the evaluation of a split."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dataload import first
+from engine.cli import UserError
+from MTL_Utils import known
+
+CHECK_EVERY = 20  # steps between two looks at the losses, which make a GPU wait
+
+
+class TrainingStep(nn.Module):
+    """Network, losses and loss weighting in one module, the one that DDP and torch.compile wrap.
+
+    (images, targets) -> (the scalar to minimise, the unweighted losses (T,) in the tasks' order).
+    """
+
+    def __init__(self, network, tasks, weighting):
+        super().__init__()
+        self.network, self.tasks, self.weighting = network, tasks, weighting
+
+    def forward(self, images, targets):
+        with autocast(images.device):
+            outputs = self.network(images)
+        losses = {
+            name: task.loss(outputs[name], targets[name]) for name, task in self.tasks.items()
+        }
+        return self.weighting(losses), torch.stack([loss.detach() for loss in losses.values()])
+
+
+class Guard:
+    """Freezes the weights, on the device, from the first non-finite loss or gradient on.
+
+    The fused optimiser skips its update where `found_inf` is 1; once set it stays, so the host may
+    look later without harm.
+    """
+
+    def __init__(self, optimiser, device):
+        self.optimiser = optimiser
+        self.optimiser.found_inf = torch.zeros((), device=device)
+        self.optimiser.grad_scale = None
+
+    def watch(self, losses, norm):
+        """Losses (T,) and gradient norm of a step, before the optimiser's."""
+        bad = ~(losses.isfinite().all() & norm.isfinite())
+        self.optimiser.found_inf = torch.maximum(self.optimiser.found_inf, bad.float())
+
+
+def autocast(device):
+    """bf16 on any device: no loss scaling is needed, and CPUs and GPUs have units for it."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def seeded(*numbers):
+    """A CPU generator for one place in a run; also seeds torch's own, from which dropout draws.
+
+    Because every step begins with this, the position in a run is all its random state.
+    """
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def epoch_batches(length, batch_size, seed, epoch):
+    """The sample numbers of an epoch's batches, shuffled; a last incomplete batch is left out."""
+    order = torch.randperm(length, generator=seeded(seed, epoch)).tolist()
+    batch_size = min(batch_size, length)
+    return [order[i : i + batch_size] for i in range(0, length - batch_size + 1, batch_size)]
+
+
+def loader(dataset, batches, device):
+    """Batches on the device; two workers where the data is read from disk."""
+    batches = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=first,
+        num_workers=0 if dataset.in_memory else 2,
+        pin_memory=device.type == "cuda",
+    )
+    for images, targets in batches:
+        targets = {task: target.to(device, non_blocking=True) for task, target in targets.items()}
+        yield images.to(device, non_blocking=True), targets
+
+
+def train_epoch(run, batches, epoch, done, rows, stopped):
+    """Train on `batches[done:]` and append each step's losses (T,) to `rows`.
+
+    Args:
+        run: the Run, for its step, optimiser, schedule and average.
+        stopped: () -> bool, asked after every step; True ends the epoch early.
+
+    Returns:
+        The number of steps done in this epoch.
+
+    Raises:
+        UserError: a loss or gradient is not finite; names task, epoch, step and samples.
+    """
+    world, guard = run.processes, Guard(run.optimiser, run.processes.device)
+    mine = [batch[world.rank :: world.size] for batch in batches]
+    tasks, norms, checked = list(run.tasks), [], len(rows)
+    run.step.train()
+    bar = tqdm(total=len(batches), initial=done, desc=f"epoch {epoch}", leave=False, disable=None)
+    for images, targets in loader(run.data["train"], mine[done:], world.device):
+        generator = seeded(run.seed, epoch, done, world.rank)
+        images, targets = run.augment(images, targets, generator)
+        total, losses = run.step(images.contiguous(memory_format=torch.channels_last), targets)
+        run.optimiser.zero_grad()
+        total.backward()
+        norm = clip_grad_norm_(run.step.parameters(), run.clip_norm)
+        guard.watch(losses, norm)
+        run.optimiser.step()
+        run.schedule.step()
+        run.average.update_parameters(run.network)
+        rows.append(losses)
+        norms.append(norm)
+        done += 1
+        bar.update()
+        if done % CHECK_EVERY == 0 or done == len(batches):
+            check_finite(rows[checked:], norms, tasks, epoch, mine, done)
+            checked, norms = len(rows), []
+            rate = (bar.format_dict["rate"] or 0) * len(batches[0])
+            shown = zip(tasks, rows[-1].tolist(), strict=True)
+            bar.set_postfix_str(
+                " ".join(f"{t} {v:.3f}" for t, v in shown) + f" {rate:.0f} images/s"
+            )
+        if stopped():
+            break
+    check_finite(rows[checked:], norms, tasks, epoch, mine, done)
+    bar.close()
+    return done
+
+
+def check_finite(rows, norms, tasks, epoch, batches, done):
+    """Look at the steps since the last look, of which the last was the `done`-th of the epoch."""
+    for back, (losses, norm) in enumerate(zip(rows, norms, strict=True)):
+        step = done - len(rows) + back + 1
+        bad = [t for t, loss in zip(tasks, losses.tolist(), strict=True) if not np.isfinite(loss)]
+        if bad or not np.isfinite(norm.item()):
+            what = f"the loss of {', '.join(bad)}" if bad else "the gradient"
+            raise UserError(
+                f"{what} is not finite in epoch {epoch}, step {step}, samples {batches[step - 1]}; "
+                "the weights were not updated from there on, the last checkpoint is good"
+            )
+
+
+@torch.inference_mode()
+def evaluate(network, dataset, tasks, batch_size, processes):
+    """Losses and metrics of every sample of a split: {name: (N, 2)} numerators and denominators.
+
+    In eval mode; each process takes its share, and all get the whole table.
+
+    Raises:
+        RuntimeError: not every sample was seen exactly once.
+    """
+    network.eval()
+    device, mine = processes.device, range(processes.rank, len(dataset), processes.size)
+    batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+    table = {"seen": torch.zeros(len(dataset), 2, dtype=torch.float64, device=device)}
+    for indices, (images, targets) in zip(batches, loader(dataset, batches, device), strict=True):
+        with autocast(device):
+            outputs = network(images)
+        rows = {"seen": torch.ones(len(images), 2, device=device)}
+        for name, task in tasks.items():
+            valid = known(targets[name]).double()
+            loss = task.loss(outputs[name], targets[name]).double()
+            rows[f"{name}_loss"] = torch.stack([loss * valid, valid], dim=1)
+            for metric, pairs in task.metrics(outputs[name], targets[name]).items():
+                rows[f"{name}_{metric}"] = pairs
+        for name, pairs in rows.items():
+            empty = torch.zeros_like(table["seen"])
+            table.setdefault(name, empty)[indices] += pairs
+    if not processes.sum(table.pop("seen")).eq(1).all():
+        raise RuntimeError(f"evaluation did not see each of the {len(dataset)} samples once")
+    return {name: processes.sum(pairs) for name, pairs in table.items()}
