@@ -8,11 +8,11 @@ Outputs and targets of the three tasks, for a batch of B:
     bin     logits (B,)                        (B,) in {0, 1}             -1
 
 A target that is negative or NaN is unknown. A loss returns the mean over the known samples, as a
-scalar; 0 where nothing is known. Unknown samples are masked, not dropped, so that no shape depends on
-the data and a GPU need not wait for the CPU.
+scalar; 0 where nothing is known. Unknown samples are masked, not dropped, so that no shape depends
+on the data and a GPU need not wait for the CPU.
 
-A metric function returns {name: (B, 2)}: numerator and denominator of every sample, fp64. `ratio` of
-the sum over a split is the metric, so it does not depend on the batch size.
+A metric function returns {name: (B, 2)}: numerator and denominator of every sample, fp64. `ratios`
+of the sums over a split are the metrics, so they do not depend on the batch size.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,10 @@ def bbox_loss(boxes, target):
 
 
 def bin_loss(logits, target):
-    """Binary cross-entropy over the known labels: logits (B,), target (B,), -1 skipped -> scalar."""
+    """Binary cross-entropy over the known labels.
+
+    Shape: logits (B,), target (B,) in {0, 1}, -1 skipped -> scalar.
+    """
     each = F.binary_cross_entropy_with_logits(
         logits.float(), target.float().clamp(min=0), reduction="none"
     )
@@ -87,9 +90,9 @@ def _known_mean(each, valid):
 def seg_metrics(logits, target):
     """Segmentation metrics of a batch at a probability threshold of 0.5.
 
-    `iou` foreground IoU pooled over pixels, `image_iou` mean foreground IoU per image (1 where truth
-    and prediction are both empty), `background_iou` pooled over pixels (its mean with `iou` is the
-    two-class mIoU), `dice` and `pixel_accuracy` pooled over pixels.
+    `iou` foreground IoU pooled over pixels, `image_iou` mean foreground IoU per image (1 where
+    truth and prediction are both empty), `background_iou` pooled over pixels (its mean with `iou`
+    is the two-class mIoU), `dice` and `pixel_accuracy` pooled over pixels.
 
     Shape: logits and target (B, 1, H, W) -> {name: (B, 2)}.
     """
@@ -124,8 +127,8 @@ def bbox_metrics(boxes, target):
 def bin_metrics(logits, target):
     """Counts for accuracy and balanced accuracy over the known labels, at a threshold of 0.5.
 
-    `recall_0` and `recall_1` are the shares of class 0 and class 1 that are recognised; their mean is
-    the balanced accuracy.
+    `recall_0` and `recall_1` are the shares of class 0 and class 1 that are recognised; their mean
+    is the balanced accuracy.
 
     Shape: logits and target (B,) -> {name: (B, 2)}.
     """
@@ -145,7 +148,7 @@ MEANS = {  # metrics that are the mean of two pooled ones
 
 
 def ratios(sums):
-    """{name: numerator / denominator} of {name: (2,) sums}, NaN where nothing was known, and MEANS."""
+    """{name: numerator / denominator} of {name: (2,) sums}, and MEANS; NaN where unknown."""
     values = {name: (pair[0] / pair[1]).item() for name, pair in sums.items()}
     for name, (a, b) in MEANS.items():
         if a in values:
@@ -164,7 +167,7 @@ class FixedWeights(nn.Module):
     """Sum of the losses with weights that stay as they are.
 
     Every weighting takes {task: scalar loss} and returns the scalar to minimise, tells the current
-    weights by `weights()`, and hears the epoch means of the unweighted losses by `epoch_end(means)`.
+    weights by `weights()`, and hears the epoch means of the unweighted losses by `epoch_end`.
 
     Args:
         weights: {task: float}.

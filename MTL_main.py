@@ -34,7 +34,7 @@ SEED = 0
 
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
 SIZE = 2  # residual units per block
-DROPOUT = 0.2  # before the class logit
+DROPOUT = 0.3  # before the class logit
 
 DEGREES = 15.0  # augmentation: rotation up to this
 SCALE = (0.7, 1.6)  # magnification

@@ -1,7 +1,9 @@
-"""The residual block (He et al. 2016, arXiv:1512.03385) and the encoder, decoder and heads made of it.
+"""The residual block (He et al. 2016, arXiv:1512.03385), and encoder, decoder and heads made of it.
 
 B is the batch size, (H, W) the side of the image in pixels, both a multiple of `Encoder.stride`.
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -101,8 +103,8 @@ def shortcut(in_channels, out_channels, stride):
 class Encoder(nn.Module):
     """A stem with stride 4, then one ResidualBlock "down" per further width.
 
-    Shape: image (B, 3, H, W) in [0, 255], uint8 or float -> a list of features, (B, widths[0], H / 4,
-    W / 4) first, (B, widths[-1], H / stride, W / stride) last.
+    Shape: image (B, 3, H, W) in [0, 255], uint8 or float -> a list of features, first
+    (B, widths[0], H / 4, W / 4), last (B, widths[-1], H / stride, W / stride).
 
     Args:
         widths: channels at stride 4, 8, 16, ...
@@ -116,7 +118,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.stride = 4 * 2 ** (len(widths) - 1)
         self.stem = nn.Sequential(*conv_norm(3, widths[0], 7, 4), nn.ReLU(inplace=True))
-        pairs = zip(widths[:-1], widths[1:], strict=True)
+        pairs = pairwise(widths)
         self.blocks = nn.ModuleList(ResidualBlock(a, b, size, "down", mode) for a, b in pairs)
 
     def forward(self, image):
@@ -143,7 +145,7 @@ class Decoder(nn.Module):
 
     def __init__(self, widths, size, mode="normal"):
         super().__init__()
-        pairs = list(zip(widths[::-1][:-1], widths[::-1][1:], strict=True))
+        pairs = list(pairwise(reversed(widths)))
         self.blocks = nn.ModuleList(ResidualBlock(a, b, size, "up", mode) for a, b in pairs)
         self.skips = nn.ModuleList(nn.Sequential(*conv_norm(b, b, 1)) for _, b in pairs)
         self.logits = nn.Sequential(nn.Conv2d(widths[0], 16, 1), nn.PixelShuffle(4))

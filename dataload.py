@@ -3,12 +3,13 @@
     DATA_FOLDER/{train,val,test}/
         images.h5   "images"  (N, H, W, 3)             0-255, any real dtype
         masks.h5    "masks"   (N, H, W, 1) or (N, H, W) 0 background, 1 pet
-        bboxes.h5   "bboxes"  (N, 4)                   xmin, ymin, xmax, ymax in pixels; NaN row = no box
+        bboxes.h5   "bboxes"  (N, 4)                   xmin, ymin, xmax, ymax in pixels,
+                                                       NaN row = no box known
         binary.h5   "binary"  (N, 1) or (N,)           0 or 1; NaN or -1 = not known
 
 Datasets are found by name; a file that holds a single dataset may call it anything. The attribute
-`class_names` of "binary" names the two classes. Files are opened read-only and without locks, so any
-number of runs share one folder, on a read-only disk too.
+`class_names` of "binary" names the two classes. Files are opened read-only and without locks, so
+any number of runs share one folder, on a read-only disk too.
 
 Inside the program an image is uint8 (3, H, W) and its targets are
 
@@ -40,16 +41,16 @@ class DataError(Exception):
 class H5Dataset(Dataset):
     """One split of the H5 layout above.
 
-    `dataset[i]` is `(image, targets)` as the module docstring describes them. `dataset.batch([i, j])`
-    is the same with a leading batch dimension, from one indexing operation per array, and images in
-    channels_last memory format; a `DataLoader(dataset, collate_fn=first)` uses it by itself.
+    `dataset[i]` is `(image, targets)` as the module docstring describes them, and
+    `dataset.batch([i, j])` the same with a leading batch dimension, from one indexing operation per
+    array, images in channels_last format. `DataLoader(dataset, collate_fn=first)` uses `batch`.
 
     Args:
         split: "train", "val" or "test".
         data_folder_path: the folder that contains the splits.
         memory_limit: bytes that images and masks, as uint8, may take in memory. A larger split is
-            read from disk batch by batch; 0 forces that. Safe with DataLoader workers under fork and
-            spawn, because no file stays open between two batches.
+            read from disk batch by batch; 0 forces that. Safe with DataLoader workers under fork
+            and spawn, because no file stays open between two batches.
 
     Attributes:
         side: (H, W) in pixels.
@@ -196,7 +197,7 @@ class H5Dataset(Dataset):
         return torch.from_numpy(labels.astype(np.float32)), names
 
     def _read_rows(self, name, indices):
-        """uint8 rows read from disk; the file is open only meanwhile, so workers share no handle."""
+        """uint8 rows from disk; the file is open only meanwhile, so workers share no handle."""
         with _opened(self.paths[name]) as file:
             dataset = _find(file, name, self.paths[name])
             rows = [self._checked(name, dataset[i : i + 1], i) for i in indices.tolist()]
@@ -204,7 +205,7 @@ class H5Dataset(Dataset):
 
 
 def first(samples):
-    """The collate function of H5Dataset, whose `__getitems__` has put the batch together already."""
+    """The collate function for H5Dataset, whose `__getitems__` has put the batch together."""
     return samples[0]
 
 
@@ -244,7 +245,7 @@ def _find(file, name, path):
 
 
 def _slabs(dataset):
-    """(start, stop) ranges of samples that cover the dataset in whole chunks of about SLAB_BYTES."""
+    """(start, stop) ranges of samples that cover the dataset, of about SLAB_BYTES, whole chunks."""
     sample_bytes = max(1, dataset.dtype.itemsize * math.prod(dataset.shape[1:]))
     step = max(1, SLAB_BYTES // sample_bytes)
     chunk = dataset.chunks[0] if dataset.chunks else 1
@@ -292,19 +293,19 @@ class Augment:
     """Random flip, rotation, scale, shift and colour of images, masks and boxes together.
 
     One affine map per sample, applied to the whole batch by one bilinear `grid_sample` of image and
-    mask, on whatever device they are; torchvision.transforms.v2 draws one map per call and took
-    several times as long on single samples (benchmarks/README.md). What comes from outside the frame
-    is grey 128 and background.
+    mask, on whatever device they are; torchvision.transforms.v2 draws one map per call, so it would
+    have to take the samples one by one. What comes from outside the frame is grey 128 and
+    background.
 
-    A box is mapped as the ellipse inscribed in it, which is nearer to a head than the corners are and
-    does not grow with every rotation. A box of which less than `MIN_VISIBLE` stays in the frame
+    A box is mapped as the ellipse inscribed in it, which is nearer to a head than the corners are
+    and does not grow with every rotation. A box of which less than `MIN_VISIBLE` stays in the frame
     becomes unknown, any other is cut to the frame.
 
     Args:
         degrees: rotation drawn from [-degrees, degrees].
         scale: (smallest, largest) magnification, drawn log-uniformly.
         shift: largest shift as a fraction of the side.
-        colour: c; brightness shifts by up to 128 c, contrast and saturation scale by 1 - c to 1 + c.
+        colour: c; brightness shifts by up to 128 c, contrast and saturation scale by 1 -+ c.
     """
 
     MIN_VISIBLE = 0.7

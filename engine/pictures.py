@@ -3,10 +3,10 @@
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import torch  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
 
-from engine.artefacts import replacing  # noqa: E402
+from engine.artefacts import replacing
 
 BLUE, ORANGE = "#0072B2", "#E69F00"
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -28,8 +29,8 @@ def main(script, argv=None):
     The module is imported by name, so that the saved network can be opened by another process.
 
     Raises:
-        SystemExit: code 2 and one line on stderr for a mistake of the user's or a damaged file; 128 +
-            signal number after Ctrl-C or SIGTERM.
+        SystemExit: code 2 and one line on stderr for a mistake of the user's or a damaged file;
+            128 + signal number after Ctrl-C or SIGTERM.
     """
     module = importlib.import_module(script)
     try:
@@ -55,20 +56,20 @@ def data_folder(module, demo):
     if not demo:
         try:
             for split in SPLITS:
-                (path := artefacts.Path(module.H5_SAVE_PATH) / split).stat()
+                (path := Path(module.H5_SAVE_PATH) / split).stat()
         except OSError as error:
             raise UserError(
-                f"no data: expected train/, val/ and test/ in {module.H5_SAVE_PATH}, but {path} is "
-                "not there; give the folder as --h5-save-path (tools/prepare_pets.py makes one), or "
-                "try --demo"
+                f"no data: expected train/, val/ and test/ in {module.H5_SAVE_PATH}, but {path} "
+                "is not there; give the folder as --h5-save-path (tools/prepare_pets.py makes "
+                "one), or try --demo"
             ) from error
         yield module.H5_SAVE_PATH
         return
     from tools.make_demo import make_demo  # only now, since no other run needs to draw
 
     with tempfile.TemporaryDirectory() as folder:
-        make_demo(artefacts.Path(folder) / "demo")
-        yield artefacts.Path(folder) / "demo"
+        make_demo(Path(folder) / "demo")
+        yield Path(folder) / "demo"
 
 
 @contextlib.contextmanager
@@ -121,7 +122,9 @@ class Run:
             total_steps=module.EPOCHS * self.steps,
             pct_start=0.2,
         )
-        self.average = AveragedModel(self.network, avg_fn=ema(module.EMA_DECAY), use_buffers=True)
+        self.average = AveragedModel(
+            self.network, multi_avg_fn=ema(module.EMA_DECAY), use_buffers=True
+        )
         self.step = step
         if self.processes.size > 1:
             self.step = DistributedDataParallel(step)
@@ -152,8 +155,7 @@ class Run:
             if stopped():
                 self._say(f"stopped by signal {stopped()}; go on with --resume")
                 sys.exit(128 + stopped())
-        if self.processes.is_first or self.processes.size > 1:
-            self._finish()
+        self._finish()
 
     def _announce(self):
         counts = ", ".join(f"{len(data)} {split}" for split, data in self.data.items())
@@ -208,7 +210,7 @@ class Run:
             self.history[part].setdefault(name, []).append(value)
 
     def _keep_best(self, epoch):
-        """Keep the averaged weights of the epoch with the best validation IoU of the target task."""
+        """Keep the averaged weights of the epoch with the best validation IoU of the target."""
         series = self.history["val"][f"{self.target}_iou"]
         if self.best is None or series[-1] > max(series[:-1]):
             self.history["best_epoch"] = epoch
@@ -297,8 +299,12 @@ class Run:
 def ema(decay):
     """An exponential average for AveragedModel whose memory grows with the run, up to `decay`."""
 
+    @torch.no_grad()
     def average(averaged, current, count):
-        share = min(decay, (1 + float(count)) / (10 + float(count)))
-        return averaged * share + current * (1 - share)
+        new = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, new)
+        else:  # the batch norms' counters
+            torch._foreach_copy_(averaged, current)
 
     return average

@@ -4,7 +4,7 @@
 
 The two lists of the source, trainval.txt and test.txt, are pooled and split anew, breed by
 breed, because only images of trainval.txt have head boxes. Images without a box are left out or,
-with --add-unboxed, added to train; val and test are the same with and without them.
+with --add-unboxed, added to train; val and test hold the same images with and without them.
 
 Images are resized to a square. The mask is 1 on the animal and its border (trimap != 2); boxes
 are the numbers of the xml files, taken as pixel edges. Damage is named on stderr and counted.
@@ -78,8 +78,9 @@ def open_pets(root, download):
         raise DataError(f"--root {root}: expected {PETS}/ in it (or --download), found {found}")
     try:
         pets = [OxfordIIITPet(root, part, TARGETS, download=download) for part in LISTS]
-    except (RuntimeError, ValueError) as error:
-        raise DataError(f"{folder}: expected images/ and annotations/, found {error}") from error
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"--download to {folder}" if download else folder
+        raise DataError(f"{where}: expected images/ and annotations/, found {error}") from error
     for name in ("images", "annotations/trimaps", "annotations/xmls"):
         if not any((folder / name).glob("*")):
             raise DataError(f"{folder / name}: expected the files of {PETS}, found none")

@@ -1,0 +1,48 @@
+"""A tiny valid data set: bright discs as pets, their upper half as head, the class is their colour."""
+
+import numpy as np
+import pytest
+import torch
+
+from dataload import write_split
+
+SIDE, COUNTS = 32, {"train": 12, "val": 5, "test": 7}
+
+
+def draw(count, seed):
+    """uint8 images (N, 32, 32, 3), masks (N, 32, 32, 1), boxes (N, 4) in pixels, labels (N,)."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    centre, radius = random.uniform(10, 22, (count, 2)), random.uniform(5, 9, count)
+    labels = np.arange(count) % 2
+    distance = np.hypot(x - centre[:, 0, None, None], y - centre[:, 1, None, None])
+    masks = (distance < radius[:, None, None]).astype(np.uint8)  # (N, H, W)
+    images = random.integers(0, 60, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    images[..., 0] += (160 * masks * labels[:, None, None]).astype(np.uint8)
+    images[..., 2] += (160 * masks * (1 - labels[:, None, None])).astype(np.uint8)
+    low, high = centre - radius[:, None], centre + radius[:, None]
+    high[:, 1] = centre[:, 1]
+    return images, masks[..., None], np.hstack([low, high]), labels
+
+
+def write(folder):
+    for number, (split, count) in enumerate(COUNTS.items()):
+        write_split(folder / split, *draw(count, number), ("blue", "red"), {"source": "test"})
+    return folder
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    """A folder of its own, so that a test may damage it."""
+    return write(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory):
+    """The same for tests that only read."""
+    return write(tmp_path_factory.mktemp("shared") / "data")
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    torch.set_num_threads(2)

@@ -1,0 +1,613 @@
+"""tools/prepare_pets.py on a drawn folder in the layout of Oxford-IIIT Pet.
+
+Every image is 40 x 20 pixels of one colour, red = 40 x breed and green = 18 x number, so that a
+sample read back tells which file it came from.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataload import H5Dataset
+from tools import prepare_pets
+
+TOOL = Path(prepare_pets.__file__)
+BREEDS = ("Abyssinian", "Bengal", "beagle", "pug", "shiba_inu")  # two cats, three dogs
+BOXED = (10, 10, 10, 10, 4)  # images of each breed in trainval.txt
+UNBOXED = 2  # of each breed in test.txt
+SPLITS = ("train", "val", "test")
+BOX = (5, 5, 30, 20)
+SIZE = 8
+SCALED_BOX = [1, 2, 6, 8]  # x: 8 / 40, y: 8 / 20
+
+
+def draw_trimap():
+    """uint8 (20, 40): background above, below it pet on the left and border on the right."""
+    trimap = np.full((20, 40), 2, np.uint8)
+    trimap[10:, :20], trimap[10:, 20:] = 1, 3
+    return trimap
+
+
+def write_box(path, box):
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    inner = "".join(f"<{key}>{value}</{key}>" for key, value in zip(keys, box, strict=True))
+    path.write_text(f"<annotation><object><bndbox>{inner}</bndbox></object></annotation>")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    root = tmp_path_factory.mktemp("drawn")
+    folder = root / "oxford-iiit-pet"
+    for name in ("images", "annotations/trimaps", "annotations/xmls"):
+        (folder / name).mkdir(parents=True)
+    lists = {"trainval": [], "test": []}
+    for breed, (stem, boxed) in enumerate(zip(BREEDS, BOXED, strict=True)):
+        for number in range(boxed + UNBOXED):
+            name = f"{stem}_{number}"
+            colour = (40 * breed, 18 * number, 100)
+            Image.new("RGB", (40, 20), colour).save(folder / f"images/{name}.jpg", quality=95)
+            Image.fromarray(draw_trimap()).save(folder / f"annotations/trimaps/{name}.png")
+            part = "trainval" if number < boxed else "test"
+            lists[part].append(f"{name} {breed + 1} {1 if breed < 2 else 2} 1\n")
+            if part == "trainval":
+                write_box(folder / f"annotations/xmls/{name}.xml", BOX)
+    for part, lines in lists.items():
+        (folder / f"annotations/{part}.txt").write_text("".join(lines))
+    return root
+
+
+@pytest.fixture
+def root(drawn, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(drawn, tmp_path / "root")
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Where the tool shall write; nothing else is in the parent, so leftovers are seen."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place" / "data"
+
+
+def run(root, out, *flags):
+    arguments = ("--root", root, "--out", out, "--size", SIZE, *flags)
+    return prepare_pets.main([str(argument) for argument in arguments])
+
+
+def members(out, split):
+    """(breed, number) of every sample of a split, in its order."""
+    dataset = H5Dataset(split, out)
+    colours = dataset.images[:, SIZE // 2, SIZE // 2].float()
+    return [(round(red / 40), round(green / 18)) for red, green, _ in colours.tolist()]
+
+
+def everything(out):
+    return sorted(member for split in SPLITS for member in members(out, split))
+
+
+def boxed_names():
+    return [(breed, number) for breed, count in enumerate(BOXED) for number in range(count)]
+
+
+def contents(folder):
+    """Every file below, by relative path, as a digest."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def assert_one_line(capsys, *fragments):
+    error = capsys.readouterr().err
+    assert error.startswith("prepare_pets: ") and error.endswith("\n") and error.count("\n") == 1
+    for fragment in fragments:
+        assert fragment in error
+
+
+def read(out, split, name):
+    with h5py.File(out / split / f"{name}.h5") as file:
+        assert list(file) == [name]
+        return file[name][()], dict(file.attrs)
+
+
+# What is written
+
+
+def test_splits_are_stratified_disjoint_and_complete(drawn, out):
+    assert run(drawn, out) == 0
+    counts = {split: Counter(breed for breed, _ in members(out, split)) for split in SPLITS}
+    assert counts["train"] == {0: 6, 1: 6, 2: 6, 3: 6, 4: 2}
+    assert counts["val"] == counts["test"] == {0: 2, 1: 2, 2: 2, 3: 2, 4: 1}
+    assert everything(out) == boxed_names()
+
+
+def test_fractions_are_those_asked_for(drawn, out):
+    assert run(drawn, out, "--val-fraction", 0.1, "--test-fraction", 0.5) == 0
+    assert [len(H5Dataset(split, out)) for split in SPLITS] == [18, 4, 22]  # breed of 4: 2, 0, 2
+
+
+def test_splits_are_not_sorted_by_breed(drawn, out):
+    run(drawn, out, "--add-unboxed")
+    for split in SPLITS:
+        breeds = [breed for breed, _ in members(out, split)]
+        assert breeds != sorted(breeds)
+    assert not torch.isnan(H5Dataset("train", out).bboxes[: 2 * len(BREEDS), 0]).all()
+
+
+def test_a_seed_repeats_and_another_differs(drawn, out):
+    first, again, other = (out.with_name(name) for name in ("first", "again", "other"))
+    run(drawn, first, "--seed", 3)
+    run(drawn, again, "--seed", 3)
+    run(drawn, other, "--seed", 4)
+    for split in SPLITS:
+        for name in ("images", "masks", "bboxes", "binary"):
+            assert np.array_equal(read(first, split, name)[0], read(again, split, name)[0])
+        assert set(members(first, split)) != set(members(other, split))
+
+
+def test_types_shapes_and_masks(drawn, out):
+    run(drawn, out)
+    images, masks = read(out, "val", "images")[0], read(out, "val", "masks")[0]
+    assert images.dtype == masks.dtype == np.uint8
+    assert images.shape == (9, SIZE, SIZE, 3) and masks.shape == (9, SIZE, SIZE, 1)
+    assert (masks[:, :4] == 0).all() and (masks[:, 4:] == 1).all()  # border counts as pet
+
+
+def test_boxes_are_scaled_along_each_axis(drawn, out):
+    run(drawn, out)
+    assert read(out, "test", "bboxes")[0].tolist() == [SCALED_BOX] * 9
+    assert H5Dataset("test", out)[0][1]["bbox"].tolist() == [0.125, 0.25, 0.75, 1.0]
+
+
+def test_images_are_antialiased_and_masks_nearest(root, out):
+    striped = np.zeros((20, 40, 3), np.uint8)
+    striped[:, 4::5] = 255  # bilinear alone would look at columns 2, 7, 12, ... and see black
+    Image.fromarray(striped).save(root / "oxford-iiit-pet/images/pug_0.jpg", format="PNG")
+    trimap = np.full((20, 40), 2, np.uint8)
+    trimap[:, 2::5] = 1  # those columns are all that nearest looks at
+    Image.fromarray(trimap).save(root / "oxford-iiit-pet/annotations/trimaps/pug_0.png")
+    run(root, out)
+    line = sum(BOXED[:3])
+    for split in SPLITS:
+        images, attributes = read(out, split, "images")
+        for row in np.flatnonzero(attributes["source_lines"] == line):
+            assert (np.abs(images[row, :, 1:-1].astype(int) - 255 // 5) <= 2).all()
+            assert (read(out, split, "masks")[0][row] == 1).all()
+            return
+    pytest.fail("pug_0 is in no split")
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_any_size(drawn, out, size):
+    assert run(drawn, out, "--size", size) == 0
+    dataset = H5Dataset("train", out)
+    assert dataset.side == (size, size)
+    assert torch.allclose(dataset.bboxes, torch.tensor([0.125, 0.25, 0.75, 1.0]))
+
+
+def test_species_fit_the_class_names(drawn, out):
+    run(drawn, out)
+    for split in SPLITS:
+        dataset = H5Dataset(split, out)
+        assert dataset.class_names == ("cat", "dog")
+        species = [int(label) for label in dataset.binary]
+        assert species == [int(breed >= 2) for breed, _ in members(out, split)]
+
+
+def test_provenance(drawn, out):
+    run(drawn, out, "--seed", 5, "--add-unboxed", "--val-fraction", 0.3)
+    lists = [drawn / f"oxford-iiit-pet/annotations/{part}.txt" for part in ("trainval", "test")]
+    names = [line.split()[0] for path in lists for line in path.read_text().splitlines()]
+    for split in SPLITS:
+        for file in ("images", "masks", "bboxes", "binary"):
+            about = read(out, split, file)[1]
+            lines = about.pop("source_lines")
+            expected = [f"{BREEDS[breed]}_{number}" for breed, number in members(out, split)]
+            assert [names[line] for line in lines] == expected
+            assert about.pop("source").startswith("Oxford-IIIT Pet")
+            assert "CVPR 2012" in about.pop("citation")
+            assert about == {
+                "licence": "CC BY-SA 4.0",
+                "tool": "tools/prepare_pets.py",
+                "seed": 5,
+                "size": SIZE,
+                "val_fraction": 0.3,
+                "test_fraction": 0.2,
+                "add_unboxed": True,
+                "split": split,
+            }
+
+
+def test_unboxed_images_go_to_train_only(drawn, out):
+    boxed = out.with_name("boxed")
+    run(drawn, boxed)
+    run(drawn, out, "--add-unboxed")
+    for split in ("val", "test"):
+        assert set(members(out, split)) == set(members(boxed, split))
+        assert not torch.isnan(H5Dataset(split, out).bboxes).any()
+    added = set(members(out, "train")) - set(members(boxed, "train"))
+    assert added == {(b, count + i) for b, count in enumerate(BOXED) for i in range(UNBOXED)}
+    is_unknown = torch.isnan(H5Dataset("train", out).bboxes)
+    expected = [[member in added] * 4 for member in members(out, "train")]
+    assert is_unknown.tolist() == expected
+
+
+def test_script_runs_from_anywhere_and_prints_a_summary(drawn, out, tmp_path):
+    command = [sys.executable, TOOL, "--root", drawn, "--out", "place/data", "--size", "64"]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [*command, "--add-unboxed"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[0] == ["split", "samples", "cat", "dog", "boxed", "unboxed", "MB"]
+    assert rows[1][:6] == ["train", "36", "16", "20", "26", "10"]
+    assert rows[2][:6] == ["val", "9", "4", "5", "9", "0"]
+    assert rows[3][:6] == ["test", "9", "4", "5", "9", "0"]
+    assert float(rows[1][6]) == pytest.approx(36 * 64 * 64 * 4 / 1e6, abs=0.1)
+    assert "defects: none; left out: 0 of 54 images" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(f"s, written to {out}")
+    assert everything(out)[0] == (0, 0)
+
+
+# Damaged sources
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+PIXEL_DAMAGE = {
+    "cut image": ("images/pug_3.jpg", cut, "expected a readable image and trimap"),
+    "no image at all": ("images/pug_3.jpg", lambda path: path.write_text("x"), "pug_3.jpg"),
+    "missing image": ("images/pug_3.jpg", Path.unlink, "images/pug_3.jpg"),
+    "missing trimap": ("annotations/trimaps/pug_3.png", Path.unlink, "trimaps/pug_3.png"),
+    "cut trimap": ("annotations/trimaps/pug_3.png", cut, "expected a readable trimap"),
+    "small trimap": (
+        "annotations/trimaps/pug_3.png",
+        lambda path: Image.fromarray(draw_trimap()[:, 1:]).save(path),
+        "expected a trimap of (40, 20) with values 1, 2, 3, found (39, 20)",
+    ),
+    "mask as trimap": (
+        "annotations/trimaps/pug_3.png",
+        lambda path: Image.fromarray(draw_trimap() * 80).save(path),
+        "values 1, 2, 3, found (40, 20) and [ 80 160 240]",
+    ),
+}
+XML = "annotations/xmls/pug_3.xml"
+BOX_DAMAGE = {
+    "missing": (Path.unlink, "no such file", "xml missing: 1"),
+    "cut": (cut, "expected a box", "xml or box unusable: 1"),
+    "no box": (lambda p: p.write_text("<a/>"), "expected a box", "xml or box unusable: 1"),
+    "half a box": (
+        lambda p: p.write_text("<a><object><bndbox><xmin>1</xmin></bndbox></object></a>"),
+        "expected a box at object/bndbox",
+        "xml or box unusable: 1",
+    ),
+    "words": (lambda p: write_box(p, ("a", 5, 30, 20)), "'a'", "xml or box unusable: 1"),
+}
+WRONG_BOXES = {
+    "left and right exchanged": (30, 5, 5, 20),
+    "top and bottom exchanged": (5, 15, 30, 5),
+    "no width": (5, 5, 5, 20),
+    "beyond the left": (-1, 5, 30, 20),
+    "beyond the top": (5, -1, 30, 20),
+    "beyond the right": (5, 5, 41, 20),
+    "beyond the bottom": (5, 5, 30, 21),
+    "not a number": ("nan", 5, 30, 20),
+}
+for what, box in WRONG_BOXES.items():
+    spoil = partial(write_box, box=box)
+    BOX_DAMAGE[what] = (spoil, "expected a box inside 40 x 20", "xml or box unusable: 1")
+PUG = (3, 3)
+
+
+@pytest.mark.parametrize("damage", PIXEL_DAMAGE)
+@pytest.mark.parametrize("flags", [(), ("--add-unboxed",)])
+def test_unusable_pixels_are_named_counted_and_left_out(root, out, capsys, damage, flags):
+    name, spoil, message = PIXEL_DAMAGE[damage]
+    spoil(root / "oxford-iiit-pet" / name)
+    assert run(root, out, *flags) == 0
+    printed, error = capsys.readouterr()
+    assert error.startswith("pug_3: ") and error.count("\n") == 1 and message in error
+    assert "image or trimap unusable: 1;" in printed
+    left = set(everything(out))
+    assert PUG not in left and left | {PUG} >= set(boxed_names())
+
+
+@pytest.mark.parametrize("damage", BOX_DAMAGE)
+def test_an_unusable_box_is_named_counted_and_left_out(root, out, capsys, damage):
+    spoil, message, count = BOX_DAMAGE[damage]
+    spoil(root / "oxford-iiit-pet" / XML)
+    assert run(root, out) == 0
+    printed, error = capsys.readouterr()
+    assert error.startswith("pug_3: ") and error.count("\n") == 1
+    assert message in error and "pug_3.xml" in error
+    assert f"{count}; left out: 11 of 54" in printed  # the ten without a box in the first place
+    assert everything(out) == sorted(set(boxed_names()) - {PUG})
+
+
+@pytest.mark.parametrize("damage", BOX_DAMAGE)
+def test_an_unusable_box_becomes_unboxed_on_request(root, out, capsys, damage):
+    spoil, message, count = BOX_DAMAGE[damage]
+    spoil(root / "oxford-iiit-pet" / XML)
+    assert run(root, out, "--add-unboxed") == 0
+    printed, error = capsys.readouterr()
+    assert message in error and error.count("\n") == 1
+    assert f"{count}; left out: 0 of 54" in printed
+    row = members(out, "train").index(PUG)
+    assert torch.isnan(H5Dataset("train", out).bboxes[row]).all()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("flags", "fragments"),
+    [
+        (["--size", "0"], ["--size: expected a whole number from 1 up, found 0"]),
+        (["--size", "-32"], ["--size", "found -32"]),
+        (["--size", "large"], ["--size", "int", "'large'"]),
+        (["--seed", "-1"], ["--seed: expected a whole number from 0 up, found -1"]),
+        (["--val-fraction", "0.5", "--test-fraction", "0.5"], ["--val-fraction", "0.5 and 0.5"]),
+        (["--val-fraction", "0"], ["--val-fraction", "above 0", "found 0.0"]),
+        (["--test-fraction", "-0.1"], ["--test-fraction", "above 0", "found 0.2 and -0.1"]),
+        (["--test-fraction", "nan"], ["--test-fraction", "found 0.2 and nan"]),
+        (["--val-fraction", "0.49", "--test-fraction", "0.5"], ["0.49", "sample in train"]),
+        (["--val-fraction", "0.01"], ["--val-fraction 0.01", "sample in val, found none of 44"]),
+        (["--test-fraction", "0.01"], ["--test-fraction 0.01", "sample in test, found none"]),
+        (["--size", "1000000000"], ["--size", "memory"]),
+        (["--colour"], ["--colour"]),
+    ],
+)
+def test_wrong_flags(drawn, out, capsys, flags, fragments):
+    assert run(drawn, out, *flags) == 2
+    assert_one_line(capsys, *fragments)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_missing_flags(capsys):
+    assert prepare_pets.main([]) == 2
+    assert_one_line(capsys, "--root, --out")
+
+
+def test_missing_root(tmp_path, out, capsys):
+    assert run(tmp_path / "nowhere", out) == 2
+    assert_one_line(capsys, "--root", "nowhere", "oxford-iiit-pet/", "no such folder")
+
+
+def test_root_without_pets(drawn, out, capsys):
+    assert run(drawn / "oxford-iiit-pet", out) == 2  # one level too deep
+    assert_one_line(capsys, "--root", "oxford-iiit-pet/ in it", "['annotations', 'images']")
+
+
+def test_pets_without_annotations(root, out, capsys):
+    shutil.rmtree(root / "oxford-iiit-pet/annotations")
+    assert run(root, out) == 2
+    assert_one_line(capsys, "oxford-iiit-pet: expected images/ and annotations/")
+
+
+@pytest.mark.parametrize("name", ["images", "annotations/trimaps", "annotations/xmls"])
+def test_empty_folder(root, out, capsys, name):
+    shutil.rmtree(root / "oxford-iiit-pet" / name)
+    (root / "oxford-iiit-pet" / name).mkdir()
+    assert run(root, out) == 2
+    assert_one_line(capsys, f"oxford-iiit-pet/{name}: expected the files", "found none")
+
+
+def test_missing_list(root, out, capsys):
+    (root / "oxford-iiit-pet/annotations/test.txt").unlink()
+    assert run(root, out) == 2
+    assert_one_line(capsys, "annotations/test.txt")
+
+
+def test_damaged_list(root, out, capsys):
+    (root / "oxford-iiit-pet/annotations/test.txt").write_text("pug_10 4\n")
+    assert run(root, out) == 2
+    assert_one_line(capsys, "oxford-iiit-pet: expected", "not enough values")
+
+
+def test_name_in_both_lists(root, out, capsys):
+    with (root / "oxford-iiit-pet/annotations/test.txt").open("a") as file:
+        file.write("pug_0 4 2 1\n")
+    assert run(root, out) == 2
+    assert_one_line(capsys, "expected pug_0 once, found 2")
+
+
+def test_impossible_species_is_not_published(root, out, capsys):
+    path = root / "oxford-iiit-pet/annotations/trainval.txt"
+    path.write_text(path.read_text().replace("pug_0 4 2 1", "pug_0 4 7 1"))
+    assert run(root, out) == 2
+    assert_one_line(capsys, "binary.h5: expected 0, 1")
+    assert list(out.parent.iterdir()) == []
+
+
+def test_no_usable_box(root, out, capsys):
+    for path in (root / "oxford-iiit-pet/annotations/xmls").iterdir():
+        path.write_text("")
+    assert run(root, out, "--add-unboxed") == 2
+    assert "sample in val, found none of 0 usable images" in capsys.readouterr().err
+    assert run(root, out) == 2
+    assert "sample in train, found none of 0 usable images" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []
+
+
+# Output is complete or absent
+
+
+def test_existing_output_is_refused_and_kept(drawn, out, capsys):
+    run(drawn, out)
+    before = contents(out)
+    capsys.readouterr()
+    assert run(drawn, out, "--seed", 1) == 2
+    assert_one_line(capsys, "--out", str(out), "--force")
+    assert contents(out) == before and list(out.parent.iterdir()) == [out]
+
+
+def test_force_replaces(drawn, out):
+    run(drawn, out)
+    (out / "val/masks.h5").unlink()  # an incomplete one may be replaced as well
+    assert run(drawn, out, "--size", 16, "--force") == 0
+    assert [H5Dataset(split, out).side for split in SPLITS] == [(16, 16)] * 3
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_force_without_an_old_output(drawn, out):
+    assert run(drawn, out, "--force") == 0
+    assert everything(out) == boxed_names()
+
+
+def test_force_follows_a_link(drawn, out):
+    link = out.with_name("link")
+    run(drawn, out)
+    link.symlink_to(out)
+    assert run(drawn, link, "--size", 16, "--force") == 0
+    assert link.is_symlink() and H5Dataset("val", out).side == (16, 16)
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "train/notes.txt"])
+def test_force_spares_foreign_files(drawn, out, capsys, name):
+    run(drawn, out)
+    (out / name).write_text("mine")
+    before = contents(out)
+    assert run(drawn, out, "--force") == 2
+    assert_one_line(capsys, "--force", name)
+    assert contents(out) == before
+
+
+def test_force_spares_a_file(drawn, out, capsys):
+    out.write_text("mine")
+    assert run(drawn, out, "--force") == 2
+    assert_one_line(capsys, "--force", str(out))
+    assert out.read_text() == "mine"
+
+
+def fail_at_second_split(monkeypatch, error):
+    """Make the tool fail after one split is on disk, as a signal or a full disk would."""
+    calls = []
+
+    def write(folder, *rest):
+        if calls:
+            raise error
+        calls.append(folder)
+        write_split(folder, *rest)
+
+    write_split = prepare_pets.write_split
+    monkeypatch.setattr(prepare_pets, "write_split", write)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted, nothing written"),
+        (OSError(28, "No space left\non device"), 2, "No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("has_old", [False, True])
+def test_interrupted_write(drawn, out, capsys, monkeypatch, error, code, message, has_old):
+    if has_old:
+        run(drawn, out)
+    before = contents(out)
+    calls = fail_at_second_split(monkeypatch, error)
+    assert run(drawn, out, "--seed", 1, "--force") == code
+    assert calls[0].parent.parent == out.parent  # a sibling, so that renaming is atomic
+    assert_one_line(capsys, message)
+    assert contents(out) == before and list(out.parent.iterdir()) == [out] * has_old
+
+
+def test_a_bug_leaves_no_partial_output_either(drawn, out, monkeypatch):
+    fail_at_second_split(monkeypatch, RuntimeError("bug"))
+    with pytest.raises(RuntimeError, match="bug"):
+        run(drawn, out)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_failed_exchange_brings_the_old_output_back(drawn, out, capsys, monkeypatch):
+    run(drawn, out)
+    before = contents(out)
+    rename = Path.rename
+
+    def fail(path, target):
+        if ".partial-" in path.name:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    assert run(drawn, out, "--seed", 1, "--force") == 2
+    assert_one_line(capsys, "Input/output error")
+    assert contents(out) == before and list(out.parent.iterdir()) == [out]
+
+
+def test_output_that_appears_meanwhile_is_kept(drawn, out, capsys, monkeypatch):
+    def write(folder, *rest):
+        out.mkdir(exist_ok=True)
+        (out / "other").write_text("of another run")
+        write_split(folder, *rest)
+
+    write_split = prepare_pets.write_split
+    monkeypatch.setattr(prepare_pets, "write_split", write)
+    assert run(drawn, out) == 2
+    assert_one_line(capsys, str(out))
+    assert [path.name for path in out.iterdir()] == ["other"]
+    assert list(out.parent.iterdir()) == [out]
+
+
+# Download, from a server on this machine in place of the real one
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def archives(drawn, tmp_path, monkeypatch):
+    """The folder of the two archives that torchvision will fetch."""
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=folder))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    resources = []
+    for name in ("images", "annotations"):
+        archive = folder / f"{name}.tar.gz"
+        with tarfile.open(archive, "w:gz") as file:
+            file.add(drawn / "oxford-iiit-pet" / name, arcname=name)
+        url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+        resources.append((url, hashlib.md5(archive.read_bytes()).hexdigest()))
+    monkeypatch.setattr(prepare_pets.OxfordIIITPet, "_RESOURCES", resources)
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def test_download(archives, out, tmp_path):
+    assert run(tmp_path / "new", out, "--download") == 0
+    assert everything(out) == boxed_names()
+
+
+def test_failed_download(archives, out, tmp_path, capsys):
+    (archives / "images.tar.gz").unlink()
+    assert run(tmp_path / "new", out, "--download") == 2
+    assert_one_line(capsys, "--download to", "oxford-iiit-pet: expected images/", "404")
+    assert list(out.parent.iterdir()) == []
+
+
+def test_damaged_download(archives, out, tmp_path, capsys):
+    (archives / "images.tar.gz").write_text("something else")
+    assert run(tmp_path / "new", out, "--download") == 2
+    last = capsys.readouterr().err.splitlines()[-1]  # after torchvision's progress bar
+    assert last.startswith("prepare_pets: --download to") and "corrupted" in last
+    assert list(out.parent.iterdir()) == []
