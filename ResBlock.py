@@ -190,7 +190,8 @@ class BoxHead(nn.Module):
         centre = grid_centres(*x.shape[-2:], x.device)  # (2, h w)
         low = (centre - F.softplus(votes[:, 1:3])).clamp(min=0)
         high = (centre + F.softplus(votes[:, 3:5])).clamp(max=1)
-        return (attention * torch.cat([low, high], dim=1)).sum(2)  # (B, 4)
+        boxes = (attention * torch.cat([low, high], dim=1)).sum(2)  # (B, 4)
+        return boxes.clamp(0, 1)  # rounding may exceed 1
 
 
 def grid_centres(height, width, device):

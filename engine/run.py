@@ -95,12 +95,12 @@ class Run:
         self.module, self.processes, self.tasks = module, processes, module.TASKS
         self.config = constants(module) | {"demo": demo, "processes": processes.size}
         self.seed, self.clip_norm = module.SEED, module.CLIP_NORM
-        self.folder = artefacts.output_folder(module.FILE_SAVE_PATH)
         self.data = {split: H5Dataset(split, folder) for split in SPLITS}
         self.augment = Augment(module.DEGREES, module.SCALE, module.SHIFT, module.COLOUR)
         self.target = next(iter(self.tasks))
         self.steps = len(epoch_batches(len(self.data["train"]), module.BATCH_SIZE, 0, 0))
         self._build()
+        self.folder = artefacts.output_folder(module.FILE_SAVE_PATH)  # not before all is checked
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}
         self.best, self.done, self.rows = None, 0, []
 

@@ -1,4 +1,4 @@
-"""A tiny valid data set: bright discs as pets, their upper half as head, the class is their colour."""
+"""A tiny valid data set: discs as pets, their upper half as head, their colour as class."""
 
 import numpy as np
 import pytest

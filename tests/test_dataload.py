@@ -246,7 +246,7 @@ def test_same_generator_same_batch(shared_data):
         augmented(H5Dataset("train", shared_data), **settings)[3] for _ in "ab"
     )
     assert torch.equal(first_run[0], second_run[0])
-    assert 0 <= first_run[0].min() and first_run[0].max() <= 255
+    assert first_run[0].min() >= 0 and first_run[0].max() <= 255
     assert set(first_run[1]["seg"].unique().tolist()) == {0, 1}
 
 

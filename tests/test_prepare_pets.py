@@ -295,6 +295,8 @@ BOX_DAMAGE = {
         "expected a box at object/bndbox",
         "xml or box unusable: 1",
     ),
+    "empty": (lambda p: write_box(p, ("", 5, 30, 20)), "NoneType", "xml or box unusable: 1"),
+    "a folder": (lambda p: p.unlink() or p.mkdir(), "directory", "xml or box unusable: 1"),
     "words": (lambda p: write_box(p, ("a", 5, 30, 20)), "'a'", "xml or box unusable: 1"),
 }
 WRONG_BOXES = {

@@ -143,7 +143,7 @@ def read_samples(pets, names, xmls, size, add_unboxed):
         if not xml.exists() and line < len(pets.datasets[0]):  # only the first list has boxes
             note("xml missing", f"expected {xml}, found no such file")
         if not xml.exists() and not add_unboxed:
-            continue
+            continue  # half of the full set need not be decoded
         try:
             image, mask, breed, species, frame = read_pixels(pets, line, size)
         except DataError as error:
@@ -252,7 +252,12 @@ def parse_arguments(argv):
     add("--root", type=Path, required=True, help=f"the folder that contains {PETS}/")
     add("--out", type=Path, required=True, help="the folder to create")
     add("--download", action="store_true", help="let torchvision fetch it into --root (800 MB)")
-    add("--size", type=int, default=256, help="side in pixels (256); networks need 32 n")
+    add(
+        "--size",
+        type=int,
+        default=256,
+        help="side in pixels (256); the networks need a multiple of 32",
+    )
     add("--val-fraction", type=float, default=0.2, help="share of the boxed images (0.2)")
     add("--test-fraction", type=float, default=0.2, help="share of the boxed images (0.2)")
     add("--seed", type=int, default=0, help="decides which image goes where (0)")

@@ -1,0 +1,101 @@
+"""Shapes, options and complaints of the building blocks."""
+
+import pytest
+import torch
+
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, ResidualBlock, grid_centres
+
+
+@pytest.mark.parametrize("mode", ["normal", "bottleneck"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_block_changes_channels_and_resolution(mode, size):
+    x = torch.randn(2, 8, 6, 4)
+    down = ResidualBlock(8, 16, size=size, sampling="down", mode=mode)
+    up = ResidualBlock(8, 4, size=size, sampling="up", mode=mode)
+    assert down(x).shape == (2, 16, 3, 2)
+    assert up(x).shape == (2, 4, 12, 8)
+    assert len(down.units) == len(up.units) == size
+    convolutions = [m for m in down.modules() if isinstance(m, torch.nn.Conv2d)]
+    per_unit = 2 if mode == "normal" else 3
+    assert len(convolutions) == per_unit * size + 1  # one in the shortcut
+
+
+def test_a_unit_begins_as_its_shortcut():
+    block = ResidualBlock(4, 4, size=2, sampling="up").eval()
+    x = torch.randn(1, 4, 4, 4)
+    torch.testing.assert_close(block(x), torch.relu(block.up(x)))
+    skip = torch.randn(1, 4, 8, 8)
+    torch.testing.assert_close(block(x, skip), torch.relu(block.up(x) + skip))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": "left"}, "sampling: expected 'down' or 'up', found 'left'"),
+        ({"mode": "wide"}, "mode: expected 'normal' or 'bottleneck', found 'wide'"),
+        ({"size": 0}, "size: expected at least one residual unit, found 0"),
+    ],
+)
+def test_complaints(options, message):
+    with pytest.raises(ValueError, match=message):
+        ResidualBlock(4, 4, **options)
+
+
+@pytest.mark.parametrize("side", [(32, 32), (64, 96)])
+def test_encoder_and_decoder_fit_every_multiple_of_the_stride(side):
+    widths = (4, 8, 12, 16)
+    encoder, decoder = Encoder(widths, 1), Decoder(widths, 1)
+    features = encoder(torch.randint(0, 256, (2, 3, *side), dtype=torch.uint8))
+    for level, (width, feature) in enumerate(zip(widths, features, strict=True)):
+        stride = 4 * 2**level
+        assert feature.shape == (2, width, side[0] // stride, side[1] // stride)
+    assert encoder.stride == 32
+    assert decoder(features).shape == (2, 1, *side)
+
+
+def test_another_side_is_refused_with_the_multiple():
+    with pytest.raises(ValueError, match="expected a multiple of 8, found 32 x 36"):
+        Encoder((4, 8), 1)(torch.zeros(1, 3, 32, 36))
+
+
+def test_every_skip_reaches_the_logits():
+    widths = (4, 8, 12)
+    features = [
+        torch.randn(1, w, 16 // 2**i, 16 // 2**i, requires_grad=True) for i, w in enumerate(widths)
+    ]
+    Decoder(widths, 1)(features).square().sum().backward()
+    assert all(feature.grad.abs().sum() > 0 for feature in features)
+
+
+def test_class_head_gives_one_logit():
+    assert ClassHead(8, 0.5)(torch.randn(3, 8, 4, 4)).shape == (3,)
+
+
+def test_grid_centres():
+    assert grid_centres(2, 2, "cpu").tolist() == [
+        [0.25, 0.75, 0.25, 0.75],
+        [0.25, 0.25, 0.75, 0.75],
+    ]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
+def test_boxes_are_always_valid(scale):
+    head = BoxHead(8)
+    torch.nn.init.normal_(head.votes.weight, std=max(scale, 1e-3))
+    boxes = head(scale * torch.randn(50, 8, 4, 4))
+    assert boxes.shape == (50, 4)
+    assert (boxes >= 0).all() and (boxes <= 1).all()
+    assert (boxes[:, :2] < boxes[:, 2:]).all()
+
+
+def test_a_box_follows_the_position_that_is_attended():
+    head = BoxHead(8).eval()
+    with torch.no_grad():
+        head.votes.bias[1:] = -4.0  # softplus(-4) = 0.018
+        head.votes.weight[0] = 1000.0
+        head.hidden[0].weight.zero_()
+        head.hidden[0].weight[:, :, 1, 1] = 1.0
+    x = torch.zeros(1, 8, 4, 4)
+    x[0, :, 2, 3] = 1.0
+    x0, y0, x1, y1 = head(x)[0].tolist()
+    assert ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx((3.5 / 4, 2.5 / 4), abs=1e-3)
