@@ -1,6 +1,6 @@
 """MTL_main: one shared encoder that segments, locates and recognises the animal.
 
-python MTL_main.py --demo                                 a synthetic data set, two minutes
+python MTL_main.py --demo                                    synthetic pets, about 3 minutes
 python MTL_main.py --h5-save-path DATA --file-save-path OUT
 """
 
@@ -25,6 +25,7 @@ H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/main"  # folder for weights, history and pictures
 
 EPOCHS = 200
+DEMO_EPOCHS = 60  # of --demo
 BATCH_SIZE = 32  # over all processes
 LEARNING_RATE = 3e-3  # the peak of the one-cycle schedule
 WEIGHT_DECAY = 0.05

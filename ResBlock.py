@@ -177,6 +177,8 @@ class BoxHead(nn.Module):
     are cut to the frame, so a box is always valid: 0 <= xmin < xmax <= 1, the same for y.
     """
 
+    SMALLEST = 1e-3  # distance from the centre to a side, so that no box loses its area
+
     def __init__(self, channels):
         super().__init__()
         self.hidden = nn.Sequential(*conv_norm(channels, channels // 2, 3), nn.ReLU(inplace=True))
@@ -188,8 +190,9 @@ class BoxHead(nn.Module):
         votes = self.votes(self.hidden(x)).float().flatten(2)  # (B, 5, h w)
         attention = votes[:, :1].softmax(2)
         centre = grid_centres(*x.shape[-2:], x.device)  # (2, h w)
-        low = (centre - F.softplus(votes[:, 1:3])).clamp(min=0)
-        high = (centre + F.softplus(votes[:, 3:5])).clamp(max=1)
+        reach = F.softplus(votes[:, 1:]) + self.SMALLEST
+        low = (centre - reach[:, :2]).clamp(min=0)
+        high = (centre + reach[:, 2:]).clamp(max=1)
         boxes = (attention * torch.cat([low, high], dim=1)).sum(2)  # (B, 4)
         return boxes.clamp(0, 1)  # rounding may exceed 1
 

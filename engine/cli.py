@@ -55,6 +55,9 @@ def parse(module, argv):
         flag = "--" + name.lower().replace("_", "-")
         group.add_argument(flag, dest=name, default=value, help=" ", metavar="X", **kind)
     options = parser.parse_args(argv)
+    if options.demo:  # an easier task, so fewer epochs unless the user says how many
+        parser.set_defaults(EPOCHS=module.DEMO_EPOCHS)
+        options = parser.parse_args(argv)
     for name, default in defaults.items():
         value = getattr(options, name)
         setattr(module, name, tuple(value) if isinstance(default, tuple) else value)
