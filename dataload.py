@@ -264,8 +264,8 @@ def _first(values, wrong, start):
 def write_split(folder, images, masks, bboxes, binary, class_names, provenance):
     """Write one split in the layout of the module docstring; the inverse of H5Dataset.
 
-    Arrays are stored contiguously: of the layouts measured (benchmarks/README.md) it is the fastest
-    for single samples and for whole files alike.
+    Arrays are stored contiguously: one sample is one read, so is a whole file, and h5py guesses no
+    chunks.
 
     Args:
         folder: created; must not hold the files yet.
