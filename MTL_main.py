@@ -1,6 +1,6 @@
 """MTL_main: one shared encoder that segments, locates and recognises the animal.
 
-python MTL_main.py --demo                                    synthetic pets, about 3 minutes
+python MTL_main.py --demo                                    synthetic pets, drawn on the spot
 python MTL_main.py --h5-save-path DATA --file-save-path OUT
 """
 
