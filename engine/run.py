@@ -268,6 +268,7 @@ class Run:
             "test": test,
             "data": {split: len(data) for split, data in self.data.items()},
             "side": self.data["train"].side,
+            "class_names": self.data["train"].class_names,
             "parameters": sum(p.numel() for p in network.parameters()),
             "versions": artefacts.versions(),
         }
