@@ -20,27 +20,31 @@ from MTL_Utils import (
 )
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder
 
-# ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path ----
+# ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
+# paths
 H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/main"  # folder for weights, history and pictures
 
+# training
 EPOCHS = 200
-DEMO_EPOCHS = 60  # of --demo
-BATCH_SIZE = 32  # over all processes
+DEMO_EPOCHS = 60  # EPOCHS of --demo
+BATCH_SIZE = 32  # images per step, over all processes
 LEARNING_RATE = 3e-3  # the peak of the one-cycle schedule
 WEIGHT_DECAY = 0.05
-EMA_DECAY = 0.998  # of the weight average that is validated, tested and saved
+EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
 CLIP_NORM = 5.0  # gradient norm
 SEED = 0
 
+# network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
 SIZE = 2  # residual units per block
 DROPOUT = 0.3  # before the class logit
 
-DEGREES = 15.0  # augmentation: rotation up to this
-SCALE = (0.7, 1.6)  # magnification
-SHIFT = 0.15  # of the side
-COLOUR = 0.4  # brightness, contrast, saturation
+# augmentation
+DEGREES = 15.0  # largest rotation, in degrees
+SCALE = (0.7, 1.6)  # smallest and largest magnification
+SHIFT = 0.15  # largest shift, of the side
+COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
 
 
 class Network(nn.Module):

@@ -6,6 +6,7 @@ loop.py       the training step, an epoch, an evaluation
 processes.py  one process or many (torchrun)
 artefacts.py  files written whole or not at all
 pictures.py   the loss curve and the test picture
+report.py     what a run tells while it goes; CSV and TensorBoard twins of the history
 """
 
 from engine.run import main

@@ -1,9 +1,32 @@
-"""The constants of a script as command-line flags."""
+"""The constants of a script as command-line flags, its comments as their help."""
 
 import argparse
+import ast
 import difflib
+import inspect
+import io
+import math
+import tokenize
 
-KINDS = (int, float, str, tuple)
+KINDS = (int, float, str, tuple)  # bool is an int
+PLACEHOLDERS = {int: "N", float: "X", str: "TEXT"}
+
+COUNT = (lambda value: value >= 1, "a number above 0")
+POSITIVE = (lambda value: 0 < value < math.inf, "a number above 0")
+NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "a number of at least 0")
+SHARE = (lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+RULES = {  # of the constants the engine knows and those of a usual network; Network checks others
+    **dict.fromkeys(("EPOCHS", "DEMO_EPOCHS", "BATCH_SIZE", "SIZE"), COUNT),
+    **dict.fromkeys(("LEARNING_RATE", "CLIP_NORM"), POSITIVE),
+    **dict.fromkeys(("WEIGHT_DECAY", "SEED"), NOT_NEGATIVE),
+    **dict.fromkeys(("EMA_DECAY", "DROPOUT", "SHIFT", "COLOUR"), SHARE),
+    "WIDTHS": (lambda value: min(value) >= 1, "numbers above 0"),
+    "DEGREES": (lambda value: 0 <= value <= 180, "0-180"),
+    "SCALE": (
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1] < math.inf,
+        "two numbers, 0 < smallest <= largest",
+    ),
+}
 
 
 class UserError(Exception):
@@ -15,8 +38,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         wrong = message.removeprefix("unrecognized arguments: ").split()[0]
-        near = difflib.get_close_matches(wrong.split("=")[0], self._option_string_actions, n=1)
-        hint = f" (did you mean {near[0]}?)" if near and wrong.startswith("--") else ""
+        like = "--" + wrong.split("=")[0].strip("-").replace("_", "-").lower()
+        near = difflib.get_close_matches(like, self._option_string_actions, n=1)
+        hint = f" (did you mean {near[0]}?)" if near and wrong.startswith("-") else ""
         self.exit(2, f"{self.prog}: {message}{hint}; --help lists the flags\n")
 
 
@@ -29,31 +53,48 @@ def constants(module):
     }
 
 
+def flag(name):
+    """--h5-save-path for H5_SAVE_PATH."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def described(source):
+    """What the comments of a script say of its constants: {NAME: (group title, help)}.
+
+    The comment beside a constant is its help. A comment line below an empty line or below the
+    banner "# ----" is the title of the constants that follow.
+    """
+    lines, beside, titles = source.splitlines(), {}, {0: "settings"}  # by line number, from 1
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        row, column = token.start
+        if token.type != tokenize.COMMENT or token.string.startswith("# --"):
+            continue
+        before = lines[row - 2].strip() if row > 1 else ""
+        if token.line[:column].strip():
+            beside[row] = token.string.lstrip("# ")
+        elif not before or before.startswith("# --"):
+            titles[row] = token.string.lstrip("# ")
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            rows = range(node.lineno, node.end_lineno + 1)
+            title = titles[max(row for row in titles if row < node.lineno)]
+            found[node.targets[0].id] = title, " ".join(beside[r] for r in rows if r in beside)
+    return found
+
+
 def parse(module, argv):
     """Set the module's constants from flags and return the other options.
 
-    `H5_SAVE_PATH` is set by `--h5-save-path`, and so on. The options are `demo` and `resume` (bool)
-    and `device` (string or None).
+    `H5_SAVE_PATH` is set by `--h5-save-path`, and so on. The options are `demo`, `resume`, `quiet`,
+    `tensorboard` (bool) and `device` (string or None).
 
     Raises:
         SystemExit: code 2 with one line on stderr, for an unknown flag or a value of another kind.
         UserError: a value that makes no sense.
     """
-    summary = module.__doc__.splitlines()[0]
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(f"{module.__name__}.py", None, summary, allow_abbrev=False)
-    parser.formatter_class = formatter
-    run = parser.add_argument_group("the run")
-    run.add_argument("--demo", action="store_true", help="synthetic data, drawn on the spot")
-    run.add_argument("--resume", action="store_true", help="go on where a run stopped")
-    run.add_argument("--device", help="cpu, cuda, cuda:1, ...; without it CUDA where there is one")
-    group = parser.add_argument_group("the constants of the script")
     defaults = constants(module)
-    for name, value in defaults.items():
-        several = {"nargs": "+", "type": type(value[0])} if isinstance(value, tuple) else {}
-        kind = {"type": type(value), **several}
-        flag = "--" + name.lower().replace("_", "-")
-        group.add_argument(flag, dest=name, default=value, help=" ", metavar="X", **kind)
+    parser = _parser(module, defaults)
     options = parser.parse_args(argv)
     if options.demo:  # an easier task, so fewer epochs unless the user says how many
         parser.set_defaults(EPOCHS=module.DEMO_EPOCHS)
@@ -65,13 +106,47 @@ def parse(module, argv):
     return options
 
 
+def _parser(module, defaults):
+    """The parser of a script: the options of every run, then its constants in their groups."""
+    summary = module.__doc__.splitlines()[0].replace("%", "%%")
+    parser = Parser(f"{module.__name__}.py", "%(prog)s [flags]", summary, allow_abbrev=False)
+    run = parser.add_argument_group("the run")
+    run.add_argument("--demo", action="store_true", help="synthetic data, drawn on the spot")
+    run.add_argument("--resume", action="store_true", help="go on where a run stopped")
+    run.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    run.add_argument(
+        "--tensorboard", action="store_true", help="also write scalars and pictures for TensorBoard"
+    )
+    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
+    groups, comments = {}, described(inspect.getsource(module))
+    for name, value in defaults.items():
+        title, text = comments[name]
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        text = f"{text} (default: {_shown(value)})".strip().replace("%", "%%")
+        group.add_argument(flag(name), dest=name, default=value, help=text, **_kind(value))
+    return parser
+
+
+def _kind(value):
+    """How argparse reads values like this default."""
+    if isinstance(value, bool):
+        return {"action": argparse.BooleanOptionalAction}
+    one = type(value[0]) if isinstance(value, tuple) else type(value)
+    several = {"nargs": "+"} if isinstance(value, tuple) else {}
+    return {"type": one, "metavar": PLACEHOLDERS[one], **several}
+
+
+def _shown(value):
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def check(values):
     """Refuse settings no run can have.
 
     Raises:
         UserError: names the flag, what was expected and what was found.
     """
-    for name in ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "CLIP_NORM"):
-        if not values[name] > 0:
-            flag = "--" + name.lower().replace("_", "-")
-            raise UserError(f"{flag}: expected a number above 0, found {values[name]}")
+    for name, value in values.items():
+        accepts, expected = RULES.get(name, (lambda value: True, ""))
+        if not accepts(value):
+            raise UserError(f"{flag(name)}: expected {expected}, found {_shown(value)}")

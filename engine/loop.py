@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from dataload import first
 from engine.cli import UserError
@@ -91,7 +90,7 @@ def train_epoch(run, batches, epoch, done, rows, stopped):
     """Train on `batches[done:]` and append each step's losses (T,) to `rows`.
 
     Args:
-        run: the Run, for its step, optimiser, schedule and average.
+        run: the Run, for its step, optimiser, schedule, average and report.
         stopped: () -> bool, asked after every step; True ends the epoch early.
 
     Returns:
@@ -104,7 +103,7 @@ def train_epoch(run, batches, epoch, done, rows, stopped):
     mine = [batch[world.rank :: world.size] for batch in batches]
     tasks, norms, checked = list(run.tasks), [], len(rows)
     run.step.train()
-    bar = tqdm(total=len(batches), initial=done, desc=f"epoch {epoch}", leave=False, disable=None)
+    bar = run.report.bar(epoch, batches, done)
     for images, targets in loader(run.data["train"], mine[done:], world.device):
         generator = seeded(run.seed, epoch, done, world.rank)
         images, targets = run.augment(images, targets, generator)
@@ -119,15 +118,11 @@ def train_epoch(run, batches, epoch, done, rows, stopped):
         rows.append(losses)
         norms.append(norm)
         done += 1
-        bar.update()
+        bar.update(len(batches[0]))
         if done % CHECK_EVERY == 0 or done == len(batches):
             check_finite(rows[checked:], norms, tasks, epoch, mine, done)
             checked, norms = len(rows), []
-            rate = (bar.format_dict["rate"] or 0) * len(batches[0])
-            shown = zip(tasks, rows[-1].tolist(), strict=True)
-            bar.set_postfix_str(
-                " ".join(f"{t} {v:.3f}" for t, v in shown) + f" {rate:.0f} images/s"
-            )
+            run.report.show(bar, epoch, dict(zip(tasks, rows[-1].tolist(), strict=True)))
         if stopped():
             break
     check_finite(rows[checked:], norms, tasks, epoch, mine, done)

@@ -17,6 +17,7 @@ from engine import artefacts, pictures
 from engine.cli import UserError, constants, parse
 from engine.loop import TrainingStep, epoch_batches, evaluate, seeded, train_epoch
 from engine.processes import Processes
+from engine.report import Report, save_csv
 from MTL_Utils import ratios
 
 CHECKPOINT_SECONDS = 20  # at most this much work is lost by a kill
@@ -38,7 +39,7 @@ def main(script, argv=None):
         processes = Processes(options.device)
         try:
             with stop_signals() as stopped, data_folder(module, options.demo) as folder:
-                Run(module, folder, processes, options.demo).execute(options.resume, stopped)
+                Run(module, folder, processes, options).execute(options.resume, stopped)
         finally:
             processes.close()
     except (UserError, DataError) as error:
@@ -90,10 +91,11 @@ def stop_signals():
 class Run:
     """Everything a run needs and a checkpoint holds."""
 
-    def __init__(self, module, folder, processes, demo):
+    def __init__(self, module, folder, processes, options):
         self.name = module.__name__.removeprefix("MTL_")
         self.module, self.processes, self.tasks = module, processes, module.TASKS
-        self.config = constants(module) | {"demo": demo, "processes": processes.size}
+        self.config = constants(module) | {"demo": options.demo, "processes": processes.size}
+        self.report = Report(module.EPOCHS, processes.is_first, options.quiet, options.tensorboard)
         self.seed, self.clip_norm = module.SEED, module.CLIP_NORM
         self.data = {split: H5Dataset(split, folder) for split in SPLITS}
         self.augment = Augment(module.DEGREES, module.SCALE, module.SHIFT, module.COLOUR)
@@ -108,7 +110,10 @@ class Run:
         """Network, optimiser, schedule and weight average, from the seed."""
         module, device = self.module, self.processes.device
         seeded(self.seed)
-        self.network = module.Network().to(device, memory_format=torch.channels_last)
+        try:
+            self.network = module.Network().to(device, memory_format=torch.channels_last)
+        except ValueError as error:  # settings that only the script's network can judge
+            raise UserError(f"Network: {error}") from error
         self._check_side()
         step = TrainingStep(self.network, self.tasks, module.weighting()).to(device)
         self.weighting = step.weighting
@@ -148,26 +153,23 @@ class Run:
             self._resume(last)
         self.saved = time.monotonic()
         self._announce()
+        self.report.start(f"{self.folder / self.name}_tensorboard", len(self.history["seconds"]))
         while len(self.history["seconds"]) < self.module.EPOCHS:
             self._epoch(stopped)
             if stopped() or self._is_due():
                 self._checkpoint(last)
             if stopped():
-                self._say(f"stopped by signal {stopped()}; go on with --resume")
+                self.report.warn(f"stopped by signal {stopped()}; go on with --resume")
                 sys.exit(128 + stopped())
         self._finish()
 
     def _announce(self):
         counts = ", ".join(f"{len(data)} {split}" for split, data in self.data.items())
         side = " x ".join(map(str, self.data["train"].side))
-        self._say(
+        self.report.say(
             f"{self.name}: {counts} images of {side} on {self.processes.device}, "
             f"{self.processes.size} process(es), {self.module.EPOCHS} epochs"
         )
-
-    def _say(self, text):
-        if self.processes.is_first:
-            print(text, file=sys.stderr, flush=True)
 
     def _is_due(self):
         ended = len(self.history["seconds"]) == self.module.EPOCHS
@@ -176,6 +178,7 @@ class Run:
     def _epoch(self, stopped):
         """One epoch of training and, unless stopped, of validation."""
         start, epoch = time.monotonic(), len(self.history["seconds"]) + 1
+        before = self.done
         batches = epoch_batches(len(self.data["train"]), self.module.BATCH_SIZE, self.seed, epoch)
         self.done = train_epoch(self, batches, epoch, self.done, self.rows, stopped)
         if self.done < len(batches):
@@ -192,14 +195,8 @@ class Run:
         self._record("val", ratios({name: pairs.sum(0) for name, pairs in table.items()}))
         self._keep_best(epoch)
         self.history["seconds"].append(time.monotonic() - start)
-        rate = len(batches) * len(batches[0]) / trained
-        values = {name: series[-1] for name, series in self.history["val"].items()}
-        shown = " ".join(
-            f"{name} {value:.3f}"
-            for name, value in values.items()
-            if name.split("_", 1)[1] in ("loss", "iou", "accuracy")
-        )
-        self._say(f"epoch {epoch}/{self.module.EPOCHS} val: {shown} ({rate:.0f} images/s)")
+        rate = (len(batches) - before) * len(batches[0]) / trained
+        self.report.epoch(self.history, rate)
 
     def _evaluate(self, network, split):
         data, size = self.data[split], self.module.BATCH_SIZE
@@ -242,7 +239,7 @@ class Run:
             UserError: it is of other settings, or damaged.
         """
         if not path.is_file():
-            self._say(f"--resume: no checkpoint {path}; starting anew")
+            self.report.warn(f"--resume: no checkpoint {path}; starting anew")
             return
         state = artefacts.load(path)
         for name, value in self.config.items():
@@ -272,14 +269,20 @@ class Run:
             "parameters": sum(p.numel() for p in network.parameters()),
             "versions": artefacts.versions(),
         }
-        base = self.folder / self.name
-        artefacts.save(history, f"{base}_history.pt")
-        artefacts.save(self.best, f"{base}_model_lite.pt")
-        artefacts.save(network, f"{base}_model.pt")
-        pictures.save_loss_picture(f"{base}_{self.target}_loss.png", history, self.target)
-        self._draw_median(network, table, f"{base}_test.png")
-        self._say("test: " + " ".join(f"{name} {value:.4f}" for name, value in test.items()))
-        self._say(f"written to {self.folder}: {self.name}_*.pt and *.png")
+        writers = {
+            "history.pt": lambda path: artefacts.save(history, path),
+            "history.csv": lambda path: save_csv(history, path),
+            "model_lite.pt": lambda path: artefacts.save(self.best, path),
+            "model.pt": lambda path: artefacts.save(network, path),
+            f"{self.target}_loss.png": lambda path: pictures.save_loss_picture(
+                path, history, self.target
+            ),
+            "test.png": lambda path: self._draw_median(network, table, path),
+        }
+        paths = [self.folder / f"{self.name}_{ending}" for ending in writers]
+        for write, path in zip(writers.values(), paths, strict=True):
+            write(path)
+        self.report.end(history, [*paths, self.folder / f"{self.name}_last.pt"])
 
     def _draw_median(self, network, table, path):
         """The test sample whose IoU is the median: neither flattering nor shaming."""

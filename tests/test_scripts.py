@@ -70,8 +70,8 @@ def test_artefacts(finished, shared_data, script):
     for picture in ("seg_loss", "test"):
         assert plt.imread(out / f"{name}_{picture}.png").std() > 0.05
     left = {path.name for path in out.iterdir()}
-    endings = ("history.pt", "model_lite.pt", "model.pt", "last.pt", "seg_loss.png", "test.png")
-    assert left == {f"{name}_{ending}" for ending in endings}
+    endings = "history.pt history.csv model_lite.pt model.pt last.pt seg_loss.png test.png"
+    assert left == {f"{name}_{ending}" for ending in endings.split()}
 
 
 OPEN_AND_PREDICT = """

@@ -1,0 +1,177 @@
+"""What a run tells while it goes, and the twins of its history: CSV and TensorBoard."""
+
+import csv
+import math
+import sys
+from pathlib import Path
+from statistics import median
+
+from matplotlib.image import imread
+from tqdm import tqdm
+
+from engine.artefacts import replacing
+from engine.cli import UserError
+
+SHOWN = ("iou", "accuracy")  # metrics of the epoch line; the history has them all
+
+
+class Report:
+    """The lines, bars and TensorBoard scalars of one run, all from its first process.
+
+    Everything goes to stderr. The bar is drawn on a terminal only, so that the log of a batch job
+    is one line per epoch without control characters.
+
+    Args:
+        epochs: of the whole run.
+        speaks: False in all processes but one.
+        quiet: warnings only.
+        tensorboard: also write scalars per epoch and the test picture for TensorBoard.
+
+    Raises:
+        UserError: TensorBoard is wanted but not installed.
+    """
+
+    def __init__(self, epochs, speaks=True, quiet=False, tensorboard=False):
+        self.epochs, self.speaks, self.quiet = epochs, speaks, quiet
+        self.seconds = []  # of the epochs that this process has seen
+        self.writer_class = summary_writer() if tensorboard else None
+        self.writer = None
+
+    def say(self, text):
+        """Print lines of progress."""
+        if not self.quiet:
+            self.warn(text)
+
+    def warn(self, text):
+        """Print lines that the user must see, also with --quiet."""
+        if self.speaks:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
+
+    def start(self, folder, done):
+        """Open the TensorBoard folder; scalars of epochs after the first `done` are replaced."""
+        if self.writer_class and self.speaks:
+            self.writer = self.writer_class(str(folder), purge_step=done + 1)
+
+    def bar(self, epoch, batches, done):
+        """A tqdm bar that counts the images of an epoch, of which `done` batches are over."""
+        size = len(batches[0])
+        return tqdm(
+            desc=f"epoch {epoch}/{self.epochs}",
+            total=len(batches) * size,
+            initial=done * size,
+            unit=" images",
+            dynamic_ncols=True,
+            leave=False,
+            disable=None if self.speaks and not self.quiet else True,  # None: where no terminal
+        )
+
+    def show(self, bar, epoch, losses):
+        """Put {task: loss} and the time left for the whole run beside the bar."""
+        if bar.disable or bar.n == bar.initial:
+            return
+        a_whole_epoch = bar.format_dict["elapsed"] / (bar.n - bar.initial) * bar.total
+        left = self._left(epoch - 1 + bar.n / bar.total, a_whole_epoch)
+        shown = " ".join(f"{task} {loss:.3f}" for task, loss in losses.items())
+        bar.set_postfix_str(f"loss {shown}, run ends in {left}")
+
+    def _left(self, position, a_whole_epoch):
+        """Time from `position`, in epochs, to the end: by epochs seen, else by the estimate."""
+        typical = median(self.seconds[-10:]) if self.seconds else a_whole_epoch
+        return tqdm.format_interval(typical * (self.epochs - position))
+
+    def epoch(self, history, rate):
+        """One line on the last epoch of the history, and its scalars for TensorBoard.
+
+        Args:
+            rate: images per second of the training part.
+        """
+        done, seconds = len(history["seconds"]), history["seconds"][-1]
+        self.seconds.append(seconds)
+        best = ", best so far" if history["best_epoch"] == done else ""
+        self.say(
+            f"epoch {done}/{self.epochs}: train {_losses(history['train'])}; "
+            f"val {_losses(history['val'])}; {_metrics(history['val'])}{best}; "
+            f"{rate:.0f} images/s, {seconds:.1f} s, {self._left(done, seconds)} left"
+        )
+        if self.writer:
+            for part in ("train", "val"):
+                for name, series in history[part].items():
+                    self.writer.add_scalar(f"{part}/{name}", series[-1], done)
+            self.writer.flush()
+
+    def end(self, history, files):
+        """The table of test metrics and the list of files; the PNGs among them to TensorBoard."""
+        self.say(test_table(history))
+        places = [*files, self.writer.log_dir] if self.writer else files
+        self.say("\n".join(["files written:", *(f"  {path}" for path in places)]))
+        if not self.writer:
+            return
+        for name, value in history["test"].items():
+            self.writer.add_scalar(f"test/{name}", value, history["best_epoch"])
+        for path in files:
+            if Path(path).suffix == ".png":
+                picture = imread(path)  # (H, W, 4) in [0, 1]
+                self.writer.add_image(
+                    Path(path).stem, picture, history["best_epoch"], dataformats="HWC"
+                )
+        self.writer.close()
+
+
+def summary_writer():
+    """The class that writes TensorBoard files.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard: expected the package tensorboard, found none; pip install tensorboard"
+        ) from error
+    return SummaryWriter
+
+
+def test_table(history):
+    """The test metrics of a finished history as lines of text, losses left out."""
+    rows = {name: value for name, value in history["test"].items() if not name.endswith("_loss")}
+    width = max(map(len, rows))
+    heading = f"test: {history['data']['test']} images, weights of epoch {history['best_epoch']}"
+    lines = (f"  {name:{width}}  {_number(value)}" for name, value in rows.items())
+    return "\n".join([heading, *lines])
+
+
+def save_csv(history, path):
+    """One row per epoch: epoch, train_*, val_*, seconds; every digit of the history.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    columns = {"epoch": range(1, len(history["seconds"]) + 1)}
+    for part in ("train", "val"):
+        columns |= {f"{part}_{name}": series for name, series in history[part].items()}
+    columns["seconds"] = history["seconds"]
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _losses(values):
+    ending = "_loss"
+    shown = {name.removesuffix(ending): v[-1] for name, v in values.items() if ending in name}
+    return "loss " + " ".join(f"{task} {value:.3f}" for task, value in shown.items())
+
+
+def _metrics(values):
+    shown = {name: series[-1] for name, series in values.items() if _ending(name) in SHOWN}
+    return " ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in shown.items())
+
+
+def _ending(name):
+    return name.split("_", 1)[1]
+
+
+def _number(value):
+    return "unknown" if math.isnan(value) else f"{value:.4f}"
