@@ -108,7 +108,7 @@ def parse(module, argv):
 
 def _parser(module, defaults):
     """The parser of a script: the options of every run, then its constants in their groups."""
-    summary = module.__doc__.splitlines()[0].replace("%", "%%")
+    summary = module.__doc__.splitlines()[0]
     parser = Parser(f"{module.__name__}.py", "%(prog)s [flags]", summary, allow_abbrev=False)
     run = parser.add_argument_group("the run")
     run.add_argument("--demo", action="store_true", help="synthetic data, drawn on the spot")

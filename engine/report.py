@@ -61,19 +61,20 @@ class Report:
             total=len(batches) * size,
             initial=done * size,
             unit=" images",
+            bar_format="{desc} {percentage:3.0f}% {bar} {rate_noinv_fmt}{postfix}",
             dynamic_ncols=True,
             leave=False,
             disable=None if self.speaks and not self.quiet else True,  # None: where no terminal
         )
 
     def show(self, bar, epoch, losses):
-        """Put {task: loss} and the time left for the whole run beside the bar."""
+        """Put {task: loss} and the time left until the last epoch ends beside the bar."""
         if bar.disable or bar.n == bar.initial:
             return
         a_whole_epoch = bar.format_dict["elapsed"] / (bar.n - bar.initial) * bar.total
         left = self._left(epoch - 1 + bar.n / bar.total, a_whole_epoch)
         shown = " ".join(f"{task} {loss:.3f}" for task, loss in losses.items())
-        bar.set_postfix_str(f"loss {shown}, run ends in {left}")
+        bar.set_postfix_str(f"{shown}, {left} left")
 
     def _left(self, position, a_whole_epoch):
         """Time from `position`, in epochs, to the end: by epochs seen, else by the estimate."""
