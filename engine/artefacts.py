@@ -1,8 +1,10 @@
 """Files written whole or not at all."""
 
 import contextlib
+import io
 import os
 import platform
+import zlib
 from pathlib import Path
 
 import h5py
@@ -29,16 +31,21 @@ def replacing(path):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def save(content, path):
-    """torch.save, whole or not at all; raises UserError."""
+    """torch.save, whole or not at all; raises UserError.
+
+    By way of memory, because torch writes "unexpected pos" where the system says "disk full".
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load(path):
@@ -70,6 +77,21 @@ def output_folder(path):
     if not os.access(folder, os.W_OK):
         raise UserError(f"--file-save-path: expected a writable folder, found {folder}")
     return folder
+
+
+def remove_leftovers(folder, name):
+    """Remove temporary files that a killed run of this name has left."""
+    for path in Path(folder).glob(f".{name}_*.part*"):
+        path.unlink(missing_ok=True)
+
+
+def fingerprint(dataset):
+    """Number of samples and a checksum, as text; eight samples stand for all, so it is quick."""
+    checksum, count = 0, min(len(dataset), 8)
+    images, targets = dataset.batch([i * len(dataset) // count for i in range(count)])
+    for tensor in (images, *targets.values()):
+        checksum = zlib.crc32(tensor.contiguous().numpy().tobytes(), checksum)
+    return f"{len(dataset)} samples of checksum {checksum:08x}"
 
 
 def versions():

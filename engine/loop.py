@@ -1,5 +1,7 @@
 """The training step, one epoch of it, and the evaluation of a split."""
 
+import math
+
 import numpy as np
 import torch
 from torch import nn
@@ -36,7 +38,8 @@ class Guard:
     """Freezes the weights, on the device, from the first non-finite loss or gradient on.
 
     The fused optimiser skips its update where `found_inf` is 1; once set it stays, so the host may
-    look later without harm.
+    look later without harm: it does so before anything is saved. Processes share the gradient, so
+    they freeze at the same step.
     """
 
     def __init__(self, optimiser, device):
@@ -86,12 +89,15 @@ def loader(dataset, batches, device):
         yield images.to(device, non_blocking=True), targets
 
 
-def train_epoch(run, batches, epoch, done, rows, stopped):
-    """Train on `batches[done:]` and append each step's losses (T,) to `rows`.
+def train_epoch(run, batches, epoch, done, rows):
+    """Train on `batches[done:]` and append each step's losses [T] to `rows`.
+
+    The losses are the means over all processes. Whatever ends the epoch early, it has looked at
+    every step, so that what `run` holds then may be saved.
 
     Args:
-        run: the Run, for its step, optimiser, schedule, average and report.
-        stopped: () -> bool, asked after every step; True ends the epoch early.
+        run: the Run, for its step, optimiser, schedule, average and report; `run.pause()` is asked
+            after every step whether to end the epoch early.
 
     Returns:
         The number of steps done in this epoch.
@@ -101,7 +107,7 @@ def train_epoch(run, batches, epoch, done, rows, stopped):
     """
     world, guard = run.processes, Guard(run.optimiser, run.processes.device)
     mine = [batch[world.rank :: world.size] for batch in batches]
-    tasks, norms, checked = list(run.tasks), [], len(rows)
+    tasks, recent, paused = list(run.tasks), [], False
     run.step.train()
     bar = run.report.bar(epoch, batches, done)
     for images, targets in loader(run.data["train"], mine[done:], world.device):
@@ -115,32 +121,42 @@ def train_epoch(run, batches, epoch, done, rows, stopped):
         run.optimiser.step()
         run.schedule.step()
         run.average.update_parameters(run.network)
-        rows.append(losses)
-        norms.append(norm)
+        recent.append(torch.cat([losses, norm[None]]))
         done += 1
         bar.update(len(batches[0]))
-        if done % CHECK_EVERY == 0 or done == len(batches):
-            check_finite(rows[checked:], norms, tasks, epoch, mine, done)
-            checked, norms = len(rows), []
-            run.report.show(bar, epoch, dict(zip(tasks, rows[-1].tolist(), strict=True)))
-        if stopped():
+        paused = run.pause()
+        if paused or done % CHECK_EVERY == 0 or done == len(batches):
+            rows += look(recent, world, tasks, epoch, batches[done - len(recent) : done], done)
+            recent = []
+            run.report.show(bar, epoch, dict(zip(tasks, rows[-1], strict=True)))
+        if paused:
             break
-    check_finite(rows[checked:], norms, tasks, epoch, mine, done)
     bar.close()
     return done
 
 
-def check_finite(rows, norms, tasks, epoch, batches, done):
-    """Look at the steps since the last look, of which the last was the `done`-th of the epoch."""
-    for back, (losses, norm) in enumerate(zip(rows, norms, strict=True)):
-        step = done - len(rows) + back + 1
-        bad = [t for t, loss in zip(tasks, losses.tolist(), strict=True) if not np.isfinite(loss)]
-        if bad or not np.isfinite(norm.item()):
-            what = f"the loss of {', '.join(bad)}" if bad else "the gradient"
-            raise UserError(
-                f"{what} is not finite in epoch {epoch}, step {step}, samples {batches[step - 1]}; "
-                "the weights were not updated from there on, the last checkpoint is good"
-            )
+def look(recent, processes, tasks, epoch, batches, done):
+    """The losses [T] of the steps since the last look, as means over the processes.
+
+    Args:
+        recent: losses and gradient norm (T + 1,) of each of these steps.
+        batches: the sample numbers of each.
+        done: number of the last one in the epoch.
+
+    Raises:
+        UserError: one of them is not finite.
+    """
+    rows = (processes.sum(torch.stack(recent)) / processes.size).tolist()
+    with processes.together():
+        for step, (row, batch) in enumerate(zip(rows, batches, strict=True), done - len(rows) + 1):
+            bad = [t for t, loss in zip(tasks, row, strict=False) if not math.isfinite(loss)]
+            if bad or not math.isfinite(row[-1]):
+                what = f"the loss of {', '.join(bad)}" if bad else "the gradient"
+                raise UserError(
+                    f"{what} is not finite in epoch {epoch}, step {step}, samples {batch}; the "
+                    "weights were not updated from there on, the last checkpoint is good"
+                )
+    return [row[:-1] for row in rows]
 
 
 @torch.inference_mode()

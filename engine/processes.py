@@ -1,43 +1,60 @@
-"""One process or many: what torchrun sets in the environment, and sums over the processes."""
+"""One process or many, as torchrun starts them, and the signals that stop them."""
 
+import contextlib
 import os
+import signal
+import sys
+import time
 
 import torch
 import torch.distributed as dist
 
+from dataload import DataError
 from engine.cli import UserError
 
 
 class Processes:
-    """This process among those of the run.
+    """This process among those of the run; a context manager that leaves their group at the end.
 
     Attributes:
         rank, size: number of this process, and of all.
-        device: where this process computes.
+        device: where this process computes; the CPU until `use` is called.
     """
 
-    def __init__(self, device_name):
+    def __init__(self):
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
-        self.device = self._device(device_name)
-        if self.size > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self.device = torch.device("cpu")
 
-    def _device(self, name):
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    def __enter__(self):
+        if self.size > 1:  # what the CPUs agree on must never wait for a GPU, so gloo is always in
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def use(self, name):
+        """Compute on the device of this name; None is this process's GPU, or else the CPU.
+
+        Raises:
+            UserError: there is no such device.
+        """
         if name is None:
+            local_rank = int(os.environ.get("LOCAL_RANK", 0))
             name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
         try:
-            device = torch.device(name)
-            torch.empty(1, device=device)
+            self.device = torch.device(name)
+            torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"--device: expected a usable device, found {name} ({reason})"
             ) from error
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        return device
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape
 
     @property
     def is_first(self):
@@ -50,7 +67,76 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
-    def close(self):
-        """Leave the group of processes."""
+    def copy_first(self, tensors):
+        """Give every process the first one's values, in place."""
         if self.size > 1:
-            dist.destroy_process_group()
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def agree(self, *numbers):
+        """Each integer's largest value over all processes, as a list; waits for no GPU."""
+        if self.size == 1:
+            return list(numbers)
+        numbers = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return numbers.tolist()
+
+    @contextlib.contextmanager
+    def together(self):
+        """A block that ends the run for all processes if it fails in one of them.
+
+        The block itself must not communicate.
+
+        Raises:
+            UserError: in the first process, whose message is that of the lowest that failed.
+            SystemExit: code 2 in the others.
+        """
+        message = None
+        try:
+            yield
+        except (UserError, DataError) as error:
+            if self.size == 1:
+                raise
+            message = str(error)
+        if self.size > 1:
+            messages = [None] * self.size
+            dist.all_gather_object(messages, message)
+            self._end_if_any(messages)
+
+    def _end_if_any(self, messages):
+        message = next(filter(None, messages), None)
+        if message and self.is_first:
+            raise UserError(message)
+        if message:
+            sys.exit(2)
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM. The first is only noted in `received` once `patient` is set, so that the
+    run may stop after its current step; before, and the second time, it ends the program at once.
+
+    Attributes:
+        patient: whether someone looks at `received`.
+        received: number of the signal, or 0.
+    """
+
+    ECHO_SECONDS = 2.0  # torchrun passes on a Ctrl-C that the terminal has sent to everyone
+
+    def __init__(self):
+        self.patient, self.received, self.since = False, 0, 0.0
+
+    def __enter__(self):
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.old = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        if self.patient and not self.received:
+            self.received, self.since = number, time.monotonic()
+        elif not self.received or time.monotonic() - self.since > self.ECHO_SECONDS:
+            os.write(2, f"ended at once by signal {number}\n".encode())  # print may be in use
+            raise SystemExit(128 + number)

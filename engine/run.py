@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import signal
 import sys
 import tempfile
 import time
@@ -16,12 +15,14 @@ from dataload import SPLITS, Augment, DataError, H5Dataset
 from engine import artefacts, pictures
 from engine.cli import UserError, constants, parse
 from engine.loop import TrainingStep, epoch_batches, evaluate, seeded, train_epoch
-from engine.processes import Processes
+from engine.processes import Processes, StopSignals
 from engine.report import Report, save_csv
 from MTL_Utils import ratios
 
-CHECKPOINT_SECONDS = 20  # at most this much work is lost by a kill
+CHECKPOINT_SECONDS = 20  # a kill loses at most this much training
 FREE_SETTINGS = ("H5_SAVE_PATH", "FILE_SAVE_PATH")  # may differ between a run and its resumption
+PARTS = ("network", "weighting", "average", "optimiser", "schedule")  # of a Run, in a checkpoint
+PROGRESS = ("history", "best", "done", "rows", "seconds")  # the rest of it
 
 
 def main(script, argv=None):
@@ -35,13 +36,15 @@ def main(script, argv=None):
     """
     module = importlib.import_module(script)
     try:
-        options = parse(module, argv)
-        processes = Processes(options.device)
-        try:
-            with stop_signals() as stopped, data_folder(module, options.demo) as folder:
-                Run(module, folder, processes, options).execute(options.resume, stopped)
-        finally:
-            processes.close()
+        with contextlib.ExitStack() as stack:
+            processes = stack.enter_context(Processes())
+            signals = stack.enter_context(StopSignals())
+            with processes.together():
+                options = parse(module, argv)
+                processes.use(options.device)
+                folder = stack.enter_context(data_folder(module, options.demo))
+                run = Run(module, folder, processes, signals, options)
+            run.execute(options.resume)
     except (UserError, DataError) as error:
         print(f"{script}.py: {error}", file=sys.stderr)
         sys.exit(2)
@@ -73,38 +76,35 @@ def data_folder(module, demo):
         yield Path(folder) / "demo"
 
 
-@contextlib.contextmanager
-def stop_signals():
-    """Yield a function that tells which signal, Ctrl-C or SIGTERM, has asked the run to stop."""
-    received = []
-    old = {
-        s: signal.signal(s, lambda number, frame: received.append(number))
-        for s in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 class Run:
     """Everything a run needs and a checkpoint holds."""
 
-    def __init__(self, module, folder, processes, options):
+    def __init__(self, module, folder, processes, signals, options):
         self.name = module.__name__.removeprefix("MTL_")
-        self.module, self.processes, self.tasks = module, processes, module.TASKS
+        self.module, self.tasks = module, module.TASKS
+        self.processes, self.signals = processes, signals
         self.config = constants(module) | {"demo": options.demo, "processes": processes.size}
         self.report = Report(module.EPOCHS, processes.is_first, options.quiet, options.tensorboard)
         self.seed, self.clip_norm = module.SEED, module.CLIP_NORM
         self.data = {split: H5Dataset(split, folder) for split in SPLITS}
         self.augment = Augment(module.DEGREES, module.SCALE, module.SHIFT, module.COLOUR)
         self.target = next(iter(self.tasks))
-        self.steps = len(epoch_batches(len(self.data["train"]), module.BATCH_SIZE, 0, 0))
+        self.steps = self._count_steps()
         self._build()
         self.folder = artefacts.output_folder(module.FILE_SAVE_PATH)  # not before all is checked
+        self.last = self.folder / f"{self.name}_last.pt"
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}
-        self.best, self.done, self.rows = None, 0, []
+        self.best, self.done, self.rows, self.seconds = None, 0, [], 0.0
+
+    def _count_steps(self):
+        """Steps of an epoch; refuses a batch that the processes cannot share equally."""
+        batches = epoch_batches(len(self.data["train"]), self.module.BATCH_SIZE, 0, 0)
+        if len(batches[0]) % self.processes.size:
+            raise UserError(
+                f"--batch-size: expected a multiple of the {self.processes.size} processes, "
+                f"found {len(batches[0])}"
+            )
+        return len(batches)
 
     def _build(self):
         """Network, optimiser, schedule and weight average, from the seed."""
@@ -131,8 +131,6 @@ class Run:
             self.network, multi_avg_fn=ema(module.EMA_DECAY), use_buffers=True
         )
         self.step = step
-        if self.processes.size > 1:
-            self.step = DistributedDataParallel(step)
 
     def _check_side(self):
         """Refuse splits of different sides, and a side that the network cannot take."""
@@ -146,22 +144,40 @@ class Run:
         except ValueError as error:
             raise UserError(f"--h5-save-path: {error}") from error
 
-    def execute(self, resume, stopped):
-        """Train to the last epoch, test once, and write the artefacts."""
-        last = self.folder / f"{self.name}_last.pt"
-        if resume:
-            self._resume(last)
-        self.saved = time.monotonic()
+    def execute(self, resume):
+        """Train to the last epoch, test once, and write the artefacts.
+
+        Raises:
+            SystemExit: 128 + signal number after a signal; the checkpoint holds all that was done.
+        """
+        self._start(resume)
+        if self._is_finished():
+            self.report.say(f"{self.name} is finished, nothing is left to do; see {self.folder}")
+            return
+        if self.processes.size > 1:
+            self.step = DistributedDataParallel(self.step)
         self._announce()
         self.report.start(f"{self.folder / self.name}_tensorboard", len(self.history["seconds"]))
+        self.signals.patient = True
         while len(self.history["seconds"]) < self.module.EPOCHS:
-            self._epoch(stopped)
-            if stopped() or self._is_due():
-                self._checkpoint(last)
-            if stopped():
-                self.report.warn(f"stopped by signal {stopped()}; go on with --resume")
-                sys.exit(128 + stopped())
+            self._epoch()
+            signal, is_due = self._pauses()
+            if signal or is_due:
+                self._checkpoint()
+            if signal:
+                self.report.warn(f"stopped by signal {signal}; go on with --resume")
+                sys.exit(128 + signal)
         self._finish()
+
+    def pause(self):
+        """Whether training has to pause, for all processes alike, because a checkpoint is due."""
+        return any(self._pauses())
+
+    def _pauses(self):
+        """The signal that asks for a stop or 0, and whether a checkpoint is due."""
+        ended = len(self.history["seconds"]) == self.module.EPOCHS
+        is_due = ended or time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        return self.processes.agree(self.signals.received, is_due)
 
     def _announce(self):
         counts = ", ".join(f"{len(data)} {split}" for split, data in self.data.items())
@@ -171,31 +187,31 @@ class Run:
             f"{self.processes.size} process(es), {self.module.EPOCHS} epochs"
         )
 
-    def _is_due(self):
-        ended = len(self.history["seconds"]) == self.module.EPOCHS
-        return ended or time.monotonic() - self.saved > CHECKPOINT_SECONDS
+    def _epoch(self):
+        """The rest of an epoch's training and, unless that pauses, its validation.
 
-    def _epoch(self, stopped):
-        """One epoch of training and, unless stopped, of validation."""
+        A signal during validation is heeded after it, since it is short.
+        """
         start, epoch = time.monotonic(), len(self.history["seconds"]) + 1
-        before = self.done
         batches = epoch_batches(len(self.data["train"]), self.module.BATCH_SIZE, self.seed, epoch)
-        self.done = train_epoch(self, batches, epoch, self.done, self.rows, stopped)
+        self.done = train_epoch(self, batches, epoch, self.done, self.rows)
+        self.seconds += time.monotonic() - start
         if self.done < len(batches):
             return
-        trained = time.monotonic() - start
-        means = self.processes.sum(torch.stack(self.rows).double().mean(0)) / self.processes.size
-        means = dict(zip(self.tasks, means.tolist(), strict=True))
-        self.rows, self.done = [], 0
+        rate = len(batches) * len(batches[0]) / self.seconds
+        means = torch.tensor(self.rows, dtype=torch.float64).mean(0).tolist()
+        means = dict(zip(self.tasks, means, strict=True))
         self._record("train", {f"{task}_loss": value for task, value in means.items()})
         weights = self.weighting.weights().items()
         self._record("train", {f"{task}_weight": float(weight) for task, weight in weights})
         self.weighting.epoch_end(means)
+        start = time.monotonic()
+        self.processes.copy_first(self.average.module.buffers())  # batch norm's are each's own
         table = self._evaluate(self.average.module, "val")
         self._record("val", ratios({name: pairs.sum(0) for name, pairs in table.items()}))
         self._keep_best(epoch)
-        self.history["seconds"].append(time.monotonic() - start)
-        rate = (len(batches) - before) * len(batches[0]) / trained
+        self.history["seconds"].append(self.seconds + time.monotonic() - start)
+        self.rows, self.done, self.seconds = [], 0, 0.0
         self.report.epoch(self.history, rate)
 
     def _evaluate(self, network, split):
@@ -213,56 +229,85 @@ class Run:
             self.history["best_epoch"] = epoch
             self.best = {k: v.clone() for k, v in self.average.module.state_dict().items()}
 
-    def _state(self):
-        return {
-            "config": self.config,
-            "network": self.network.state_dict(),
-            "weighting": self.weighting.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "history": self.history,
-            "best": self.best,
-            "done": self.done,
-            "rows": self.rows,
-        }
+    def _settings(self):
+        """What must be the same for a run and its resumption, the data included."""
+        settings = {k: v for k, v in self.config.items() if k not in FREE_SETTINGS}
+        data = {f"data in {k}": artefacts.fingerprint(v) for k, v in self.data.items()}
+        return settings | data
 
-    def _checkpoint(self, path):
-        if self.processes.is_first:
-            artefacts.save(self._state(), path)
+    def _state(self):
+        parts = {part: getattr(self, part).state_dict() for part in PARTS}
+        return {"settings": self.settings} | parts | {k: getattr(self, k) for k in PROGRESS}
+
+    def _checkpoint(self):
+        with self.processes.together():
+            if self.processes.is_first:
+                artefacts.save(self._state(), self.last)
         self.saved = time.monotonic()
 
-    def _resume(self, path):
-        """Take up the state of a checkpoint.
+    def _start(self, resume):
+        """Take up the state of the checkpoint, or begin with one.
+
+        So a disk that takes no files is noticed now, and no older run's checkpoint stays.
 
         Raises:
-            UserError: it is of other settings, or damaged.
+            UserError: the checkpoint is damaged, of other settings or of other data.
         """
-        if not path.is_file():
-            self.report.warn(f"--resume: no checkpoint {path}; starting anew")
-            return
-        state = artefacts.load(path)
-        for name, value in self.config.items():
-            found = state["config"].get(name)
-            if name not in FREE_SETTINGS and found != value:
-                raise UserError(f"--resume: {path} was made with {name} = {found}, not {value}")
-        for part in ("network", "weighting", "average", "optimiser", "schedule"):
-            getattr(self, part).load_state_dict(state[part])
-        self.history, self.best, self.done = state["history"], state["best"], state["done"]
-        self.rows = [row.to(self.processes.device) for row in state["rows"]]
+        self.settings, there = self._settings(), resume and self.last.is_file()
+        (somewhere,) = self.processes.agree(there)
+        with self.processes.together():
+            if there:
+                self._load(artefacts.load(self.last))
+            elif somewhere:
+                raise UserError(f"--resume: {self.last} is there for some of the processes only")
+        if resume and not there:
+            self.report.warn(f"--resume: no checkpoint {self.last}; starting anew")
+        if self.processes.is_first:
+            artefacts.remove_leftovers(self.folder, self.name)
+        self.saved = time.monotonic()
+        if not there:
+            self._checkpoint()
+
+    def _load(self, state):
+        """Take up the state of a checkpoint."""
+        if not isinstance(state, dict) or "settings" not in state:
+            raise UserError(f"{self.last}: expected a checkpoint, found another file")
+        found = state["settings"]
+        names = [n for n in self.settings | found if found.get(n) != self.settings.get(n)]
+        if names:
+            differences = (f"{n} = {found.get(n)}, not {self.settings.get(n)}" for n in names)
+            raise UserError(f"--resume: {self.last} was made with {'; '.join(differences)}")
+        try:
+            for part in PARTS:
+                getattr(self, part).load_state_dict(state[part])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(f"--resume: {self.last} was made with another network") from error
+        for name in PROGRESS:
+            setattr(self, name, state[name])
+
+    def _is_finished(self):
+        """Whether the history file, written last of all, is there and of this very run."""
+        done = False
+        with contextlib.suppress(UserError):
+            path = self.folder / f"{self.name}_history.pt"
+            done = path.is_file() and artefacts.load(path)["seconds"] == self.history["seconds"]
+        return self.processes.agree(self.processes.is_first and done)[0]
 
     def _finish(self):
         """Test the best epoch, once, and write everything but the checkpoint."""
         network = self.average.module
         network.load_state_dict(self.best)
         table = self._evaluate(network, "test")
-        test = ratios({name: pairs.sum(0) for name, pairs in table.items()})
-        if not self.processes.is_first:
-            return
+        with self.processes.together():
+            if self.processes.is_first:
+                self._write(network, table)
+
+    def _write(self, network, table):
+        """Write the results; last of all the history, whose presence tells that all is there."""
         history = self.history | {
             "name": self.name,
             "config": self.config,
-            "test": test,
+            "test": ratios({name: pairs.sum(0) for name, pairs in table.items()}),
             "data": {split: len(data) for split, data in self.data.items()},
             "side": self.data["train"].side,
             "class_names": self.data["train"].class_names,
@@ -270,19 +315,19 @@ class Run:
             "versions": artefacts.versions(),
         }
         writers = {
-            "history.pt": lambda path: artefacts.save(history, path),
-            "history.csv": lambda path: save_csv(history, path),
             "model_lite.pt": lambda path: artefacts.save(self.best, path),
             "model.pt": lambda path: artefacts.save(network, path),
             f"{self.target}_loss.png": lambda path: pictures.save_loss_picture(
                 path, history, self.target
             ),
             "test.png": lambda path: self._draw_median(network, table, path),
+            "history.csv": lambda path: save_csv(history, path),
+            "history.pt": lambda path: artefacts.save(history, path),
         }
         paths = [self.folder / f"{self.name}_{ending}" for ending in writers]
         for write, path in zip(writers.values(), paths, strict=True):
             write(path)
-        self.report.end(history, [*paths, self.folder / f"{self.name}_last.pt"])
+        self.report.end(history, [*paths, self.last])
 
     def _draw_median(self, network, table, path):
         """The test sample whose IoU is the median: neither flattering nor shaming."""
