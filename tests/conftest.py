@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from running import SCRIPTS, run
 
 from dataload import write_split
 
@@ -43,6 +44,16 @@ def shared_data(tmp_path_factory):
     return write(tmp_path_factory.mktemp("shared") / "data")
 
 
-@pytest.fixture(autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny tensors gain nothing from a second, and the last digit depends on the number."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def finished(shared_data, tmp_path_factory):
+    """The folder of a finished run of every script, by its name; for tests that only read."""
+    folders = {script: tmp_path_factory.mktemp(script) / "out" for script in SCRIPTS}
+    for script, out in folders.items():
+        run(script, shared_data, out)
+    return folders

@@ -1,54 +1,21 @@
-"""Every script end to end on tiny data: the artefacts, repetition, resuming, and mistakes."""
+"""Every script end to end on tiny data: the artefacts, repetition, and a user's mistakes."""
 
 import importlib
-import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import chain
-from pathlib import Path
 
 import h5py
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from running import ROOT, SCRIPTS, history, run, without_times
 
-from dataload import H5Dataset
-from engine.loop import epoch_batches, evaluate
-
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(path.stem for path in ROOT.glob("MTL_*.py") if path.stem != "MTL_Utils")
-TINY = ["--epochs", "3", "--batch-size", "4", "--widths", "8", "8", "8", "8", "--size", "1"]
-
-
-def command(script, data, out, *flags):
-    paths = ["--h5-save-path", str(data), "--file-save-path", str(out), "--device", "cpu"]
-    return [sys.executable, str(ROOT / f"{script}.py"), *paths, *TINY, *flags]
-
-
-def run(script, data, out, *flags, code=0):
-    """What the script prints on stderr; from another folder, as a user might."""
-    arguments = command(script, data, out, *flags)
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=data.parent, check=False)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
-def history(out, name="main"):
-    return torch.load(out / f"{name}_history.pt", weights_only=True)
-
-
-def without_times(record):
-    return {key: value for key, value in record.items() if key not in ("seconds", "config")}
-
-
-@pytest.fixture(scope="module")
-def finished(shared_data, tmp_path_factory):
-    """A finished run of every script, by name."""
-    folders = {script: tmp_path_factory.mktemp(script) / "out" for script in SCRIPTS}
-    for script, out in folders.items():
-        run(script, shared_data, out)
-    return folders
+from dataload import Augment, H5Dataset
+from engine import loop
+from engine.loop import TrainingStep, epoch_batches, evaluate
+from engine.processes import Processes
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -78,22 +45,29 @@ OPEN_AND_PREDICT = """
 import sys, torch
 from dataload import H5Dataset
 from engine.loop import autocast
-model, data, out = sys.argv[1:]
-network = torch.load(model, weights_only=False)
-images, _ = H5Dataset("test", data).batch(range(7))
-with torch.inference_mode(), autocast(images.device):
-    torch.save(network.eval()(images), out)
+images, _ = H5Dataset("test", sys.argv[1]).batch(range(7))
+for folder, name in zip(sys.argv[2::2], sys.argv[3::2]):
+    network = torch.load(f"{folder}/{name}_model.pt", weights_only=False)
+    with torch.inference_mode(), autocast(images.device):
+        torch.save(network.eval()(images), f"{folder}/outputs.pt")
 """
 
 
+@pytest.fixture(scope="module")
+def predicted(finished, shared_data):
+    """`finished`, each folder with outputs.pt: a fresh process's outputs for the test split."""
+    pairs = [(str(out), script.removeprefix("MTL_")) for script, out in finished.items()]
+    command = [sys.executable, "-c", OPEN_AND_PREDICT, str(shared_data), *chain(*pairs)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    yield finished
+    for out in finished.values():
+        (out / "outputs.pt").unlink()
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_whole_network_predicts_the_same_in_a_fresh_process(
-    finished, shared_data, tmp_path, script
-):
-    out, name = finished[script], script.removeprefix("MTL_")
-    arguments = [str(out / f"{name}_model.pt"), str(shared_data), str(tmp_path / "outputs.pt")]
-    subprocess.run([sys.executable, "-c", OPEN_AND_PREDICT, *arguments], cwd=ROOT, check=True)
-    outputs = torch.load(tmp_path / "outputs.pt", weights_only=True)
+def test_the_whole_network_predicts_the_same_in_a_fresh_process(predicted, shared_data, script):
+    out, name = predicted[script], script.removeprefix("MTL_")
+    outputs = torch.load(out / "outputs.pt", weights_only=True)
     metrics = importlib.import_module(script).TASKS
     _, targets = H5Dataset("test", shared_data).batch(range(7))
     for task, values in history(out, name)["test"].items():
@@ -120,60 +94,6 @@ def test_the_seed_decides_the_history(finished, shared_data, tmp_path):
     first = without_times(history(finished["MTL_main"]))
     assert without_times(history(tmp_path / "again")) == first
     assert history(tmp_path / "other")["train"] != first["train"]
-
-
-def test_a_stopped_run_resumes_to_the_same_end(finished, shared_data, tmp_path):
-    """SIGTERM somewhere in the run; the rest is done by --resume."""
-    out = tmp_path / "out"
-    arguments = command("MTL_main", shared_data, out, "--epochs", "40")
-    reference = tmp_path / "reference"
-    run("MTL_main", shared_data, reference, "--epochs", "40")
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("epoch 5/"):
-                process.send_signal(signal.SIGTERM)
-            last = line
-    assert process.returncode == 128 + signal.SIGTERM
-    assert last == "stopped by signal 15; go on with --resume\n"
-    assert not (out / "main_history.pt").exists()
-    run("MTL_main", shared_data, out, "--epochs", "40", "--resume")
-    assert without_times(history(out)) == without_times(history(reference))
-    ours, theirs = (torch.load(f / "main_last.pt", weights_only=True) for f in (out, reference))
-    for part in ("network", "average", "best"):
-        assert all(torch.equal(ours[part][key], theirs[part][key]) for key in theirs[part])
-
-
-def test_resuming_with_other_settings_is_refused(finished, shared_data):
-    out = finished["MTL_main"]
-    before = (out / "main_last.pt").read_bytes()
-    message = run("MTL_main", shared_data, out, "--resume", "--learning-rate", "1", code=2)
-    assert "main_last.pt was made with LEARNING_RATE = 0.003, not 1.0" in message
-    assert (out / "main_last.pt").read_bytes() == before
-
-
-def test_resuming_without_a_checkpoint_starts_anew(shared_data, tmp_path):
-    message = run("MTL_main", shared_data, tmp_path / "out", "--resume", "--epochs", "1")
-    assert "no checkpoint" in message and "starting anew" in message
-    assert len(history(tmp_path / "out")["train"]["seg_loss"]) == 1
-
-
-def test_resuming_from_a_damaged_checkpoint_is_refused(shared_data, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "main_last.pt").write_bytes(b"not a checkpoint")
-    message = run("MTL_main", shared_data, tmp_path / "out", "--resume", code=2)
-    assert "main_last.pt: expected a checkpoint, found a damaged file" in message
-
-
-def test_two_processes_share_a_read_only_folder(finished, data_folder, tmp_path):
-    for path in sorted(data_folder.rglob("*"), reverse=True):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    outs = [tmp_path / "a", tmp_path / "b"]
-    pipes = {"stderr": subprocess.PIPE, "text": True}
-    runs = [subprocess.Popen(command("MTL_main", data_folder, out), **pipes) for out in outs]
-    errors = [process.communicate()[1] for process in runs]
-    assert [process.returncode for process in runs] == [0, 0], errors
-    expected = without_times(history(finished["MTL_main"]))
-    assert [without_times(history(out)) for out in outs] == [expected, expected]
 
 
 MISTAKES = {
@@ -215,47 +135,32 @@ def test_damaged_data_is_refused_before_anything_is_written(data_folder, tmp_pat
     assert message.count("\n") == 1
 
 
-def test_an_unwritable_folder_is_named(shared_data, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    message = run("MTL_main", shared_data, tmp_path / "file" / "out", code=2)
-    assert message.startswith("MTL_main.py: --file-save-path: cannot make")
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(shared_data, tmp_path):
-    message = run(
-        "MTL_main", shared_data, tmp_path / "out", "--learning-rate", "1e30", "--clip-norm", "1e30",
-        "--epochs", "9", code=2,
-    )  # fmt: skip
-    assert "is not finite in epoch" in message and "samples [" in message
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_training_step_runs_on_the_meta_device(monkeypatch, script):
-    """No tensor of another device hides in network, losses or weighting."""
+    """No tensor of another device hides in augmentation, network, losses or weighting."""
     # torchvision's box loss indexes with a mask, whose result has no shape without data
     monkeypatch.setattr(torch.fx.experimental._config, "meta_nonzero_assume_all_nonzero", True)
+    monkeypatch.setattr(
+        loop, "autocast", lambda device: nullcontext()
+    )  # which knows no meta device
     module = importlib.import_module(script)
     with torch.device("meta"):
-        network, weighting = module.Network(), module.weighting()
+        step = TrainingStep(module.Network(), module.TASKS, module.weighting())
+        images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
         targets = {
-            "seg": torch.zeros(2, 1, 64, 64),
+            "seg": torch.zeros(2, 1, 64, 64, dtype=torch.uint8),
             "bbox": torch.zeros(2, 4),
             "bin": torch.zeros(2),
         }
-        outputs = network(torch.zeros(2, 3, 64, 64))
-    tasks = module.TASKS.items()
-    weighting({name: task.loss(outputs[name], targets[name]) for name, task in tasks}).backward()
-    assert all(parameter.grad.device.type == "meta" for parameter in network.parameters())
+    augment = Augment(module.DEGREES, module.SCALE, module.SHIFT, module.COLOUR)
+    total, losses = step(*augment(images, targets, torch.Generator()))
+    total.backward()
+    assert losses.device.type == "meta" and losses.shape == (len(module.TASKS),)
+    assert all(parameter.grad.device.type == "meta" for parameter in step.parameters())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
 def test_evaluation_does_not_depend_on_the_batch_size(shared_data, batch_size):
-    class Processes:
-        rank, size, device = 0, 1, torch.device("cpu")
-
-        def sum(self, tensor):
-            return tensor
-
     module = importlib.import_module("MTL_main")
     torch.manual_seed(0)
     network = module.Network().eval()
