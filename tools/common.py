@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from engine.cli import UserError
+from engine.processes import Processes
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # as they are told
@@ -36,3 +37,14 @@ def make_folder(path, flag):
     except OSError as error:
         raise UserError(f"{flag}: cannot make the folder {path} ({error.strerror})") from error
     return path
+
+
+def choose_device(name):
+    """A single process that computes on the device of this name, or on the GPU, or on the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    processes = Processes()
+    processes.use(name)
+    return processes

@@ -39,8 +39,7 @@ from engine.artefacts import replacing
 from engine.cli import Parser, UserError
 from engine.loop import autocast
 from engine.pictures import BLUE, ORANGE
-from engine.processes import Processes
-from tools.common import make_folder, run_tool
+from tools.common import choose_device, make_folder, run_tool
 from tools.networks import open_network
 
 ENDINGS = (".jpg", ".jpeg", ".png")  # looked for in a folder
@@ -188,7 +187,7 @@ def write_results(path, picture, output, class_names, files):
 def run(argv):
     """Predict batch by batch; returns the exit code, raises UserError."""
     options = parse(argv)
-    device, out = Processes(options.device).device, Path(options.out)
+    device, out = choose_device(options.device).device, Path(options.out)
     paths = list_pictures(options.images, out)
     network, history = open_network(options.model, device)
     files, failed, batch = choose_names(paths, make_folder(out, "--out")), False, []
