@@ -34,25 +34,6 @@ class TrainingStep(nn.Module):
         return self.weighting(losses), torch.stack([loss.detach() for loss in losses.values()])
 
 
-class Guard:
-    """Freezes the weights, on the device, from the first non-finite loss or gradient on.
-
-    The fused optimiser skips its update where `found_inf` is 1; once set it stays, so the host may
-    look later without harm: it does so before anything is saved. Processes share the gradient, so
-    they freeze at the same step.
-    """
-
-    def __init__(self, optimiser, device):
-        self.optimiser = optimiser
-        self.optimiser.found_inf = torch.zeros((), device=device)
-        self.optimiser.grad_scale = None
-
-    def watch(self, losses, norm):
-        """Losses (T,) and gradient norm of a step, before the optimiser's."""
-        bad = ~(losses.isfinite().all() & norm.isfinite())
-        self.optimiser.found_inf = torch.maximum(self.optimiser.found_inf, bad.float())
-
-
 def autocast(device):
     """bf16 on any device: no loss scaling is needed, and CPUs and GPUs have units for it."""
     return torch.autocast(device.type, torch.bfloat16)
@@ -89,6 +70,29 @@ def loader(dataset, batches, device):
         yield images.to(device, non_blocking=True), targets
 
 
+def train_step(run, images, targets, generator):
+    """Augment a batch and learn from it; nothing here makes a GPU wait.
+
+    Args:
+        run: the Run, for its augmentation, step, optimiser and average.
+        generator: of this step's random numbers.
+
+    Returns:
+        (T + 1,) the tasks' unweighted losses and the norm of the gradient. If one of them is not
+        finite, the weights stay as they were, in this step and all later ones.
+    """
+    images, targets = run.augment(images, targets, generator)
+    total, losses = run.step(images.contiguous(memory_format=torch.channels_last), targets)
+    run.optimiser.zero_grad()
+    total.backward()
+    norm = clip_grad_norm_(run.step.parameters(), run.clip_norm)
+    values = torch.cat([losses, norm[None]])
+    run.optimiser.freeze(~values.isfinite().all())
+    run.optimiser.step()
+    run.average.update_parameters(run.network)
+    return values
+
+
 def train_epoch(run, batches, epoch, done, rows):
     """Train on `batches[done:]` and append each step's losses [T] to `rows`.
 
@@ -96,8 +100,7 @@ def train_epoch(run, batches, epoch, done, rows):
     every step, so that what `run` holds then may be saved.
 
     Args:
-        run: the Run, for its step, optimiser, schedule, average and report; `run.pause()` is asked
-            after every step whether to end the epoch early.
+        run: the Run; `run.pause()` is asked after every step whether to end the epoch early.
 
     Returns:
         The number of steps done in this epoch.
@@ -105,23 +108,14 @@ def train_epoch(run, batches, epoch, done, rows):
     Raises:
         UserError: a loss or gradient is not finite; names task, epoch, step and samples.
     """
-    world, guard = run.processes, Guard(run.optimiser, run.processes.device)
+    world = run.processes
     mine = [batch[world.rank :: world.size] for batch in batches]
     tasks, recent, paused = list(run.tasks), [], False
     run.step.train()
     bar = run.report.bar(epoch, batches, done)
     for images, targets in loader(run.data["train"], mine[done:], world.device):
         generator = seeded(run.seed, epoch, done, world.rank)
-        images, targets = run.augment(images, targets, generator)
-        total, losses = run.step(images.contiguous(memory_format=torch.channels_last), targets)
-        run.optimiser.zero_grad()
-        total.backward()
-        norm = clip_grad_norm_(run.step.parameters(), run.clip_norm)
-        guard.watch(losses, norm)
-        run.optimiser.step()
-        run.schedule.step()
-        run.average.update_parameters(run.network)
-        recent.append(torch.cat([losses, norm[None]]))
+        recent.append(train_step(run, images, targets, generator))
         done += 1
         bar.update(len(batches[0]))
         paused = run.pause()

@@ -17,7 +17,8 @@ class Optimiser:
     al. 2025, arXiv:2502.16982), both share one learning rate. Biases, norms, and matrices with
     fewer than 16 rows or columns go to AdamW; what has one dimension has no weight decay.
 
-    `skip` freezes all weights from a bad step on, on the device, so that nobody waits for it.
+    `freeze` stops all weights from a bad step on; it does so on the device, so that the host need
+    not wait to learn of it.
 
     Args:
         parameters: of the network and the loss weighting.
@@ -32,9 +33,8 @@ class Optimiser:
         chosen = {id(p) for p in self.kernels}
         others = [p for p in parameters if id(p) not in chosen]
         self.matrices = [nn.Parameter(_matrix(p.detach())) for p in self.kernels]  # same memory
-        muon = torch.optim.Muon(
-            self.matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        groups = [{"params": self.matrices, "weight_decay": weight_decay}]  # may be empty
+        muon = torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw")
         groups = [
             {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
@@ -48,14 +48,14 @@ class Optimiser:
                 part, learning_rate, total_steps, pct_start=WARM_UP, cycle_momentum=part is adamw
             )
 
-    def skip(self, bad):
-        """Freeze the weights from now on if `bad`, a scalar bool tensor, is true."""
+    def freeze(self, bad):
+        """Keep the weights as they are from now on if `bad`, a scalar bool tensor, is true."""
         self.bad.copy_(torch.maximum(self.bad, bad.to(self.bad)))
 
     @torch.no_grad()
     def step(self):
         """Update the weights and the learning rates."""
-        before = torch._foreach_add(self.matrices, 0)
+        before = [matrix.clone() for matrix in self.matrices]
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             matrix.grad = None if kernel.grad is None else _matrix(kernel.grad)
         self.parts["muon"].step()

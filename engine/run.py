@@ -15,13 +15,14 @@ from dataload import SPLITS, Augment, DataError, H5Dataset
 from engine import artefacts, pictures
 from engine.cli import UserError, constants, parse
 from engine.loop import TrainingStep, epoch_batches, evaluate, seeded, train_epoch
+from engine.optimiser import Optimiser
 from engine.processes import Processes, StopSignals
 from engine.report import Report, save_csv
 from MTL_Utils import ratios
 
 CHECKPOINT_SECONDS = 20  # a kill loses at most this much training
 FREE_SETTINGS = ("H5_SAVE_PATH", "FILE_SAVE_PATH")  # may differ between a run and its resumption
-PARTS = ("network", "weighting", "average", "optimiser", "schedule")  # of a Run, in a checkpoint
+PARTS = ("network", "weighting", "average", "optimiser")  # of a Run, in a checkpoint
 PROGRESS = ("history", "best", "done", "rows", "seconds")  # the rest of it
 
 
@@ -117,15 +118,8 @@ class Run:
         self._check_side()
         step = TrainingStep(self.network, self.tasks, module.weighting()).to(device)
         self.weighting = step.weighting
-        matrices = [p for p in step.parameters() if p.ndim > 1]
-        others = [p for p in step.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, weight_decay=module.WEIGHT_DECAY, fused=True)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser,
-            module.LEARNING_RATE,
-            total_steps=module.EPOCHS * self.steps,
-            pct_start=0.2,
+        self.optimiser = Optimiser(
+            step.parameters(), module.LEARNING_RATE, module.WEIGHT_DECAY, module.EPOCHS * self.steps
         )
         self.average = AveragedModel(
             self.network, multi_avg_fn=ema(module.EMA_DECAY), use_buffers=True
