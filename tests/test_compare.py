@@ -6,6 +6,7 @@ import math
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from running import history
 
 from tools import compare, histories
 from tools.comparison import interval, mean_gain, relative_gains
@@ -254,3 +255,14 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     for flag in ("--out", "--export"):
         message = printed(capsys, path, flag, tmp_path / "file" / "out", code=2)
         assert f"{flag}: cannot make the folder" in message
+
+
+def test_histories_of_real_runs(finished, tmp_path, capsys):
+    """What the engine writes is what the tool reads, in both forms."""
+    folders = list(finished.values())
+    table = printed(capsys, *folders)
+    assert sorted(rows(table)[""]) == sorted(name.removeprefix("MTL_") for name in finished)
+    assert printed(capsys, "--export", tmp_path, *folders)
+    assert printed(capsys, tmp_path) == table
+    record = history(finished["MTL_main"])
+    assert f"{record['test']['seg_iou']:.4f}" in table
