@@ -29,10 +29,12 @@ class Optimiser:
 
     def __init__(self, parameters, learning_rate, weight_decay, total_steps):
         parameters = list(parameters)
-        self.kernels = [p for p in parameters if p.ndim > 1 and min(_matrix(p).shape) >= SMALLEST]
+        self.kernels = [
+            p for p in parameters if p.ndim > 1 and min(len(p), p[0].numel()) >= SMALLEST
+        ]
         chosen = {id(p) for p in self.kernels}
         others = [p for p in parameters if id(p) not in chosen]
-        self.matrices = [nn.Parameter(_matrix(p.detach())) for p in self.kernels]  # same memory
+        self.matrices = [nn.Parameter(_matrix(p.detach(), p)) for p in self.kernels]  # same memory
         groups = [{"params": self.matrices, "weight_decay": weight_decay}]  # may be empty
         muon = torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw")
         groups = [
@@ -57,7 +59,7 @@ class Optimiser:
         """Update the weights and the learning rates."""
         before = [matrix.clone() for matrix in self.matrices]
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
-            matrix.grad = None if kernel.grad is None else _matrix(kernel.grad)
+            matrix.grad = None if kernel.grad is None else _matrix(kernel.grad, kernel)
         self.parts["muon"].step()
         for matrix, old in zip(self.matrices, before, strict=True):
             torch.where(self.bad > 0, old, matrix, out=matrix)
@@ -81,6 +83,8 @@ class Optimiser:
             part.load_state_dict(state[name])
 
 
-def _matrix(kernel):
-    """(O, I, h, w) as (O, h w I), (O, I) as it is; a view where memory is in channels_last."""
-    return kernel.permute(0, 2, 3, 1).flatten(1) if kernel.ndim == 4 else kernel
+def _matrix(tensor, kernel):
+    """(O, I, h, w) as (O, I h w) in the order of the kernel's memory, so that the kernel's matrix
+    is a view of it; (O, I) as it is."""
+    channels_last = kernel.ndim == 4 and not kernel.is_contiguous()
+    return (tensor.permute(0, 2, 3, 1) if channels_last else tensor).flatten(1)

@@ -37,6 +37,14 @@ def test_kernels_are_updated_as_matrices_by_muon():
     torch.testing.assert_close(updated, matrix.detach())
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_of_any_layout_learn(layout):
+    net = network().to(memory_format=layout)
+    before = net[0].weight.clone()
+    learn(net, Optimiser(net.parameters(), 0.01, 0.1, total_steps=10))
+    assert (net[0].weight != before).float().mean() > 0.9
+
+
 def test_the_rest_is_updated_by_adamw_and_vectors_do_not_decay():
     net, other = network(), network()
     optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
