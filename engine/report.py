@@ -129,7 +129,8 @@ def summary_writer():
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "--tensorboard: expected the package tensorboard, found none; pip install tensorboard"
+            f"--tensorboard: expected the package tensorboard, found none ({error}); "
+            "pip install tensorboard"
         ) from error
     return SummaryWriter
 
