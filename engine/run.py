@@ -303,6 +303,7 @@ class Run:
             "config": self.config,
             "test": ratios({name: pairs.sum(0) for name, pairs in table.items()}),
             "data": {split: len(data) for split, data in self.data.items()},
+            "data_fingerprint": {k: artefacts.fingerprint(v) for k, v in self.data.items()},
             "side": self.data["train"].side,
             "class_names": self.data["train"].class_names,
             "parameters": sum(p.numel() for p in network.parameters()),

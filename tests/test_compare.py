@@ -190,40 +190,48 @@ def test_out_writes_table_and_picture(runs, tmp_path, capsys):
     assert picture.shape[1] > 800 and picture.std() > 0.05
 
 
-def change_data(history):
-    history["data"] = {"train": 331, "val": 5, "test": 7}
-
-
-def change_fingerprint(history):
-    history["data_fingerprint"] = "b"
-
-
 DIFFERENCES = {
     "epochs": (lambda h: h["config"].update(EPOCHS=5), "EPOCHS = 5, not 4"),
     "batch": (lambda h: h["config"].update(BATCH_SIZE=8), "BATCH_SIZE = 8, not 32"),
     "demo": (lambda h: h["config"].update(demo=True), "demo = True, not False"),
     "processes": (lambda h: h["config"].update(processes=2), "processes = 2, not 1"),
     "side": (lambda h: h.update(side=(96, 64)), "side = [96, 64], not [64, 96]"),
-    "data": (change_data, "data = {'train': 331, 'val': 5, 'test': 7}, not {'train': 330"),
-    "fingerprint": (change_fingerprint, "data_fingerprint = b, not a"),
+    "data": (lambda h: h["data"].update(train=331), "train samples = 331, not 330"),
+    "fingerprint": (lambda h: h["data_fingerprint"].update(test="b"), "test data = b, not a"),
 }
+
+
+def three_runs(folder, change):
+    """Paths of three runs, the last of which is changed; the first tells no fingerprint."""
+    paths = []
+    for place, (name, seed) in enumerate([("baseline", 0), ("main", 0), ("main", 1)]):
+        history = make_history(name, seed)
+        if place != 0:
+            history["data_fingerprint"] = {"train": "a", "val": "a", "test": "a"}
+        if place == 2:
+            change(history)
+        paths.append(save(history, folder / str(place)))
+    return paths
 
 
 @pytest.mark.parametrize("case", DIFFERENCES)
 def test_other_data_or_budgets_are_refused(tmp_path, capsys, case):
     change, how = DIFFERENCES[case]
-    paths = []
-    for place, (name, seed) in enumerate([("baseline", 0), ("main", 0), ("main", 1)]):
-        history = make_history(name, seed)
-        if place != 0:  # the first knows no fingerprint, which is no difference
-            history["data_fingerprint"] = "a"
-        if place == 2:
-            change(history)
-        paths.append(save(history, tmp_path / str(place)))
+    paths = three_runs(tmp_path, change)
     assert printed(capsys, *paths[:2])
     message = printed(capsys, *paths, code=2)
     assert message.startswith(f"compare.py: {paths[2]}: cannot be compared with ")
-    assert how in message
+    assert message.endswith(f"it has {how}\n")
+    if case != "data":
+        assert printed(capsys, *paths, "--train-may-differ", code=2) == message
+
+
+def test_training_data_may_be_compared(tmp_path, capsys):
+    def change(history):
+        history["data"]["train"], history["data_fingerprint"]["train"] = 200, "b"
+
+    table = printed(capsys, *three_runs(tmp_path, change), "--train-may-differ")
+    assert "330 or 200 train, 5 val, 7 test images of 64 x 96" in table
 
 
 def test_variants_of_a_script_are_told_apart(runs, tmp_path, capsys):

@@ -26,6 +26,7 @@ def test_artefacts(finished, shared_data, script):
     assert record["config"]["EPOCHS"] == 3
     assert record["data"] == {"train": 12, "val": 5, "test": 7}
     assert record["class_names"] == ("blue", "red")
+    assert record["data_fingerprint"].keys() == record["data"].keys()
     assert 1 <= record["best_epoch"] <= 3
     for part in ("train", "val"):
         assert all(len(series) == 3 for series in record[part].values())

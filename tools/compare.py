@@ -8,7 +8,8 @@
     python tools/compare.py dwa=runs/a fixed=runs/b       runs of one script that are told apart
 
 Folders are searched to any depth. Runs of one name whose constants differ become columns of their
-own. Runs whose data or budget differ are refused: exit code 2 and one line that says how.
+own. Runs whose data or budget differ are refused: exit code 2 and one line that says how. With
+--train-may-differ the training data may, as when images without a box are left out.
 """
 
 import argparse
@@ -25,12 +26,21 @@ from tools.comparison import markdown
 from tools.curves import save_picture
 
 BUDGET = ("EPOCHS", "BATCH_SIZE", "demo", "processes")  # of the settings
-DATA = ("side", "data", "data_fingerprint")
 FREE = ("SEED", "DEMO_EPOCHS")  # settings that make no variant
 
 
-def refuse_different(runs):
-    """Refuse runs whose data or budget differ; what a history does not tell is passed over.
+def conditions(run, train_may_differ):
+    """{name: value} of what must be the same for all runs; without what a history does not tell."""
+    found = {key: run["config"].get(key) for key in BUDGET} | {"side": run["side"]}
+    for split, count in run["data"].items():
+        if split != "train" or not train_may_differ:
+            found[f"{split} samples"] = count
+            found[f"{split} data"] = (run.get("data_fingerprint") or {}).get(split)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def refuse_different(runs, train_may_differ):
+    """Refuse runs whose data or budget differ.
 
     Args:
         runs: [(path, summary)].
@@ -40,10 +50,7 @@ def refuse_different(runs):
     """
     known = {}
     for path, run in runs:
-        found = {key: run["config"].get(key) for key in BUDGET} | {
-            key: run.get(key) for key in DATA
-        }
-        found = {key: value for key, value in found.items() if value is not None}
+        found = conditions(run, train_may_differ)
         differ = {key: v for key, v in found.items() if known.get(key, (path, v))[1] != v}
         if differ:
             other = known[next(iter(differ))][0]
@@ -94,7 +101,7 @@ def compare(argv):
         for path in histories.export(runs, folder):
             print(path)
         return
-    refuse_different(runs)
+    refuse_different(runs, options.train_may_differ)
     columns = group(runs)
     if options.baseline not in columns and options.baseline != EXPERIMENTS[0]:
         raise UserError(
@@ -118,6 +125,8 @@ def parse(argv):
     add("runs", nargs="+", metavar="RUNS", help="[LABEL=] file or folder of finished runs")
     add("--split", choices=("test", "val"), default="test", help="which values (test)")
     add("--baseline", default=EXPERIMENTS[0], help=f"of the gains ({EXPERIMENTS[0]})")
+    help_text = "only the data of val and test must be the same"
+    add("--train-may-differ", action="store_true", help=help_text)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", metavar="FOLDER", help="also write compare.md and compare.png")
     target.add_argument("--export", metavar="FOLDER", help="only write NAME_seedK.json of each run")

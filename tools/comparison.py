@@ -143,11 +143,12 @@ def gain(by_seed, form=".4f"):
 
 def footnotes(columns, split, baseline):
     """What the numbers are: split, budget, intervals and references."""
-    run = next(iter(next(iter(columns.values())).values()))
-    config, counts = run["config"], run["data"]
+    runs = [run for seeds in columns.values() for run in seeds.values()]
+    config = runs[0]["config"]
     what = "Test split" if split == "test" else "Validation split at the best epoch"
-    data = ", ".join(f"{count} {name}" for name, count in counts.items())
-    side = " x ".join(map(str, run["side"]))
+    counts = {name: dict.fromkeys(run["data"][name] for run in runs) for name in runs[0]["data"]}
+    data = ", ".join(f"{' or '.join(map(str, each))} {name}" for name, each in counts.items())
+    side = " x ".join(map(str, runs[0]["side"]))
     lines = [
         f"{what}: mean ± standard deviation over seeds. Budget: {config['EPOCHS']} epochs, "
         f"batches of {config['BATCH_SIZE']}, {data} images of {side}."
