@@ -26,10 +26,10 @@ H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/main"  # folder for weights, history and pictures
 
 # training
-EPOCHS = 200
+EPOCHS = 120
 DEMO_EPOCHS = 60  # EPOCHS of --demo
 BATCH_SIZE = 32  # images per step, over all processes
-LEARNING_RATE = 3e-3  # the peak of the one-cycle schedule
+LEARNING_RATE = 7e-3  # the peak of the one-cycle schedule
 WEIGHT_DECAY = 0.05
 EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
 CLIP_NORM = 5.0  # gradient norm
@@ -37,14 +37,16 @@ SEED = 0
 
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
-SIZE = 2  # residual units per block
+SIZE = 1  # residual units per block
 DROPOUT = 0.3  # before the class logit
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
-SCALE = (0.7, 1.6)  # smallest and largest magnification
+SCALE = (0.7, 1.8)  # smallest and largest magnification
+STRETCH = 1.3  # largest ratio of the magnifications of width and height
 SHIFT = 0.15  # largest shift, of the side
-COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
+COLOUR = 0.5  # brightness, contrast, saturation: largest change, of 1
+ERASE = 0.4  # share of the images that lose a rectangle
 
 
 class Network(nn.Module):

@@ -31,6 +31,7 @@ SPLITS = ("train", "val", "test")
 DATASETS = ("images", "masks", "bboxes", "binary")  # each in the file of its name
 DEFAULT_CLASS_NAMES = ("class 0", "class 1")
 SLAB_BYTES = 32 * 2**20  # converted at a time, so a float64 file never stands in memory whole
+ERASED_AREA = 0.1  # of an image, by augmentation
 BOX_TOLERANCE = 1e-3  # pixels by which rounding may push a box over the frame
 
 
@@ -304,14 +305,18 @@ class Augment:
     Args:
         degrees: rotation drawn from [-degrees, degrees].
         scale: (smallest, largest) magnification, drawn log-uniformly.
+        stretch: largest ratio by which width and height are magnified differently, at least 1.
         shift: largest shift as a fraction of the side.
-        colour: c; brightness shifts by up to 128 c, contrast and saturation scale by 1 -+ c.
+        colour: c; brightness shifts by up to 128 c, contrast and saturation scale by 1 -+ c, each
+            channel by 1 -+ c / 2.
+        erase: share of the images in which a rectangle of a tenth of the area turns grey.
     """
 
     MIN_VISIBLE = 0.7
 
-    def __init__(self, degrees, scale, shift, colour):
-        self.degrees, self.scale, self.shift, self.colour = degrees, scale, shift, colour
+    def __init__(self, degrees, scale, stretch, shift, colour, erase):
+        self.degrees, self.scale, self.stretch = degrees, scale, stretch
+        self.shift, self.colour, self.erase = shift, colour, erase
 
     def __call__(self, images, targets, generator):
         """Images uint8 (B, 3, H, W) and targets -> float32 images in [0, 255] and targets.
@@ -327,36 +332,51 @@ class Augment:
         stacked = torch.cat([images.float() - 128, targets["seg"].float()], dim=1)  # (B, 4, H, W)
         stacked = F.grid_sample(stacked, grid, align_corners=False)
         pixels = stacked[:, :3].flatten(2)  # (B, 3, H W)
-        pixels = torch.baddbmm(brightness.to(device), colour.to(device), pixels)
+        pixels = torch.baddbmm(brightness.to(device), colour.to(device), pixels).view(images.shape)
+        pixels *= self.draw_kept(size, height, width, generator).to(device)
         moved = {
             **targets,
             "seg": (stacked[:, 3:] > 0.5).to(torch.uint8),
             "bbox": move_boxes(targets["bbox"], forward.to(device), self.MIN_VISIBLE),
         }
-        return pixels.add_(128).clamp_(0, 255).view(images.shape), moved
+        return pixels.add_(128).clamp_(0, 255), moved
 
     def draw_affine(self, size, aspect, generator):
         """(B, 3, 3) maps of input to output, both in [-1, 1] of width and height."""
-        uniform = torch.rand(5, size, generator=generator) * 2 - 1  # in [-1, 1]
+        uniform = torch.rand(6, size, generator=generator) * 2 - 1  # in [-1, 1]
         angle = uniform[0] * math.radians(self.degrees)
         low, high = math.log(self.scale[0]), math.log(self.scale[1])
         zoom = torch.exp((low + high) / 2 + uniform[1] * (high - low) / 2)
-        flip = torch.where(uniform[2] < 0, -1.0, 1.0)
+        stretch = torch.exp(uniform[2] * math.log(self.stretch) / 2)
+        wide, high = zoom * stretch * torch.where(uniform[3] < 0, -1.0, 1.0), zoom / stretch
         maps = torch.eye(3).repeat(size, 1, 1)
-        maps[:, 0, 0] = zoom * torch.cos(angle) * flip
-        maps[:, 0, 1] = -zoom * torch.sin(angle) / aspect
-        maps[:, 1, 0] = zoom * torch.sin(angle) * flip * aspect
-        maps[:, 1, 1] = zoom * torch.cos(angle)
-        maps[:, :2, 2] = uniform[3:].T * 2 * self.shift
+        maps[:, 0, 0] = wide * torch.cos(angle)
+        maps[:, 0, 1] = -high * torch.sin(angle) / aspect
+        maps[:, 1, 0] = wide * torch.sin(angle) * aspect
+        maps[:, 1, 1] = high * torch.cos(angle)
+        maps[:, :2, 2] = uniform[4:].T * 2 * self.shift
         return maps
 
     def draw_colour(self, size, generator):
         """(B, 3, 3) matrices for RGB - 128, and (B, 1, 1) brightness to add."""
-        uniform = torch.rand(3, size, 1, 1, generator=generator) * 2 - 1
+        uniform = torch.rand(6, size, 1, 1, generator=generator) * 2 - 1
         contrast, saturation = 1 + self.colour * uniform[0], 1 + self.colour * uniform[1]
         grey = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)  # ITU-R BT.601 luma, as a matrix
         matrix = contrast * (saturation * torch.eye(3) + (1 - saturation) * grey)
-        return matrix, 128 * self.colour * uniform[2]
+        channels = 1 + self.colour / 2 * uniform[3:].permute(1, 0, 2, 3)[..., 0]  # (B, 3, 1)
+        return channels * matrix, 128 * self.colour * uniform[2]
+
+    def draw_kept(self, size, height, width, generator):
+        """(B, 1, H, W) bool, False in a rectangle of some of the images."""
+        uniform = torch.rand(4, size, 1, generator=generator)
+        erased = uniform[0] < self.erase  # (B, 1)
+        ratio = 2 ** (uniform[1] * 2 - 1)
+        half = math.sqrt(ERASED_AREA) / 2
+        x = (torch.arange(width) + 0.5) / width  # (W,)
+        y = (torch.arange(height) + 0.5) / height
+        across = ((x - uniform[2]).abs() < half * ratio.sqrt()) & erased  # (B, W)
+        along = (y - uniform[3]).abs() < half / ratio.sqrt()  # (B, H)
+        return ~(along[:, None, :, None] & across[:, None, None])
 
 
 def move_boxes(boxes, maps, min_visible):

@@ -19,9 +19,10 @@ RULES = {  # of the constants the engine knows and those of a usual network; Net
     **dict.fromkeys(("EPOCHS", "DEMO_EPOCHS", "BATCH_SIZE", "SIZE"), COUNT),
     **dict.fromkeys(("LEARNING_RATE", "CLIP_NORM"), POSITIVE),
     **dict.fromkeys(("WEIGHT_DECAY", "SEED"), NOT_NEGATIVE),
-    **dict.fromkeys(("EMA_DECAY", "DROPOUT", "SHIFT", "COLOUR"), SHARE),
+    **dict.fromkeys(("EMA_DECAY", "DROPOUT", "SHIFT", "COLOUR", "ERASE"), SHARE),
     "WIDTHS": (lambda value: min(value) >= 1, "numbers above 0"),
     "DEGREES": (lambda value: 0 <= value <= 180, "0-180"),
+    "STRETCH": (lambda value: value >= 1 and math.isfinite(value), "a number of at least 1"),
     "SCALE": (
         lambda value: len(value) == 2 and 0 < value[0] <= value[1] < math.inf,
         "two numbers, 0 < smallest <= largest",

@@ -77,6 +77,13 @@ def data_folder(module, demo):
         yield Path(folder) / "demo"
 
 
+def augmentation(module):
+    """The joint augmentation that the constants of a script describe."""
+    return Augment(
+        module.DEGREES, module.SCALE, module.STRETCH, module.SHIFT, module.COLOUR, module.ERASE
+    )
+
+
 class Run:
     """Everything a run needs and a checkpoint holds."""
 
@@ -88,7 +95,7 @@ class Run:
         self.report = Report(module.EPOCHS, processes.is_first, options.quiet, options.tensorboard)
         self.seed, self.clip_norm = module.SEED, module.CLIP_NORM
         self.data = {split: H5Dataset(split, folder) for split in SPLITS}
-        self.augment = Augment(module.DEGREES, module.SCALE, module.SHIFT, module.COLOUR)
+        self.augment = augmentation(module)
         self.target = next(iter(self.tasks))
         self.steps = self._count_steps()
         self._build()

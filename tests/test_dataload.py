@@ -179,9 +179,18 @@ def test_complaints_name_the_file(data_folder, case, memory_limit):
     assert "\n" not in str(error.value)
 
 
+NO_CHANGE = {
+    "degrees": 0.0,
+    "scale": (1.0, 1.0),
+    "stretch": 1.0,
+    "shift": 0.0,
+    "colour": 0.0,
+    "erase": 0.0,
+}
+
+
 def augmented(dataset, **settings):
-    off = {"degrees": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0}
-    augment = Augment(**off | settings)
+    augment = Augment(**NO_CHANGE | settings)
     images, targets = dataset.batch(range(8))
     generator = torch.Generator().manual_seed(3)
     return augment, images, targets, augment(images, targets, generator)
@@ -229,10 +238,11 @@ def test_colour_agrees_with_torchvision(shared_data):
     colour, brightness = augment.draw_colour(8, torch.Generator().manual_seed(3))
     assert brightness.abs().max() <= 0.3 * 128
     grey = torch.full((3, 1), 50.0)
-    contrast = (colour[0] @ grey / 50)[0]  # saturation leaves grey alone
-    assert 0.7 <= contrast <= 1.3
+    contrast = colour[0] @ grey / 50  # (3, 1), with the gains of the channels
+    assert ((contrast >= 0.7 * 0.85) & (contrast <= 1.3 * 1.15)).all()
+    assert contrast.std() > 0.01
     saturation = (
-        1 + (torch.rand(3, 8, generator=torch.Generator().manual_seed(3))[1, 0] * 2 - 1) * 0.3
+        1 + (torch.rand(6, 8, generator=torch.Generator().manual_seed(3))[1, 0] * 2 - 1) * 0.3
     )
     pixels = images[0].float()
     ours = ((colour[0] / contrast) @ pixels.flatten(1)).view_as(pixels)
@@ -240,8 +250,29 @@ def test_colour_agrees_with_torchvision(shared_data):
     torch.testing.assert_close(ours.clamp(0, 255), oracle, atol=0.2, rtol=0)
 
 
+def test_erased_is_a_grey_rectangle_of_a_tenth_of_the_area(shared_data):
+    *_, (moved, _) = augmented(H5Dataset("train", shared_data), erase=0.5)
+    *_, (kept, _) = augmented(H5Dataset("train", shared_data))
+    changed = (moved != kept).any(1)  # (B, H, W)
+    assert 0 < changed.any((1, 2)).sum() < 8
+    assert (moved.permute(0, 2, 3, 1)[changed] == 128).all()
+    for mask in changed[changed.any((1, 2))]:
+        ys, xs = mask.nonzero(as_tuple=True)
+        rectangle = (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1)
+        assert rectangle == mask.sum()
+        assert rectangle <= 0.15 * 32 * 32  # of a tenth, by whole pixels; less at the frame
+
+
+def test_stretch_is_bounded(shared_data):
+    augment = augmented(H5Dataset("train", shared_data), stretch=1.5)[0]
+    maps = augment.draw_affine(200, 1.0, torch.Generator().manual_seed(0))
+    ratio = maps[:, 0, 0].abs() / maps[:, 1, 1]
+    assert 1 / 1.5 <= ratio.min() < 0.75 and 1.33 < ratio.max() <= 1.5
+    torch.testing.assert_close(maps[:, :2, :2].det().abs(), torch.ones(200))
+
+
 def test_same_generator_same_batch(shared_data):
-    settings = {"degrees": 20.0, "scale": (0.8, 1.2), "shift": 0.1, "colour": 0.4}
+    settings = {"degrees": 20.0, "scale": (0.8, 1.2), "shift": 0.1, "colour": 0.4, "erase": 0.5}
     first_run, second_run = (
         augmented(H5Dataset("train", shared_data), **settings)[3] for _ in "ab"
     )
@@ -273,7 +304,7 @@ def test_a_box_follows_its_pixels(shared_data):
         for m in targets["seg"][:, 0]
     ]
     targets["bbox"] = torch.stack(boxes) / 32
-    augment = Augment(degrees=30.0, scale=(0.7, 1.0), shift=0.0, colour=0.0)
+    augment = Augment(**NO_CHANGE | {"degrees": 30.0, "scale": (0.7, 1.0), "stretch": 1.2})
     _, moved = augment(images, targets, torch.Generator().manual_seed(0))
     for mask, box in zip(moved["seg"], moved["bbox"], strict=True):
         ys, xs = mask[0].nonzero(as_tuple=True)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from running import ROOT, SCRIPTS, history, run, without_times
 
-from dataload import Augment, H5Dataset
+from dataload import H5Dataset
 from engine import loop
 from engine.loop import TrainingStep, epoch_batches, evaluate
 from engine.processes import Processes
+from engine.run import augmentation
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -153,7 +154,7 @@ def test_a_training_step_runs_on_the_meta_device(monkeypatch, script):
             "bbox": torch.zeros(2, 4),
             "bin": torch.zeros(2),
         }
-    augment = Augment(module.DEGREES, module.SCALE, module.SHIFT, module.COLOUR)
+    augment = augmentation(module)
     total, losses = step(*augment(images, targets, torch.Generator()))
     total.backward()
     assert losses.device.type == "meta" and losses.shape == (len(module.TASKS),)
