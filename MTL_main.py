@@ -26,14 +26,14 @@ H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/main"  # folder for weights, history and pictures
 
 # training
-EPOCHS = 120
+EPOCHS = 120  # passes over the training split
 DEMO_EPOCHS = 60  # EPOCHS of --demo
 BATCH_SIZE = 32  # images per step, over all processes
 LEARNING_RATE = 7e-3  # the peak of the one-cycle schedule
-WEIGHT_DECAY = 0.05
+WEIGHT_DECAY = 0.05  # decoupled
 EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
-CLIP_NORM = 5.0  # gradient norm
-SEED = 0
+CLIP_NORM = 5.0  # largest norm of the gradient
+SEED = 0  # of weights, order, augmentation and dropout
 
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32

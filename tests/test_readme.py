@@ -5,7 +5,6 @@ is shrunk by flags added to a command. What installs or tests is executed by .ci
 or starts several processes is read by its own parser.
 """
 
-import importlib
 import re
 import runpy
 import shlex
@@ -19,6 +18,7 @@ from PIL import Image
 from running import ROOT, SCRIPTS
 from torch.distributed.run import get_args_parser
 
+import MTL_main
 from engine import cli
 from tools import make_demo, prepare_pets, run_all
 
@@ -41,17 +41,16 @@ def commands(block):
 
 @pytest.fixture
 def workplace(tmp_path, shared_data, monkeypatch):
-    """A folder like a user's, entered; MTL_main is small there and as before afterwards."""
+    """A folder like a user's, entered; the networks of MTL_main are small meanwhile."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pets").symlink_to(shared_data)
     Image.new("RGB", (70, 40), "brown").save(tmp_path / "photo.jpg")
     draw = make_demo.make_demo
     monkeypatch.setattr(make_demo, "make_demo", lambda folder: draw(folder, 32, (8, 4, 4)))
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module("MTL_main")
-    before = cli.constants(module)
-    yield tmp_path
-    vars(module).update(before)
+    monkeypatch.setattr(MTL_main, "WIDTHS", (8, 8, 8, 8))
+    monkeypatch.setattr(MTL_main, "SIZE", 1)
+    return tmp_path
 
 
 def execute(words, monkeypatch):
@@ -76,6 +75,8 @@ def execute(words, monkeypatch):
     assert words[0] == "python", line
     tiny = TINY if words[1].startswith("MTL_") and "--help" not in words else []
     with monkeypatch.context() as patch:
+        for name, value in cli.constants(MTL_main).items():
+            patch.setattr(MTL_main, name, value)  # so that what the flags set ends with the command
         patch.setattr(sys, "argv", [*words[1:], *tiny])
         try:
             runpy.run_path(str(ROOT / words[1]), run_name="__main__")
@@ -93,6 +94,7 @@ def test_every_command_and_program_runs(workplace, monkeypatch):
     left = {str(path.relative_to(workplace)) for path in workplace.rglob("*")}
     assert {"runs/main/main_test.png", "runs/mine/main_history.csv", "docs/compare.md"} <= left
     assert {"runs/main_seed1/main_model.pt", "predictions/photo_overlay.png"} <= left
+    assert "runs/main/main_gallery.png" in left
 
 
 def test_the_gate_does_what_the_documents_leave_to_it():
@@ -153,6 +155,12 @@ def test_every_script_and_every_link_is_there():
     for text in (README, (ROOT / "CONTRIBUTING.md").read_text()):
         for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
             assert (ROOT / link).exists(), link
+
+
+def test_every_paper_that_the_code_names_is_among_the_sources():
+    code = [*ROOT.glob("*.py"), *(ROOT / "engine").glob("*.py")]
+    papers = {paper for path in code for paper in re.findall(r"arXiv:[\d.]+\d", path.read_text())}
+    assert papers <= set(re.findall(r"arXiv:[\d.]+\d", README)), papers
 
 
 def test_contributing_fits_on_one_screen_and_the_licence_is_mit():
