@@ -21,6 +21,8 @@ RULES = {  # of the constants the engine knows and those of a usual network; Net
     **dict.fromkeys(("WEIGHT_DECAY", "SEED"), NOT_NEGATIVE),
     **dict.fromkeys(("EMA_DECAY", "DROPOUT", "SHIFT", "COLOUR", "ERASE"), SHARE),
     "WIDTHS": (lambda value: min(value) >= 1, "numbers above 0"),
+    "STRETCH": (lambda value: 1 <= value < math.inf, "a number of at least 1"),
+    "ERASE": (lambda value: 0 <= value <= 1, "0-1"),
     "DEGREES": (lambda value: 0 <= value <= 180, "0-180"),
     "STRETCH": (lambda value: value >= 1 and math.isfinite(value), "a number of at least 1"),
     "SCALE": (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import UserError, constants, described, parse
+from engine.cli import RULES, UserError, constants, described, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("MTL_*.py") if path.stem != "MTL_Utils")
@@ -148,8 +148,19 @@ BAD = {
     "ERASE": (1.0, "a number of at least 0 and below 1, found 1.0"),
     "STRETCH": (0.9, "a number of at least 1, found 0.9"),
     "DEGREES": (-1.0, "0-180, found -1.0"),
+    "STRETCH": (0.9, "a number of at least 1, found 0.9"),
+    "ERASE": (1.1, "0-1, found 1.1"),
     "SCALE": ((1.6, 0.7), "two numbers, 0 < smallest <= largest, found 1.6 0.7"),
 }
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_number_of_a_script_has_a_rule(name):
+    values = constants(importlib.import_module(name))
+    numbers = {n for n, value in values.items() if not isinstance(value, str | bool)}
+    assert numbers <= set(RULES)
+
+
 BAD_SCALES = [(0.0, 1.0), (1.0,), (0.7, 1.0, 1.6), (0.5, float("inf"))]
 
 
