@@ -9,7 +9,9 @@
 
 Datasets are found by name; a file that holds a single dataset may call it anything. The attribute
 `class_names` of "binary" names the two classes. Files are opened read-only and without locks, so
-any number of runs share one folder, on a read-only disk too.
+any number of runs share one folder, on a read-only disk too. To check a folder of your own:
+
+    python dataload.py DATA_FOLDER
 
 Inside the program an image is uint8 (3, H, W) and its targets are
 
@@ -18,7 +20,10 @@ Inside the program an image is uint8 (3, H, W) and its targets are
      "bin": float32 scalar in {0, 1}, -1 = unknown}
 """
 
+import hashlib
 import math
+import sys
+from itertools import chain
 from pathlib import Path
 
 import h5py
@@ -27,16 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from h5array import DATASETS, DataError, H5Array, read_boxes, read_labels
+
 SPLITS = ("train", "val", "test")
-DATASETS = ("images", "masks", "bboxes", "binary")  # each in the file of its name
-DEFAULT_CLASS_NAMES = ("class 0", "class 1")
-SLAB_BYTES = 32 * 2**20  # converted at a time, so a float64 file never stands in memory whole
 ERASED_AREA = 0.1  # of an image, by augmentation
-BOX_TOLERANCE = 1e-3  # pixels by which rounding may push a box over the frame
-
-
-class DataError(Exception):
-    """A missing, damaged or inconsistent data file; the message is one line that names the file."""
 
 
 class H5Dataset(Dataset):
@@ -54,27 +53,28 @@ class H5Dataset(Dataset):
             and spawn, because no file stays open between two batches.
 
     Attributes:
+        arrays: the four `H5Array` by name.
         side: (H, W) in pixels.
         class_names: the names of class 0 and class 1.
         in_memory: whether images and masks are held in memory.
 
     Raises:
-        DataError: a file is missing or damaged, or its content is not what the layout says.
+        DataError: a file is missing or damaged, or its content is not what the layout says; uint8
+            images that stay on disk are not read before they are asked for.
     """
 
     def __init__(self, split, data_folder_path, memory_limit=8 * 2**30):
-        self.folder = Path(data_folder_path) / split
-        self.split = split
-        self.paths = {name: self.folder / f"{name}.h5" for name in DATASETS}
-        shapes = self._check_layout()
-        self.length, height, width = shapes["images"][:3]
+        self.arrays = split_arrays(Path(data_folder_path) / split)
+        for array in self.arrays.values():
+            array.read_header()
+        for array in self.arrays.values():
+            array.check_shape(self.arrays["images"].shape)
+        self.length, height, width, _ = self.arrays["images"].shape
         self.side = (height, width)
         self.in_memory = self.length * height * width * 4 <= memory_limit
-        self.rows = {"images": (height, width, 3), "masks": (height, width)}
-        self.images = self._load("images")
-        self.masks = self._load("masks")
-        self.bboxes = self._load_bboxes()
-        self.binary, self.class_names = self._load_binary()
+        self.images, self.masks = self._load("images"), self._load("masks")
+        self.bboxes = read_boxes(self.arrays["bboxes"], self.side)
+        self.binary, self.class_names = read_labels(self.arrays["binary"])
 
     def __len__(self):
         return self.length
@@ -95,7 +95,8 @@ class H5Dataset(Dataset):
         if self.in_memory:
             images, masks = self.images[indices], self.masks[indices]
         else:
-            images, masks = self._read_rows("images", indices), self._read_rows("masks", indices)
+            rows = (self.arrays[name].rows(indices.tolist()) for name in ("images", "masks"))
+            images, masks = map(torch.from_numpy, rows)
         targets = {
             "seg": masks[:, None],  # (B, H, W) -> (B, 1, H, W)
             "bbox": self.bboxes[indices],
@@ -103,106 +104,21 @@ class H5Dataset(Dataset):
         }
         return images.permute(0, 3, 1, 2), targets  # (B, H, W, 3) -> (B, 3, H, W)
 
-    def _check_layout(self):
-        """Shapes by dataset name, after every check that needs no values."""
-        if not self.folder.is_dir():
-            raise DataError(
-                f"{self.folder}: no such folder; expected the split '{self.split}' there"
-            )
-        shapes = {name: self._shape(name) for name in DATASETS}
-        images, masks = shapes["images"], shapes["masks"]
-        self._expect("images", len(images) == 4 and images[3] == 3, "(N, H, W, 3)", images)
-        self._expect("images", images[0] > 0, "at least one sample", images)
-        self._expect("images", min(images[1:3]) > 0, "a height and width above 0", images)
-        fits = masks[:3] == images[:3] and masks[3:] in ((), (1,))
-        self._expect("masks", fits, f"one mask for each image, {(*images[:3], 1)}", masks)
-        self._expect(
-            "bboxes", shapes["bboxes"] == (images[0], 4), f"({images[0]}, 4)", shapes["bboxes"]
-        )
-        fits = shapes["binary"] in ((images[0],), (images[0], 1))
-        self._expect("binary", fits, f"({images[0]}, 1)", shapes["binary"])
-        return shapes
-
-    def _expect(self, name, condition, expected, found):
-        if not condition:
-            raise DataError(f"{self.paths[name]}: expected {expected}, found {found}")
-
-    def _shape(self, name):
-        with _opened(self.paths[name]) as file:
-            dataset = _find(file, name, self.paths[name])
-            is_real = dataset.dtype.kind in "buif"
-            self._expect(name, is_real, "real numbers", f"dtype {dataset.dtype}")
-            return dataset.shape or ()
-
     def _load(self, name):
-        """Images or masks as a uint8 tensor; checks every value, keeps none if too large."""
-        shape = (self.length, *self.rows[name]) if self.in_memory else (0,)
-        kept = torch.empty(shape, dtype=torch.uint8)
-        largest = 0
-        with _opened(self.paths[name]) as file:
-            dataset = _find(file, name, self.paths[name])
-            is_safe = name == "images" and dataset.dtype == np.uint8
-            if is_safe and not self.in_memory:
-                return kept
-            for start, stop in _slabs(dataset):
-                values = self._checked(name, dataset[start:stop], start)
-                largest = max(largest, values.max())
-                if self.in_memory:
-                    kept[start:stop] = torch.from_numpy(values).view(-1, *self.rows[name])
-            scaled = name == "images" and dataset.dtype.kind == "f" and largest == 1
-            self._expect(name, not scaled, "values 0-255", "values 0-1; multiply by 255")
+        """Images or masks as one uint8 tensor; None, and only checked, if they stay on disk."""
+        array = self.arrays[name]
+        shape = (self.length, *self.side, 3) if name == "images" else (self.length, *self.side)
+        kept = torch.empty(shape, dtype=torch.uint8) if self.in_memory else None
+        for start, values in array.slabs() if self.in_memory or not array.takes_any() else ():
+            if self.in_memory:
+                kept[start : start + len(values)] = torch.from_numpy(values)
         return kept
 
-    def _checked(self, name, values, start):
-        """uint8 of real `values`, the samples from `start` on, that must fit the layout."""
-        top = 255 if name == "images" else 1
-        if values.dtype == np.bool_ or (values.dtype == np.uint8 and top == 255):
-            return values.astype(np.uint8, copy=False)
-        low, high = values.min(), values.max()  # NaN if any value is NaN
-        if not (low >= 0 and high <= top):
-            wrong = ~((values >= 0) & (values <= top))
-            self._expect(name, False, f"values 0-{top}", _first(values, wrong, start))
-        rounded = np.rint(values, casting="unsafe") if values.dtype.kind == "f" else values
-        if name == "masks" and (rounded != values).any():
-            self._expect(name, False, "values 0 or 1", _first(values, rounded != values, start))
-        return rounded.astype(np.uint8, copy=False)
-
-    def _load_bboxes(self):
-        """(N, 4) float32 boxes as fractions of width and height; pixels are checked first."""
-        with _opened(self.paths["bboxes"]) as file:
-            boxes = _find(file, "bboxes", self.paths["bboxes"])[()].astype(np.float64)
-        height, width = self.side
-        unknown = np.isnan(boxes).all(axis=1)
-        inside = (boxes[:, :2] >= -BOX_TOLERANCE).all(axis=1)
-        inside &= (boxes[:, 2:] <= np.array([width, height]) + BOX_TOLERANCE).all(axis=1)
-        wrong = ~unknown & ~(inside & (boxes[:, :2] < boxes[:, 2:]).all(axis=1))
-        if wrong.any():
-            expected = f"xmin < xmax and ymin < ymax inside {width} x {height}, or four NaN"
-            row = int(wrong.argmax())
-            self._expect("bboxes", False, expected, f"{boxes[row].tolist()} in sample {row}")
-        boxes = np.clip(boxes / [width, height, width, height], 0, 1)
-        return torch.from_numpy(boxes.astype(np.float32))
-
-    def _load_binary(self):
-        """(N,) float32 labels with -1 for unknown, and the two class names."""
-        with _opened(self.paths["binary"]) as file:
-            dataset = _find(file, "binary", self.paths["binary"])
-            labels = dataset[()].reshape(-1).astype(np.float64)
-            names = dataset.attrs.get("class_names", DEFAULT_CLASS_NAMES)
-        names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
-        self._expect("binary", len(names) == 2, "two class_names", f"{len(names)}")
-        labels[np.isnan(labels)] = -1
-        wrong = ~np.isin(labels, (-1, 0, 1))
-        if wrong.any():
-            self._expect("binary", False, "0, 1, -1 or NaN", _first(labels, wrong, 0))
-        return torch.from_numpy(labels.astype(np.float32)), names
-
-    def _read_rows(self, name, indices):
-        """uint8 rows from disk; the file is open only meanwhile, so workers share no handle."""
-        with _opened(self.paths[name]) as file:
-            dataset = _find(file, name, self.paths[name])
-            rows = [self._checked(name, dataset[i : i + 1], i) for i in indices.tolist()]
-        return torch.from_numpy(np.concatenate(rows)).view(-1, *self.rows[name])
+    def digests(self):
+        """Yield a hash of each image, the same where all pixels are."""
+        slabs = [(0, self.images.numpy())] if self.in_memory else self.arrays["images"].slabs()
+        for image in chain.from_iterable(images for _, images in slabs):
+            yield hashlib.sha1(image, usedforsecurity=False).digest()
 
 
 def first(samples):
@@ -210,56 +126,27 @@ def first(samples):
     return samples[0]
 
 
-class _opened:
-    """An H5 file open for reading, without locks; errors of the reader become DataError."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file")
-        try:
-            self.file = h5py.File(self.path, "r", locking=False)
-        except OSError as error:
-            raise DataError(f"{self.path}: not a readable HDF5 file ({_line(error)})") from error
-        return self.file
-
-    def __exit__(self, kind, error, traceback):
-        self.file.close()
-        if kind is not None and not issubclass(kind, DataError) and issubclass(kind, Exception):
-            raise DataError(f"{self.path}: damaged ({_line(error)})") from error
+def split_arrays(folder):
+    """The four H5Array of a split by name, their headers not read yet; DataError if no folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected the split '{folder.name}' there")
+    return {name: H5Array(folder, name) for name in DATASETS}
 
 
-def _line(error):
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _find(file, name, path):
-    """The dataset called `name`, or the only one there is."""
-    if isinstance(file.get(name), h5py.Dataset):
-        return file[name]
-    found = [key for key in file if isinstance(file.get(key), h5py.Dataset)]
-    if len(found) != 1:
-        raise DataError(f"{path}: expected a dataset '{name}', found {sorted(file) or 'nothing'}")
-    return file[found[0]]
-
-
-def _slabs(dataset):
-    """(start, stop) ranges of samples that cover the dataset, of about SLAB_BYTES, whole chunks."""
-    sample_bytes = max(1, dataset.dtype.itemsize * math.prod(dataset.shape[1:]))
-    step = max(1, SLAB_BYTES // sample_bytes)
-    chunk = dataset.chunks[0] if dataset.chunks else 1
-    if chunk <= 4 * step:
-        step = math.ceil(step / chunk) * chunk  # no chunk is decompressed twice
-    for start in range(0, len(dataset), step):
-        yield start, min(start + step, len(dataset))
-
-
-def _first(values, wrong, start):
-    """'VALUE in sample NUMBER' for the first wrong entry of a slab that begins at `start`."""
-    position = np.unravel_index(int(wrong.argmax()), wrong.shape)
-    return f"{values[position]} in sample {start + int(position[0])}"
+def warnings(datasets):
+    """Yield a line for what is valid in {split: H5Dataset} and yet probably a mistake."""
+    places = {}  # hash of an image -> the sample that has it
+    for split, dataset in datasets.items():
+        images, binary = dataset.arrays["images"].path, dataset.arrays["binary"].path
+        known = [dataset.class_names[int(label)] for label in {*dataset.binary.tolist()} - {-1.0}]
+        if len(known) == 1:
+            yield f"{binary}: expected both classes, found only '{known[0]}'"
+        own = {digest: f"sample {i} of {split}" for i, digest in enumerate(dataset.digests())}
+        shared = [f"{own[digest]} is {places[digest]}" for digest in own if digest in places]
+        if shared:
+            found = f"{len(shared)} that another has too, the first: {shared[0]}"
+            yield f"{images}: expected images of this split alone, found {found}"
+        places |= own
 
 
 def write_split(folder, images, masks, bboxes, binary, class_names, provenance):
@@ -272,8 +159,7 @@ def write_split(folder, images, masks, bboxes, binary, class_names, provenance):
         folder: created; must not hold the files yet.
         images: uint8 (N, H, W, 3).
         masks: uint8 (N, H, W, 1) in {0, 1}.
-        bboxes: (N, 4) xmin, ymin, xmax, ymax in pixels, NaN rows for unknown.
-        binary: (N,) or (N, 1) in {0, 1}, -1 for unknown.
+        bboxes, binary: (N, 4) and (N, 1) or (N,) as in the module docstring.
         class_names: the names of class 0 and class 1.
         provenance: attributes (name -> string or number) put on every file.
     """
@@ -394,3 +280,9 @@ def move_boxes(boxes, maps, min_visible):
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     visible = (cut[:, 2:] - cut[:, :2]).prod(1) / area
     return torch.where((visible >= min_visible)[:, None], cut, torch.nan)
+
+
+if __name__ == "__main__":
+    from tools.check_data import main
+
+    sys.exit(main())

@@ -11,7 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from dataload import SPLITS, Augment, DataError, H5Dataset
+from dataload import SPLITS, Augment, DataError, H5Dataset, warnings
 from engine import artefacts, pictures
 from engine.cli import UserError, constants, parse
 from engine.loop import TrainingStep, epoch_batches, evaluate, seeded, train_epoch
@@ -158,6 +158,8 @@ class Run:
         if self.processes.size > 1:
             self.step = DistributedDataParallel(self.step)
         self._announce()
+        for line in warnings(self.data) if self.processes.is_first else ():
+            self.report.warn(f"warning: {line}")
         self.report.start(f"{self.folder / self.name}_tensorboard", len(self.history["seconds"]))
         self.signals.patient = True
         while len(self.history["seconds"]) < self.module.EPOCHS:

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from conftest import COUNTS, draw
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from dataload import Augment, DataError, H5Dataset, first, move_boxes
+from dataload import Augment, DataError, H5Dataset, first, move_boxes, warnings
 
 
 def rewrite(folder, name, array, key=None, split="train", attributes=None, **options):
@@ -127,6 +128,29 @@ def truncate(folder):
     os.truncate(path, path.stat().st_size // 2)
 
 
+def declare(folder, name, count, written=0, chunks=True):
+    """A file that promises `count` samples and holds the first `written`, one to a chunk."""
+    row = {"images": (32, 32, 3), "masks": (32, 32, 1), "bboxes": (4,)}[name]
+    with h5py.File(folder / "train" / f"{name}.h5", "w") as file:
+        chunks = (1, *row) if chunks else None
+        dataset = file.create_dataset(name, (count, *row), dtype="f8", chunks=chunks)
+        for sample in range(written):
+            dataset[sample] = 1
+
+
+def virtual(folder):
+    """HDF5 reads zeros from a virtual dataset whose source is gone, and says nothing."""
+    layout = h5py.VirtualLayout((12, 32, 32, 1), "u1")
+    layout[:] = h5py.VirtualSource("gone.h5", "masks", (12, 32, 32, 1))
+    with h5py.File(folder / "train" / "masks.h5", "w") as file:
+        file.create_virtual_dataset("masks", layout)
+
+
+def no_values(folder):
+    with h5py.File(folder / "train" / "binary.h5", "w") as file:
+        file["binary"] = h5py.Empty("f4")
+
+
 def two_keys(folder):
     with h5py.File(folder / "train" / "masks.h5", "w") as file:
         file["a"], file["b"] = [1], [2]
@@ -141,7 +165,7 @@ COMPLAINTS = {
     "strings": (lambda f: rewrite(f, "binary", ["a"] * 12), "binary.h5: expected real numbers"),
     "lengths": (damaged("bboxes", lambda a: a[:5]), r"bboxes.h5: expected \(12, 4\), found \(5, 4"),
     "labels": (damaged("binary", lambda a: a[:5]), r"binary.h5: expected \(12, 1\), found \(5,\)"),
-    "empty": (damaged("images", lambda a: a[:0]), "images.h5: expected at least one sample"),
+    "empty": (damaged("images", lambda a: a[:0]), r"images.h5: .*above 0, found \(0, 32, 32, 3\)"),
     "grey": (damaged("images", lambda a: a[..., :1]), r"images.h5: expected \(N, H, W, 3\)"),
     "rank": (damaged("images", lambda a: a[0]), r"images.h5: expected \(N, H, W, 3\)"),
     "mask side": (damaged("masks", lambda a: a[:, :16]), "masks.h5: expected one mask for each"),
@@ -159,13 +183,31 @@ COMPLAINTS = {
     "soft mask": (damaged("masks", put(4, 0.4)), "masks.h5: expected values 0 or 1, found 0.4 in"),
     "inverted": (damaged("bboxes", put(5, [9, 1, 3, 8])), "bboxes.h5.*in sample 5"),
     "no area": (damaged("bboxes", put(5, [3, 1, 3, 8])), "bboxes.h5.*in sample 5"),
+    "no area in float32": (damaged("bboxes", put(5, [3, 1, 3 + 1e-9, 8])), "bboxes.h5.* sample 5"),
+    "on the edge": (damaged("bboxes", put(5, [32, 1, 32.0005, 8])), "bboxes.h5.* sample 5"),
     "outside": (damaged("bboxes", put(5, [1, 1, 33, 8])), "bboxes.h5.*inside 32 x 32"),
     "half nan": (damaged("bboxes", put((5, 0), np.nan)), "bboxes.h5.*or four NaN, found"),
     "class 2": (damaged("binary", put(3, 2)), "binary.h5: expected 0, 1, -1 or NaN, found 2.0 in"),
     "three names": (
         lambda f: rewrite(f, "binary", draw(12, 0)[3], attributes={"class_names": ["a", "b", "c"]}),
-        "binary.h5: expected two class_names, found 3",
+        r"binary.h5: expected two class_names, found \['a', 'b', 'c'\]",
     ),
+    "a word for names": (
+        lambda f: rewrite(f, "binary", draw(12, 0)[3], attributes={"class_names": "ab"}),
+        r"binary.h5: expected two class_names, found \['ab'\]",
+    ),
+    "numbers for names": (
+        lambda f: rewrite(f, "binary", draw(12, 0)[3], attributes={"class_names": [3, 4]}),
+        r"binary.h5: expected two class_names, found \[3, 4\]",
+    ),
+    "a hole": (lambda f: declare(f, "masks", 12, written=1), "masks.h5.*all of .*some never writt"),
+    "a file of nothing": (lambda f: declare(f, "images", 10**9, written=0), "some never written"),
+    "one great hole": (
+        lambda f: declare(f, "bboxes", 10**9, chunks=None),
+        r"bboxes.h5: expected values for all of \(1000000000, 4\), found some never written",
+    ),
+    "values elsewhere": (virtual, "masks.h5: expected values for all .* found some never written"),
+    "no values": (no_values, "binary.h5: expected real numbers, found shape None of dtype float32"),
 }
 
 
@@ -177,6 +219,86 @@ def test_complaints_name_the_file(data_folder, case, memory_limit):
     with pytest.raises(DataError, match=message) as error:
         H5Dataset("train", data_folder, memory_limit)
     assert "\n" not in str(error.value)
+
+
+def break_a_chunk(folder, split, sample):
+    """Zero the compressed bytes of one image, which the headers do not tell."""
+    images = draw(COUNTS[split], 0)[0]
+    rewrite(folder, "images", images, split=split, chunks=(1, 32, 32, 3), compression="gzip")
+    path = folder / split / "images.h5"
+    with h5py.File(path) as file:
+        chunk = file["images"].id.get_chunk_info(sample)
+    with open(path, "r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(bytes(chunk.size))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damage_that_shows_when_read_is_one_line(data_folder, num_workers):
+    break_a_chunk(data_folder, "train", sample=7)
+    with pytest.raises(DataError, match="not a readable HDF5 file"):
+        H5Dataset("train", data_folder)
+    dataset = H5Dataset("train", data_folder, memory_limit=0)
+    batches = [[0, 1], [6, 7], [8, 9]]
+    options = {"num_workers": num_workers, "collate_fn": first}
+    with pytest.raises(DataError) as error:
+        list(DataLoader(dataset, batch_sampler=batches, **options))
+    assert str(error.value).startswith(f"{data_folder}/train/images.h5: not a readable HDF5 file (")
+    assert "\n" not in str(error.value)
+
+
+def test_another_file_in_the_place_of_the_first_is_refused(data_folder):
+    dataset = H5Dataset("train", data_folder, memory_limit=0)
+    rewrite(data_folder, "masks", np.zeros((12, 64, 64)))
+    with pytest.raises(
+        DataError, match=r"masks.h5: expected the file of the start, \(12, 32, 32, 1"
+    ):
+        dataset[0]
+
+
+WRITER = """
+import h5py, sys
+for path, version in zip(sys.argv[1:], ("earliest", "latest")):
+    file = h5py.File(path, "w", libver=version)
+    file["binary"] = [0, 1] * 6
+    file.flush()
+    globals()[version] = file
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_file_that_another_process_writes_is_read_or_refused(data_folder):
+    shutil.copytree(data_folder / "train", data_folder / "val", dirs_exist_ok=True)
+    paths = [data_folder / split / "binary.h5" for split in ("train", "val")]
+    command = [sys.executable, "-c", WRITER, *map(str, paths)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"open\n"
+        assert H5Dataset("train", data_folder).binary.tolist() == [0, 1] * 6
+        with pytest.raises(DataError, match=r"val/binary.h5: not a readable.*open for write"):
+            H5Dataset("val", data_folder)  # this format knows that it is not complete
+        writer.stdin.close()
+    assert len(H5Dataset("val", data_folder)) == 12
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+def test_warnings(data_folder, memory_limit):
+    def lines():
+        splits = {split: H5Dataset(split, data_folder, memory_limit) for split in COUNTS}
+        return list(warnings(splits))
+
+    assert lines() == []
+    images = draw(COUNTS["val"], 1)[0]
+    images[3:] = draw(COUNTS["train"], 0)[0][7:9]
+    rewrite(data_folder, "images", images.astype(np.float64), split="val")
+    labels, names = [-1, 1, np.nan, 1, 1, 1, 1], ["cat", "dog"]
+    rewrite(data_folder, "binary", labels, split="test", attributes={"class_names": names})
+    shared, single = lines()
+    assert shared == (
+        f"{data_folder}/val/images.h5: expected images of this split alone, "
+        "found 2 that another has too, the first: sample 3 of val is sample 7 of train"
+    )
+    assert single == f"{data_folder}/test/binary.h5: expected both classes, found only 'dog'"
 
 
 NO_CHANGE = {

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dataload import DEFAULT_CLASS_NAMES
 from engine import artefacts
 from engine.cli import UserError
+from h5array import DEFAULT_CLASS_NAMES
 
 WHOLE, LITE = "_model.pt", "_model_lite.pt"
 
