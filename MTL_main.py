@@ -1,7 +1,6 @@
-"""MTL_main: one shared encoder that segments, locates and recognises the animal.
+"""MTL_main: one shared encoder that segments the animal, locates its head and recognises it.
 
-python MTL_main.py --demo                                    synthetic pets, drawn on the spot
-python MTL_main.py --h5-save-path DATA --file-save-path OUT
+Try `python MTL_main.py --demo`; README.md says how to get data.
 """
 
 from torch import nn
@@ -30,6 +29,7 @@ EPOCHS = 120  # passes over the training split
 DEMO_EPOCHS = 60  # EPOCHS of --demo
 BATCH_SIZE = 32  # images per step, over all processes
 LEARNING_RATE = 7e-3  # the peak of the one-cycle schedule
+SIDES = (0.5, 0.75, 1.0)  # of training images in equal parts of EPOCHS, times the data's side
 WEIGHT_DECAY = 0.05  # decoupled
 EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
 CLIP_NORM = 5.0  # largest norm of the gradient
@@ -57,6 +57,7 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = Encoder(WIDTHS, SIZE)
+        self.stride = self.encoder.stride
         self.seg = Decoder(WIDTHS, SIZE)
         self.bbox = BoxHead(WIDTHS[-1])
         self.bin = ClassHead(WIDTHS[-1], DROPOUT)

@@ -158,15 +158,31 @@ class Decoder(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """One logit from the deepest features: (B, C, h, w) -> (B,)."""
+    """One logit from the deepest features: (B, C, h, w) -> (B,).
 
-    def __init__(self, channels, dropout):
+    Features are averaged over all positions or, if there are any, under each of `looks` maps of
+    weights (B, 1, h, w) >= 0, and what the looks see is put side by side.
+
+    Args:
+        channels: C.
+        dropout: share of what is seen that is dropped in training.
+        looks: number of weight maps.
+    """
+
+    def __init__(self, channels, dropout, looks=1):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.logit = nn.Linear(channels, 1)
+        self.logit = nn.Linear(looks * channels, 1)
 
-    def forward(self, x):
-        return self.logit(self.dropout(x.mean((2, 3))))[:, 0]
+    def forward(self, x, *weights):
+        seen = [weighted_mean(x, weight) for weight in weights] or [x.mean((2, 3))]
+        return self.logit(self.dropout(torch.cat(seen, dim=1)))[:, 0]
+
+
+def weighted_mean(x, weight):
+    """Mean of features (B, C, h, w) under weights (B, 1, h, w) >= 0: (B, C)."""
+    weight = weight.float() + 1e-3  # an empty map counts as a flat one
+    return (x * (weight / weight.sum((2, 3), keepdim=True))).sum((2, 3))
 
 
 class BoxHead(nn.Module):
@@ -187,6 +203,10 @@ class BoxHead(nn.Module):
         nn.init.constant_(self.votes.bias, -1.5)  # softplus(-1.5) = 0.2 of the side
 
     def forward(self, x):
+        return self.look(x)[0]
+
+    def look(self, x):
+        """Boxes (B, 4), and the attention (B, 1, h, w) that weighs the votes, of sum 1."""
         votes = self.votes(self.hidden(x)).float().flatten(2)  # (B, 5, h w)
         attention = votes[:, :1].softmax(2)
         centre = grid_centres(*x.shape[-2:], x.device)  # (2, h w)
@@ -194,7 +214,7 @@ class BoxHead(nn.Module):
         low = (centre - reach[:, :2]).clamp(min=0)
         high = (centre + reach[:, 2:]).clamp(max=1)
         boxes = (attention * torch.cat([low, high], dim=1)).sum(2)  # (B, 4)
-        return boxes.clamp(0, 1)  # rounding may exceed 1
+        return boxes.clamp(0, 1), attention.unflatten(2, x.shape[-2:])  # rounding may exceed 1
 
 
 def grid_centres(height, width, device):

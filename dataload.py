@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import resize
 
 from h5array import DATASETS, DataError, H5Array, read_boxes, read_labels
 
@@ -204,18 +205,22 @@ class Augment:
         self.degrees, self.scale, self.stretch = degrees, scale, stretch
         self.shift, self.colour, self.erase = shift, colour, erase
 
-    def __call__(self, images, targets, generator):
+    def __call__(self, images, targets, generator, side=None):
         """Images uint8 (B, 3, H, W) and targets -> float32 images in [0, 255] and targets.
 
-        All random numbers come from `generator`, on the CPU, so a run repeats on any device.
+        Images and masks are first resized to `side` (h, w), if that is another one. All random
+        numbers come from `generator`, on the CPU, so a run repeats on any device.
         """
+        masks = targets["seg"].float()
+        if side and side != tuple(images.shape[-2:]):
+            images, masks = resize(images, side), resize(masks, side)
         size, (height, width) = len(images), images.shape[-2:]
         forward = self.draw_affine(size, width / height, generator)
         colour, brightness = self.draw_colour(size, generator)
         device = images.device
         backward = torch.linalg.inv(forward)[:, :2].to(device, non_blocking=True)  # output -> input
         grid = F.affine_grid(backward, (size, 4, height, width), align_corners=False)
-        stacked = torch.cat([images.float() - 128, targets["seg"].float()], dim=1)  # (B, 4, H, W)
+        stacked = torch.cat([images.float() - 128, masks], dim=1)  # (B, 4, H, W)
         stacked = F.grid_sample(stacked, grid, align_corners=False)
         pixels = stacked[:, :3].flatten(2)  # (B, 3, H W)
         pixels = torch.baddbmm(brightness.to(device), colour.to(device), pixels).view(images.shape)

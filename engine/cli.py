@@ -20,6 +20,7 @@ RULES = {  # of the constants the engine knows and those of a usual network; Net
     **dict.fromkeys(("LEARNING_RATE", "CLIP_NORM"), POSITIVE),
     **dict.fromkeys(("WEIGHT_DECAY", "SEED"), NOT_NEGATIVE),
     **dict.fromkeys(("EMA_DECAY", "DROPOUT", "SHIFT", "COLOUR", "ERASE"), SHARE),
+    "SIDES": (lambda value: 0 < min(value) <= max(value) <= 1, "numbers above 0, at most 1"),
     "WIDTHS": (lambda value: min(value) >= 1, "numbers above 0"),
     "STRETCH": (lambda value: 1 <= value < math.inf, "a number of at least 1"),
     "ERASE": (lambda value: 0 <= value <= 1, "0-1"),

@@ -70,18 +70,19 @@ def loader(dataset, batches, device):
         yield images.to(device, non_blocking=True), targets
 
 
-def train_step(run, images, targets, generator):
+def train_step(run, images, targets, generator, side=None):
     """Augment a batch and learn from it; nothing here makes a GPU wait.
 
     Args:
         run: the Run, for its augmentation, step, optimiser and average.
         generator: of this step's random numbers.
+        side: (h, w) to train at, if not that of the images.
 
     Returns:
         (T + 1,) the tasks' unweighted losses and the norm of the gradient. If one of them is not
         finite, the weights stay as they were, in this step and all later ones.
     """
-    images, targets = run.augment(images, targets, generator)
+    images, targets = run.augment(images, targets, generator, side)
     total, losses = run.step(images.contiguous(memory_format=torch.channels_last), targets)
     run.optimiser.zero_grad()
     total.backward()
@@ -115,7 +116,7 @@ def train_epoch(run, batches, epoch, done, rows):
     bar = run.report.bar(epoch, batches, done)
     for images, targets in loader(run.data["train"], mine[done:], world.device):
         generator = seeded(run.seed, epoch, done, world.rank)
-        recent.append(train_step(run, images, targets, generator))
+        recent.append(train_step(run, images, targets, generator, run.side_of(epoch)))
         done += 1
         bar.update(len(batches[0]))
         paused = run.pause()

@@ -104,6 +104,14 @@ class Run:
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}
         self.best, self.done, self.rows, self.seconds = None, 0, [], 0.0
 
+    def side_of(self, epoch):
+        """(h, w) of the training images in an epoch: small ones at first, which cost less."""
+        shares, stride = self.module.SIDES, self.network.stride
+        share = shares[(epoch - 1) * len(shares) // self.module.EPOCHS]
+        return tuple(
+            max(1, round(share * pixels / stride)) * stride for pixels in self.data["train"].side
+        )
+
     def _count_steps(self):
         """Steps of an epoch; refuses a batch that the processes cannot share equally."""
         batches = epoch_batches(len(self.data["train"]), self.module.BATCH_SIZE, 0, 0)

@@ -403,6 +403,17 @@ def test_same_generator_same_batch(shared_data):
     assert set(first_run[1]["seg"].unique().tolist()) == {0, 1}
 
 
+def test_images_and_masks_are_resized_together(shared_data):
+    augment, images, targets, _ = augmented(H5Dataset("train", shared_data))
+    generator = torch.Generator().manual_seed(3)
+    moved, moved_targets = augment(images, targets, generator, side=(16, 16))
+    assert moved.shape == (8, 3, 16, 16) and moved_targets["seg"].shape == (8, 1, 16, 16)
+    means = targets["seg"].float().mean((1, 2, 3)), moved_targets["seg"].float().mean((1, 2, 3))
+    torch.testing.assert_close(*means, atol=0.03, rtol=0)
+    means = images.float().mean((1, 2, 3)), moved.mean((1, 2, 3))
+    torch.testing.assert_close(*means, atol=3.0, rtol=0)
+
+
 def test_boxes_by_hand():
     boxes = torch.tensor([[0.25, 0.5, 0.5, 0.75]]).repeat(4, 1)
     maps = torch.eye(3).repeat(4, 1, 1)

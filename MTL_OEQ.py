@@ -1,0 +1,90 @@
+"""MTL_OEQ: the three tasks of MTL_main, whose heads also see what the other heads have found.
+
+Try `python MTL_OEQ.py --demo`; README.md says how to get data.
+"""
+
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+import engine
+from engine.pictures import draw_bbox, draw_bin, draw_seg
+from MTL_Utils import (
+    FixedWeights,
+    Task,
+    bbox_loss,
+    bbox_metrics,
+    bin_loss,
+    bin_metrics,
+    seg_loss,
+    seg_metrics,
+)
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder
+
+# ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
+# paths
+H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
+FILE_SAVE_PATH = "runs/OEQ"  # folder for weights, history and pictures
+
+# training
+EPOCHS = 120  # passes over the training split
+DEMO_EPOCHS = 60  # EPOCHS of --demo
+BATCH_SIZE = 32  # images per step, over all processes
+LEARNING_RATE = 7e-3  # the peak of the one-cycle schedule
+SIDES = (0.5, 0.75, 1.0)  # of training images in equal parts of EPOCHS, times the data's side
+WEIGHT_DECAY = 0.05  # decoupled
+EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
+CLIP_NORM = 5.0  # largest norm of the gradient
+SEED = 0  # of weights, order, augmentation and dropout
+
+# network
+WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
+SIZE = 1  # residual units per block
+DROPOUT = 0.3  # before the class logit
+
+# augmentation
+DEGREES = 15.0  # largest rotation, in degrees
+SCALE = (0.7, 1.8)  # smallest and largest magnification
+STRETCH = 1.3  # largest ratio of the magnifications of width and height
+SHIFT = 0.15  # largest shift, of the side
+COLOUR = 0.5  # brightness, contrast, saturation: largest change, of 1
+ERASE = 0.4  # share of the images that lose a rectangle
+
+
+class Network(nn.Module):
+    """Shape: image (B, 3, H, W) in [0, 255] -> {"seg": (B, 1, H, W) logits, "bbox": (B, 4) xyxy in
+    [0, 1], "bin": (B,) logits}; H and W multiples of 32.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = Encoder(WIDTHS, SIZE)
+        self.stride = self.encoder.stride
+        self.seg = Decoder(WIDTHS, SIZE)
+        self.bbox = BoxHead(WIDTHS[-1])
+        self.bin = ClassHead(WIDTHS[-1], DROPOUT, looks=2)
+
+    def forward(self, image):
+        features = self.encoder(image)
+        deepest = features[-1]  # (B, C, h, w)
+        seg = self.seg(features)
+        bbox, head = self.bbox.look(deepest)
+        animal = adaptive_avg_pool2d(seg.sigmoid(), deepest.shape[-2:])
+        # the class is read off the animal and off its head, but teaches neither where they are
+        return {"seg": seg, "bbox": bbox, "bin": self.bin(deepest, animal.detach(), head.detach())}
+
+
+# ---- losses and metrics: the first task chooses the best epoch ----
+TASKS = {
+    "seg": Task(seg_loss, seg_metrics, draw_seg),
+    "bbox": Task(bbox_loss, bbox_metrics, draw_bbox),
+    "bin": Task(bin_loss, bin_metrics, draw_bin),
+}
+
+
+def weighting():
+    """A new loss weighting: the losses fall to about 0.3, 0.5 and 0.2 and weigh about the same."""
+    return FixedWeights({"seg": 1.0, "bbox": 1.0, "bin": 0.5})
+
+
+if __name__ == "__main__":
+    engine.main("MTL_OEQ")
