@@ -1,4 +1,4 @@
-"""MTL_main: one shared encoder that segments the animal, locates its head and recognises it.
+"""MTL_main: one shared encoder that segments, locates and recognises the animal.
 
 Try `python MTL_main.py --demo`; README.md says how to get data.
 """

@@ -25,7 +25,6 @@ RULES = {  # of the constants the engine knows and those of a usual network; Net
     "STRETCH": (lambda value: 1 <= value < math.inf, "a number of at least 1"),
     "ERASE": (lambda value: 0 <= value <= 1, "0-1"),
     "DEGREES": (lambda value: 0 <= value <= 180, "0-180"),
-    "STRETCH": (lambda value: value >= 1 and math.isfinite(value), "a number of at least 1"),
     "SCALE": (
         lambda value: len(value) == 2 and 0 < value[0] <= value[1] < math.inf,
         "two numbers, 0 < smallest <= largest",
