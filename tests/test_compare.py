@@ -256,8 +256,15 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
         message = printed(capsys, tmp_path / name, code=2)
         assert f"{name}: expected" in message and "found" in message
     history = make_history("main", 0)
+    text = histories.to_json(histories.summarise(history) | {"test": None, "curves": 3})
+    (tmp_path / "c_seed0.json").write_text(text)
+    message = printed(capsys, tmp_path / "c_seed0.json", code=2)
+    assert message.endswith("found no test, curves in it\n")
     del history["test"]
     assert "found no test in it" in printed(capsys, save(history, tmp_path / "part"), code=2)
+    for change in ({"best_epoch": 9}, {"seconds": []}, {"config": {"BATCH_SIZE": 0}}):
+        path = save(make_history("main", 0) | change, tmp_path / "part")
+        assert "found a damaged file (" in printed(capsys, path, code=2)
     (tmp_path / "file").write_text("in the way")
     path = save(make_history("main", 0), tmp_path / "good")
     for flag in ("--out", "--export"):

@@ -23,8 +23,21 @@ from pathlib import Path
 from engine import artefacts
 from engine.cli import UserError
 
-NEEDED = ("name", "config", "train", "val", "best_epoch", "seconds", "data", "side", "test")
-KEPT = ("name", "seed", "config", "data", "side", "best_epoch", "test", "best", "curves")
+NEEDED = {  # of a history, and below of a summary, with their types
+    "name": str,
+    "config": dict,
+    "train": dict,
+    "val": dict,
+    "best_epoch": int,
+    "seconds": list,
+    "data": dict,
+    "side": tuple,
+    "test": dict,
+}
+KEPT = {
+    **{key: kind for key, kind in NEEDED.items() if key not in ("train", "val", "seconds")},
+    **{"seed": int, "side": list, "best": dict, "curves": dict},
+}
 PATHS = ("H5_SAVE_PATH", "FILE_SAVE_PATH")
 CURVES = {"train": ("loss",), "val": ("iou", "accuracy")}  # what is kept of every epoch
 
@@ -78,18 +91,16 @@ def read(path):
     expected = f"{path}: expected the history of a finished run"
     try:
         if path.suffix == ".json":
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            missing = [key for key in KEPT if key not in summary]
+            found, needed = json.loads(path.read_text(encoding="utf-8")), KEPT
         else:
-            history = artefacts.load(path)
-            missing = [key for key in NEEDED if key not in history]
-            summary = None if missing else summarise(history)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            found, needed = artefacts.load(path), NEEDED
+        wrong = [key for key, kind in needed.items() if not isinstance(found.get(key), kind)]
+        if not wrong:
+            return found if needed is KEPT else summarise(found)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{expected}, found a damaged file ({reason})") from error
-    if missing:
-        raise UserError(f"{expected}, found no {', '.join(missing)} in it")
-    return summary
+    raise UserError(f"{expected}, found no {', '.join(wrong)} in it")
 
 
 def find(arguments):

@@ -72,9 +72,8 @@ def _unpickled(path, device):
         network = torch.load(path, map_location=device, weights_only=False)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: expected a whole network, found a damaged file ({reason})") from (
-            error
-        )
+        message = f"{path}: expected a whole network, found a damaged file ({reason})"
+        raise UserError(message) from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{path}: expected a whole network, found a {type(network).__name__}")
     return network
