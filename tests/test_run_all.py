@@ -146,7 +146,7 @@ def test_runs_of_other_settings_are_refused(scripts, series, capfd):
     capfd.readouterr()
     assert series(*chosen, flags=["--epochs", "7"]) == 2
     message = one_line(capfd)
-    assert "main_seed0/main_history.pt: a run with EPOCHS = 200, not 7" in message
+    assert f"main_history.pt: a run with EPOCHS = {MTL_main.EPOCHS}, not 7; choose" in message
     assert len(calls(scripts)) == 1
 
 
