@@ -20,12 +20,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataload import SPLITS, write_split
-from engine.loop import loader, train_step
+from engine.loop import gigaflop, loader, train_step
 from engine.optimiser import Optimiser
 from engine.processes import Processes
 from engine.run import Run
@@ -91,15 +90,6 @@ def seconds_of(work, device):
     return time.perf_counter() - start
 
 
-def gigaflop(run):
-    """GFLOP of one image, forward and backward, by torch's counter."""
-    images, targets = fetch(run, 0)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        run.step(images.float(), targets)[0].backward()
-    return counter.get_total_flops() / len(images) / 1e9
-
-
 def matrix_rate(device):
     """GFLOP/s of a large bf16 matrix product, the best this machine has to offer."""
     a = torch.randn(MATRIX, MATRIX, device=device).bfloat16()
@@ -157,7 +147,7 @@ def main():
         module.FILE_SAVE_PATH = f"{folder}/run"
         write_random_data(Path(folder), settings.size)
         seconds, run, memory = measure(module, folder, settings)
-        work = gigaflop(run)
+        work = gigaflop(run.step, *fetch(run, 0))
     device, best = run.processes.device, matrix_rate(run.processes.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     print(f"{settings.script}, {settings.size} x {settings.size}, batch {settings.batch_size}, ")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from dataload import first
 from engine.cli import UserError
@@ -152,6 +153,21 @@ def look(recent, processes, tasks, epoch, batches, done):
                     "weights were not updated from there on, the last checkpoint is good"
                 )
     return [row[:-1] for row in rows]
+
+
+def gigaflop(step, images, targets):
+    """GFLOP of one image, forward and backward, by torch's counter.
+
+    Args:
+        step: a TrainingStep; its gradients are lost.
+        images, targets: a batch as the data set gives it.
+    """
+    step.eval()  # batch norm would take in the batch
+    counter = FlopCounterMode(display=False)
+    with counter:
+        step(images.float(), targets)[0].backward()
+    step.zero_grad()
+    return counter.get_total_flops() / len(images) / 1e9
 
 
 @torch.inference_mode()

@@ -14,7 +14,14 @@ from torch.optim.swa_utils import AveragedModel
 from dataload import SPLITS, Augment, DataError, H5Dataset, warnings
 from engine import artefacts, pictures
 from engine.cli import UserError, constants, parse
-from engine.loop import TrainingStep, epoch_batches, evaluate, seeded, train_epoch
+from engine.loop import (
+    TrainingStep,
+    epoch_batches,
+    evaluate,
+    gigaflop,
+    seeded,
+    train_epoch,
+)
 from engine.optimiser import Optimiser
 from engine.processes import Processes, StopSignals
 from engine.report import Report, save_csv
@@ -324,6 +331,7 @@ class Run:
             "side": self.data["train"].side,
             "class_names": self.data["train"].class_names,
             "parameters": sum(p.numel() for p in network.parameters()),
+            "gflop": self._gigaflop(),
             "versions": artefacts.versions(),
         }
         writers = {
@@ -340,6 +348,13 @@ class Run:
         for write, path in zip(writers.values(), paths, strict=True):
             write(path)
         self.report.end(history, [*paths, self.last])
+
+    def _gigaflop(self):
+        """Of one image, forward and backward; without other processes, which are not asked."""
+        step = TrainingStep(self.network, self.tasks, self.weighting)
+        images, targets = self.data["train"].batch([0])
+        targets = {task: target.to(self.processes.device) for task, target in targets.items()}
+        return gigaflop(step, images.to(self.processes.device), targets)
 
     def _draw_median(self, network, table, path):
         """The test sample whose IoU is the median: neither flattering nor shaming."""

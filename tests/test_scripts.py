@@ -29,6 +29,7 @@ def test_artefacts(finished, shared_data, script):
     assert record["class_names"] == ("blue", "red")
     assert record["data_fingerprint"].keys() == record["data"].keys()
     assert 1 <= record["best_epoch"] <= 3
+    assert record["gflop"] > 0
     for part in ("train", "val"):
         assert all(len(series) == 3 for series in record[part].values())
         assert {f"{task}_loss" for task in tasks} <= set(record[part])
@@ -182,3 +183,18 @@ def test_every_sample_is_drawn_once_an_epoch():
     assert batches != epoch_batches(12, 4, seed=0, epoch=2)
     assert [len(batch) for batch in epoch_batches(10, 4, 0, 1)] == [4, 4]
     assert [len(batch) for batch in epoch_batches(3, 4, 0, 1)] == [3]
+
+
+def test_operations_are_counted_as_by_hand():
+    """A 1 x 1 convolution of 3 to 2 channels on 8 x 8 pixels: 2 * 3 * 2 * 64 operations forward,
+    as many for the gradient of its weights; the image needs none."""
+
+    class Network(torch.nn.Conv2d):
+        def forward(self, image):
+            return {"seg": super().forward(image).sum(1, keepdim=True)}
+
+    tasks = {"seg": importlib.import_module("MTL_baseline").TASKS["seg"]}
+    weighting = importlib.import_module("MTL_baseline").weighting()
+    step = TrainingStep(Network(3, 2, 1), tasks, weighting)
+    images, targets = torch.zeros(5, 3, 8, 8), {"seg": torch.zeros(5, 1, 8, 8)}
+    assert loop.gigaflop(step, images, targets) == 2 * (2 * 3 * 2 * 64) / 1e9
