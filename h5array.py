@@ -64,10 +64,11 @@ class H5Array:
 
     def _find(self, file):
         """The dataset of this array's name, or the only one there is."""
+        if isinstance(file.get(self.name), h5py.Dataset):
+            return file[self.name]
         found = [key for key in file if isinstance(file.get(key), h5py.Dataset)]
-        key = self.name if self.name in found else found[0] if len(found) == 1 else None
-        self.expect(key, f"a dataset '{self.name}'", sorted(file)[:5] or "nothing")
-        return file[key]
+        self.expect(len(found) == 1, f"a dataset '{self.name}'", sorted(file)[:5] or "nothing")
+        return file[found[0]]
 
     def read_header(self):
         """Learn shape and dtype, once it is sure that there are real numbers for all of it."""
@@ -76,7 +77,8 @@ class H5Array:
             is_real = self.dtype.kind in "buif" and self.shape is not None
             self.expect(is_real, "real numbers", f"shape {self.shape} of dtype {self.dtype}")
             if dataset.chunks:
-                needed = math.prod(map(lambda side, c: -(-side // c), self.shape, dataset.chunks))
+                pairs = zip(self.shape, dataset.chunks, strict=True)
+                needed = math.prod(-(-side // chunk) for side, chunk in pairs)
                 stored = dataset.id.get_num_chunks()
             else:
                 needed, stored = dataset.nbytes, dataset.id.get_storage_size()
