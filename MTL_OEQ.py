@@ -4,7 +4,6 @@ Try `python MTL_OEQ.py --demo`; README.md says how to get data.
 """
 
 from torch import nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 import engine
 from engine.pictures import draw_bbox, draw_bin, draw_seg
@@ -18,7 +17,7 @@ from MTL_Utils import (
     seg_loss,
     seg_metrics,
 )
-from ResBlock import BoxHead, ClassHead, Decoder, Encoder
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
 # paths
@@ -43,11 +42,11 @@ DROPOUT = 0.3  # before the class logit
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
-SCALE = (0.7, 1.8)  # smallest and largest magnification
-STRETCH = 1.3  # largest ratio of the magnifications of width and height
+SCALE = (0.75, 1.6)  # smallest and largest magnification
+STRETCH = 1.2  # largest ratio of the magnifications of width and height
 SHIFT = 0.15  # largest shift, of the side
-COLOUR = 0.5  # brightness, contrast, saturation: largest change, of 1
-ERASE = 0.4  # share of the images that lose a rectangle
+COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
+ERASE = 0.2  # share of the images that lose a rectangle
 
 
 class Network(nn.Module):
@@ -68,9 +67,11 @@ class Network(nn.Module):
         deepest = features[-1]  # (B, C, h, w)
         seg = self.seg(features)
         bbox, head = self.bbox.look(deepest)
-        animal = adaptive_avg_pool2d(seg.sigmoid(), deepest.shape[-2:])
-        # the class is read off the animal and off its head, but teaches neither where they are
-        return {"seg": seg, "bbox": bbox, "bin": self.bin(deepest, animal.detach(), head.detach())}
+        return {
+            "seg": seg,
+            "bbox": bbox,
+            "bin": self.bin(deepest, presence(seg, deepest), head),
+        }
 
 
 # ---- losses and metrics: the first task chooses the best epoch ----

@@ -15,7 +15,7 @@ from MTL_Utils import (
     seg_loss,
     seg_metrics,
 )
-from ResBlock import ClassHead, Decoder, Encoder
+from ResBlock import ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
 # paths
@@ -40,11 +40,11 @@ DROPOUT = 0.3  # before the class logit
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
-SCALE = (0.7, 1.8)  # smallest and largest magnification
-STRETCH = 1.3  # largest ratio of the magnifications of width and height
+SCALE = (0.75, 1.6)  # smallest and largest magnification
+STRETCH = 1.2  # largest ratio of the magnifications of width and height
 SHIFT = 0.15  # largest shift, of the side
-COLOUR = 0.5  # brightness, contrast, saturation: largest change, of 1
-ERASE = 0.4  # share of the images that lose a rectangle
+COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
+ERASE = 0.2  # share of the images that lose a rectangle
 
 
 class Network(nn.Module):
@@ -61,9 +61,10 @@ class Network(nn.Module):
 
     def forward(self, image):
         features = self.encoder(image)
+        seg = self.seg(features)
         return {
-            "seg": self.seg(features),
-            "bin": self.bin(features[-1]),
+            "seg": seg,
+            "bin": self.bin(features[-1], presence(seg, features[-1])),
         }
 
 

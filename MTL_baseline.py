@@ -37,11 +37,11 @@ SIZE = 1  # residual units per block
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
-SCALE = (0.7, 1.8)  # smallest and largest magnification
-STRETCH = 1.3  # largest ratio of the magnifications of width and height
+SCALE = (0.75, 1.6)  # smallest and largest magnification
+STRETCH = 1.2  # largest ratio of the magnifications of width and height
 SHIFT = 0.15  # largest shift, of the side
-COLOUR = 0.5  # brightness, contrast, saturation: largest change, of 1
-ERASE = 0.4  # share of the images that lose a rectangle
+COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
+ERASE = 0.2  # share of the images that lose a rectangle
 
 
 class Network(nn.Module):
@@ -57,8 +57,9 @@ class Network(nn.Module):
 
     def forward(self, image):
         features = self.encoder(image)
+        seg = self.seg(features)
         return {
-            "seg": self.seg(features),
+            "seg": seg,
         }
 
 

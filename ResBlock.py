@@ -158,15 +158,15 @@ class Decoder(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """One logit from the deepest features: (B, C, h, w) -> (B,).
+    """One logit from the deepest features, looked at under weight maps.
 
-    Features are averaged over all positions or, if there are any, under each of `looks` maps of
-    weights (B, 1, h, w) >= 0, and what the looks see is put side by side.
+    Shape: x (B, C, h, w), and `looks` maps (B, 1, h, w) >= 0 -> (B,). The mean of x under each map
+    is taken, and the means are put side by side. The maps learn nothing from the class.
 
     Args:
         channels: C.
-        dropout: share of what is seen that is dropped in training.
-        looks: number of weight maps.
+        dropout: share of the means that is dropped in training.
+        looks: number of maps.
     """
 
     def __init__(self, channels, dropout, looks=1):
@@ -174,15 +174,20 @@ class ClassHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.logit = nn.Linear(looks * channels, 1)
 
-    def forward(self, x, *weights):
-        seen = [weighted_mean(x, weight) for weight in weights] or [x.mean((2, 3))]
-        return self.logit(self.dropout(torch.cat(seen, dim=1)))[:, 0]
+    def forward(self, x, *maps):
+        means = [weighted_mean(x, weight.detach()) for weight in maps]
+        return self.logit(self.dropout(torch.cat(means, dim=1)))[:, 0]
 
 
 def weighted_mean(x, weight):
     """Mean of features (B, C, h, w) under weights (B, 1, h, w) >= 0: (B, C)."""
     weight = weight.float() + 1e-3  # an empty map counts as a flat one
     return (x * (weight / weight.sum((2, 3), keepdim=True))).sum((2, 3))
+
+
+def presence(logits, like):
+    """Mask logits (B, 1, H, W) as mean probabilities (B, 1, h, w) on the grid of features."""
+    return F.adaptive_avg_pool2d(logits.sigmoid(), like.shape[-2:])
 
 
 class BoxHead(nn.Module):

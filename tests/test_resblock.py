@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from ResBlock import BoxHead, ClassHead, Decoder, Encoder, ResidualBlock, grid_centres
+from ResBlock import (
+    BoxHead,
+    ClassHead,
+    Decoder,
+    Encoder,
+    ResidualBlock,
+    grid_centres,
+    presence,
+    weighted_mean,
+)
 
 
 @pytest.mark.parametrize("mode", ["normal", "bottleneck"])
@@ -67,8 +76,28 @@ def test_every_skip_reaches_the_logits():
     assert all(feature.grad.abs().sum() > 0 for feature in features)
 
 
-def test_class_head_gives_one_logit():
-    assert ClassHead(8, 0.5)(torch.randn(3, 8, 4, 4)).shape == (3,)
+def test_a_class_head_looks_under_each_map_and_teaches_the_maps_nothing():
+    head = ClassHead(8, 0.0, looks=2)
+    x = torch.randn(3, 8, 4, 4)
+    maps = torch.rand(2, 3, 1, 4, 4, requires_grad=True)
+    logits = head(x, *maps)
+    assert logits.shape == (3,)
+    logits.sum().backward()
+    assert maps.grad is None
+
+
+def test_a_weighted_mean_by_hand():
+    x = torch.tensor([[[[1.0, 5.0], [3.0, 7.0]]]])
+    weight = torch.tensor([[[[1.0, 3.0], [0.0, 0.0]]]])
+    assert weighted_mean(x, 1000 * weight).item() == pytest.approx((1 + 15) / 4, abs=0.01)
+    assert weighted_mean(x, torch.zeros_like(weight)).item() == pytest.approx(4.0)
+
+
+def test_presence_is_the_mean_probability_of_a_cell():
+    logits = torch.tensor([-100.0, 100.0, 0.0, 0.0]).repeat(4, 1)[None, None]  # (1, 1, 4, 4)
+    found = presence(logits, torch.zeros(1, 8, 2, 2))
+    torch.testing.assert_close(found, torch.full((1, 1, 2, 2), 0.5))
+    assert presence(logits, torch.zeros(1, 8, 2, 4))[0, 0, 0].tolist() == [0.0, 1.0, 0.5, 0.5]
 
 
 def test_grid_centres():

@@ -6,6 +6,7 @@ A summary is a plain dict, small enough to be kept in a repository:
     config                        its constants but the two paths; demo, processes
     data, data_fingerprint, side  samples by split, what identifies them, (H, W) of the images
     parameters, gflop             of the network; forward and backward pass of one image
+    seconds                       of every epoch, validation included
     minutes, images_per_second    training and validation; training images by the median epoch
     best_epoch, versions
     test                          every value of the test split, to 6 digits
@@ -35,7 +36,7 @@ NEEDED = {  # of a history, and below of a summary, with their types
     "test": dict,
 }
 KEPT = {
-    **{key: kind for key, kind in NEEDED.items() if key not in ("train", "val", "seconds")},
+    **{key: kind for key, kind in NEEDED.items() if key not in ("train", "val")},
     **{"seed": int, "side": list, "best": dict, "curves": dict},
 }
 PATHS = ("H5_SAVE_PATH", "FILE_SAVE_PATH")
@@ -61,6 +62,7 @@ def summarise(history):
         "side": list(history["side"]),
         "parameters": history.get("parameters"),
         "gflop": _plain(history.get("gflop"), 3),
+        "seconds": _plain(seconds, 1),
         "minutes": round(sum(seconds) / 60, 2),
         "images_per_second": round(images / statistics.median(seconds), 1),
         "best_epoch": history["best_epoch"],
