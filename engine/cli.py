@@ -23,7 +23,6 @@ RULES = {  # of the constants the engine knows and those of a usual network; Net
     "SIDES": (lambda value: 0 < min(value) <= max(value) <= 1, "numbers above 0, at most 1"),
     "WIDTHS": (lambda value: min(value) >= 1, "numbers above 0"),
     "STRETCH": (lambda value: 1 <= value < math.inf, "a number of at least 1"),
-    "ERASE": (lambda value: 0 <= value <= 1, "0-1"),
     "DEGREES": (lambda value: 0 <= value <= 180, "0-180"),
     "SCALE": (
         lambda value: len(value) == 2 and 0 < value[0] <= value[1] < math.inf,

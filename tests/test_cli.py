@@ -145,9 +145,9 @@ BAD = {
     "SHIFT": (1.5, "a number of at least 0 and below 1, found 1.5"),
     "COLOUR": (float("nan"), "a number of at least 0 and below 1, found nan"),
     "WIDTHS": ((8, 0), "numbers above 0, found 8 0"),
-    "STRETCH": (0.9, "a number of at least 1, found 0.9"),
+    "ERASE": (1.0, "a number of at least 0 and below 1, found 1.0"),
     "DEGREES": (-1.0, "0-180, found -1.0"),
-    "ERASE": (1.1, "0-1, found 1.1"),
+    "STRETCH": (0.9, "a number of at least 1, found 0.9"),
     "SCALE": ((1.6, 0.7), "two numbers, 0 < smallest <= largest, found 1.6 0.7"),
 }
 
