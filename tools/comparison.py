@@ -163,7 +163,7 @@ def footnotes(columns, split, baseline):
             "as its only task, so the smallest network with the task stands in."
         )
     lines.append(
-        "Minutes are of training and validation; images/s are training images by the median "
-        "epoch, validation included; GFLOP are of a forward and backward pass."
+        "Minutes are of training and validation, images/s the training images by that time; "
+        "GFLOP are of a forward and backward pass."
     )
     return "\n".join(lines)

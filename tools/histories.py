@@ -7,7 +7,7 @@ A summary is a plain dict, small enough to be kept in a repository:
     data, data_fingerprint, side  samples by split, what identifies them, (H, W) of the images
     parameters, gflop             of the network; forward and backward pass of one image
     seconds                       of every epoch, validation included
-    minutes, images_per_second    training and validation; training images by the median epoch
+    minutes, images_per_second    training and validation; training images by that time
     best_epoch, versions
     test                          every value of the test split, to 6 digits
     best                          {"train", "val"}: every value of the best epoch, to 6 digits
@@ -18,7 +18,6 @@ What a history lacks, and what is not a number, is None.
 
 import json
 import math
-import statistics
 from pathlib import Path
 
 from engine import artefacts
@@ -64,7 +63,7 @@ def summarise(history):
         "gflop": _plain(history.get("gflop"), 3),
         "seconds": _plain(seconds, 1),
         "minutes": round(sum(seconds) / 60, 2),
-        "images_per_second": round(images / statistics.median(seconds), 1),
+        "images_per_second": round(images * len(seconds) / sum(seconds), 1),
         "best_epoch": history["best_epoch"],
         "versions": history.get("versions"),
         "test": _plain(history["test"], 6),
