@@ -17,7 +17,7 @@ from MTL_Utils import (
     seg_loss,
     seg_metrics,
 )
-from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, on_grid, presence
 
 # ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
 # paths
@@ -28,7 +28,7 @@ FILE_SAVE_PATH = "runs/OEQ"  # folder for weights, history and pictures
 EPOCHS = 120  # passes over the training split
 DEMO_EPOCHS = 60  # EPOCHS of --demo
 BATCH_SIZE = 32  # images per step, over all processes
-LEARNING_RATE = 7e-3  # the peak of the one-cycle schedule
+LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
 SIDES = (0.5, 0.75, 1.0)  # of training images in equal parts of EPOCHS, times the data's side
 WEIGHT_DECAY = 0.05  # decoupled
 EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
@@ -59,18 +59,18 @@ class Network(nn.Module):
         self.encoder = Encoder(WIDTHS, SIZE)
         self.stride = self.encoder.stride
         self.seg = Decoder(WIDTHS, SIZE)
-        self.bbox = BoxHead(WIDTHS[-1])
+        self.bbox = BoxHead(WIDTHS[-2])
         self.bin = ClassHead(WIDTHS[-1], DROPOUT, looks=2)
 
     def forward(self, image):
         features = self.encoder(image)
-        deepest = features[-1]  # (B, C, h, w)
-        seg = self.seg(features)
-        bbox, head = self.bbox.look(deepest)
+        levels, deepest = self.seg.levels(features), features[-1]
+        seg = self.seg.logits(levels[-1])
+        bbox, head = self.bbox.look(levels[0])  # the head at stride 16, after a look at the whole
         return {
             "seg": seg,
             "bbox": bbox,
-            "bin": self.bin(deepest, presence(seg, deepest), head),
+            "bin": self.bin(deepest, presence(seg, deepest), on_grid(head, deepest)),
         }
 
 

@@ -151,10 +151,15 @@ class Decoder(nn.Module):
         self.logits = nn.Sequential(nn.Conv2d(widths[0], 16, 1), nn.PixelShuffle(4))
 
     def forward(self, features):
-        x = features[-1]
+        return self.logits(self.levels(features)[-1])
+
+    def levels(self, features):
+        """The decoded features, coarse to fine: (B, widths[-2], 2 h, 2 w) of the deepest h and w to
+        (B, widths[0], H / 4, W / 4)."""
+        decoded = [features[-1]]
         for block, skip, feature in zip(self.blocks, self.skips, features[-2::-1], strict=True):
-            x = block(x, skip(feature))
-        return self.logits(x)
+            decoded.append(block(decoded[-1], skip(feature)))
+        return decoded[1:]
 
 
 class ClassHead(nn.Module):
@@ -187,11 +192,16 @@ def weighted_mean(x, weight):
 
 def presence(logits, like):
     """Mask logits (B, 1, H, W) as mean probabilities (B, 1, h, w) on the grid of features."""
-    return F.adaptive_avg_pool2d(logits.sigmoid(), like.shape[-2:])
+    return on_grid(logits.sigmoid(), like)
+
+
+def on_grid(values, like):
+    """A map (B, C, H, W) averaged to the grid (h, w) of features."""
+    return F.adaptive_avg_pool2d(values, like.shape[-2:])
 
 
 class BoxHead(nn.Module):
-    """One box from the deepest features: (B, C, h, w) -> (B, 4) xyxy in [0, 1].
+    """One box from features: (B, C, h, w) -> (B, 4) xyxy in [0, 1].
 
     Every position votes for a box around itself, as in FCOS (Tian et al. 2019, arXiv:1904.01355):
     four positive distances to its sides. A softmax over the positions weighs the votes. Corners
