@@ -57,7 +57,7 @@ def load(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path}: expected a checkpoint, found a damaged file ({reason})"
         ) from error

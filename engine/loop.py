@@ -114,20 +114,19 @@ def train_epoch(run, batches, epoch, done, rows):
     mine = [batch[world.rank :: world.size] for batch in batches]
     tasks, recent, paused = list(run.tasks), [], False
     run.step.train()
-    bar = run.report.bar(epoch, batches, done)
-    for images, targets in loader(run.data["train"], mine[done:], world.device):
-        generator = seeded(run.seed, epoch, done, world.rank)
-        recent.append(train_step(run, images, targets, generator, run.side_of(epoch)))
-        done += 1
-        bar.update(len(batches[0]))
-        paused = run.pause()
-        if paused or done % CHECK_EVERY == 0 or done == len(batches):
-            rows += look(recent, world, tasks, epoch, batches[done - len(recent) : done], done)
-            recent = []
-            run.report.show(bar, epoch, dict(zip(tasks, rows[-1], strict=True)))
-        if paused:
-            break
-    bar.close()
+    with run.report.bar(epoch, batches, done) as bar:
+        for images, targets in loader(run.data["train"], mine[done:], world.device):
+            generator = seeded(run.seed, epoch, done, world.rank)
+            recent.append(train_step(run, images, targets, generator, run.side_of(epoch)))
+            done += 1
+            bar.update(len(batches[0]))
+            paused = run.pause()
+            if paused or done % CHECK_EVERY == 0 or done == len(batches):
+                rows += look(recent, world, tasks, epoch, batches[done - len(recent) : done], done)
+                recent = []
+                run.report.show(bar, epoch, dict(zip(tasks, rows[-1], strict=True)))
+            if paused:
+                break
     return done
 
 
@@ -182,6 +181,7 @@ def evaluate(network, dataset, tasks, batch_size, processes):
     network.eval()
     device, mine = processes.device, range(processes.rank, len(dataset), processes.size)
     batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+    batches = batches or [[0]]  # more processes than samples: what is found does not count
     table = {"seen": torch.zeros(len(dataset), 2, dtype=torch.float64, device=device)}
     for indices, (images, targets) in zip(batches, loader(dataset, batches, device), strict=True):
         with autocast(device):
@@ -195,7 +195,7 @@ def evaluate(network, dataset, tasks, batch_size, processes):
                 rows[f"{name}_{metric}"] = pairs
         for name, pairs in rows.items():
             empty = torch.zeros_like(table["seen"])
-            table.setdefault(name, empty)[indices] += pairs
+            table.setdefault(name, empty)[indices] += pairs if mine else torch.zeros_like(pairs)
     if not processes.sum(table.pop("seen")).eq(1).all():
         raise RuntimeError(f"evaluation did not see each of the {len(dataset)} samples once")
     return {name: processes.sum(pairs) for name, pairs in table.items()}

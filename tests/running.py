@@ -16,7 +16,7 @@ from engine.cli import constants
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("MTL_*.py") if path.stem != "MTL_Utils")
-TINY = ["--epochs", "3", "--batch-size", "4", "--widths", "8", "8", "8", "8", "--size", "1"]
+TINY = ["--epochs", "3", "--batch-size", "4", "--widths", "8", "8", "16", "16", "--size", "1"]
 
 
 def arguments(data, out, *flags):
@@ -53,6 +53,7 @@ class Process:
         out.parent.mkdir(parents=True, exist_ok=True)
         number = len(list(out.parent.glob(f"{out.name}.stderr*")))
         self.stderr = out.parent / f"{out.name}.stderr{number}"
+        self.stderr.touch()
         argv = [f"{script}.py", *arguments(data, out, *flags)]
         task = (argv, self.stderr, prepare, dict(environment))
         self.process = context.Process(target=_child, args=task)
@@ -69,11 +70,11 @@ class Process:
         return self.process.exitcode, self.printed()
 
     def printed(self):
-        return self.stderr.read_text() if self.stderr.exists() else ""
+        return self.stderr.read_text()
 
 
 def _child(argv, stderr, prepare, environment):
-    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
+    os.dup2(os.open(stderr, os.O_WRONLY), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
     sys.argv = argv
@@ -105,3 +106,12 @@ def same(first, second):
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     return first == second or (first != first and second != second)
+
+
+def is_like(reference, out, name="main"):
+    """Whether two runs have ended alike: the files there are, all weights, state and history."""
+    folders = (reference, out)
+    files = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+    states = [load(folder / f"{name}_last.pt") for folder in folders]
+    records = [history(folder, name) | {"config": None} for folder in folders]  # of other paths
+    return files[0] == files[1] and same(*states) and same(*records)

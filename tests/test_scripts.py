@@ -85,7 +85,7 @@ def test_the_whole_network_predicts_the_same_in_a_fresh_process(predicted, share
 def test_the_state_dict_fits_the_scripts_network(finished, monkeypatch, script):
     out, name = finished[script], script.removeprefix("MTL_")
     module = importlib.import_module(script)
-    monkeypatch.setattr(module, "WIDTHS", (8, 8, 8, 8))
+    monkeypatch.setattr(module, "WIDTHS", (8, 8, 16, 16))
     monkeypatch.setattr(module, "SIZE", 1)
     state = torch.load(out / f"{name}_model_lite.pt", weights_only=True)
     module.Network().load_state_dict(state)

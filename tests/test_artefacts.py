@@ -1,0 +1,137 @@
+"""Files are written whole or not at all, whatever fails; nothing but tensors is ever loaded."""
+
+import os
+import pickle
+import resource
+
+import pytest
+import torch
+
+from dataload import H5Dataset
+from engine import artefacts
+from engine.cli import UserError
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A file that a failure must leave as it is."""
+    path = tmp_path / "main_last.pt"
+    artefacts.save({"old": torch.arange(3)}, path)
+    return path
+
+
+def is_old(path):
+    alone = [entry.name for entry in path.parent.iterdir()] == [path.name]
+    return alone and artefacts.load(path)["old"].tolist() == [0, 1, 2]
+
+
+def test_what_is_saved_is_loaded(old):
+    content = {"tensor": torch.rand(3), "number": 0.1, "list": [1, None], "tuple": ("a", 2)}
+    artefacts.save(content, old)
+    loaded = artefacts.load(old)
+    assert torch.equal(loaded.pop("tensor"), content.pop("tensor")) and loaded == content
+
+
+def fail_half_way(path, content):
+    with open(path, "wb") as file:
+        file.write(bytes(content)[: len(content) // 2])
+    raise OSError(28, "No space left on device")
+
+
+def fail(*arguments):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("stage", "failure"),
+    [
+        ("pathlib.Path.write_bytes", fail),
+        ("pathlib.Path.write_bytes", fail_half_way),
+        ("os.fsync", fail),
+        ("os.replace", fail),
+    ],
+)
+def test_a_failure_at_any_stage_leaves_the_old_file(old, monkeypatch, stage, failure):
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, failure)
+        with pytest.raises(UserError) as caught:
+            artefacts.save({"new": torch.zeros(1000)}, old)
+    assert str(caught.value) == f"{old}: cannot be written (No space left on device)"
+    assert is_old(old)
+
+
+def test_a_file_too_large_for_the_disk_leaves_the_old_one(old):
+    """The system itself refuses to write on, as it does when the disk is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"{old}: cannot be written .File too large"):
+            artefacts.save({"new": torch.zeros(10000)}, old)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert is_old(old)
+
+
+def test_a_folder_that_went_away_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone/main_last.pt: cannot be written \(No such file"):
+        artefacts.save({}, tmp_path / "gone" / "main_last.pt")
+
+
+def test_other_failures_leave_the_old_file_too(old):
+    with pytest.raises(KeyboardInterrupt), artefacts.replacing(old) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert is_old(old)
+
+
+def test_leftovers_of_this_name_are_removed(tmp_path):
+    kept = ["main_last.pt", ".baseline_last.pt.7.part.pt", ".main_notes"]
+    for name in [*kept, ".main_last.pt.7.part.pt", ".main_test.png.12.part.png"]:
+        (tmp_path / name).touch()
+    artefacts.remove_leftovers(tmp_path, "main")
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+class Dangerous:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_checkpoint_never_runs_code(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "main_last.pt"
+    save(Dangerous(), path)
+    with pytest.raises(UserError, match="expected a checkpoint, found a damaged file"):
+        artefacts.load(path)
+    assert os.listdir(tmp_path) == ["main_last.pt"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_named(old, share):
+    content = old.read_bytes()
+    old.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match="expected a checkpoint, found a damaged"):
+        artefacts.load(old)
+
+
+def test_an_output_folder_in_place_of_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--file-save-path: cannot make "):
+        artefacts.output_folder(tmp_path / "file" / "out")
+
+
+def test_an_unwritable_output_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match="--file-save-path: expected a writable folder, found"):
+        artefacts.output_folder(tmp_path)
+
+
+def test_the_fingerprint_tells_data_apart(shared_data):
+    same = [artefacts.fingerprint(H5Dataset("val", shared_data)) for _ in range(2)]
+    assert same[0] == same[1] and same[0].startswith("5 samples of checksum ")
+    from_disk = H5Dataset("val", shared_data, memory_limit=0)
+    assert artefacts.fingerprint(from_disk) == same[0]
+    changed = H5Dataset("val", shared_data)
+    changed.bboxes[-1, 0] += 1e-3
+    assert artefacts.fingerprint(changed) != same[0]
