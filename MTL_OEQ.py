@@ -26,7 +26,7 @@ FILE_SAVE_PATH = "runs/OEQ"  # folder for weights, history and pictures
 
 # training
 EPOCHS = 240  # passes over the training split
-DEMO_EPOCHS = 60  # EPOCHS of --demo
+DEMO_EPOCHS = 40  # EPOCHS of --demo
 BATCH_SIZE = 32  # images per step, over all processes
 LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
 SIDES = (0.5, 0.75, 1.0)  # of training images in equal parts of EPOCHS, times the data's side

@@ -212,20 +212,22 @@ class Augment:
         Images and masks are first resized to `side` (h, w), if that is another one. All random
         numbers come from `generator`, on the CPU, so a run repeats on any device.
         """
-        masks = targets["seg"].float()
+        masks = targets["seg"]
         if side and side != tuple(images.shape[-2:]):
-            images, masks = resize(images, side), resize(masks, side)
+            images, masks = resize(images, side), resize(masks.float(), side)
         size, (height, width) = len(images), images.shape[-2:]
         forward = self.draw_affine(size, width / height, generator)
         colour, brightness = self.draw_colour(size, generator)
         device = images.device
         backward = torch.linalg.inv(forward)[:, :2].to(device, non_blocking=True)  # output -> input
         grid = F.affine_grid(backward, (size, 4, height, width), align_corners=False)
-        stacked = torch.cat([images.float() - 128, masks], dim=1)  # (B, 4, H, W)
+        stacked = torch.empty(size, 4, height, width, device=device)
+        stacked[:, :3], stacked[:, 3:] = images, masks
+        stacked[:, :3] -= 128  # so that the zeros from outside the frame are grey
         stacked = F.grid_sample(stacked, grid, align_corners=False)
         pixels = stacked[:, :3].flatten(2)  # (B, 3, H W)
         pixels = torch.baddbmm(brightness.to(device), colour.to(device), pixels).view(images.shape)
-        pixels *= self.draw_kept(size, height, width, generator).to(device)
+        pixels.masked_fill_(self.draw_erased(size, height, width, generator).to(device), 0)
         moved = {
             **targets,
             "seg": (stacked[:, 3:] > 0.5).to(torch.uint8),
@@ -258,8 +260,8 @@ class Augment:
         channels = 1 + self.colour / 2 * uniform[3:].permute(1, 0, 2, 3)[..., 0]  # (B, 3, 1)
         return channels * matrix, 128 * self.colour * uniform[2]
 
-    def draw_kept(self, size, height, width, generator):
-        """(B, 1, H, W) bool, False in a rectangle of some of the images."""
+    def draw_erased(self, size, height, width, generator):
+        """(B, 1, H, W) bool, True in a rectangle of some of the images."""
         uniform = torch.rand(4, size, 1, generator=generator)
         erased = uniform[0] < self.erase  # (B, 1)
         ratio = 2 ** (uniform[1] * 2 - 1)
@@ -268,7 +270,7 @@ class Augment:
         y = (torch.arange(height) + 0.5) / height
         across = ((x - uniform[2]).abs() < half * ratio.sqrt()) & erased  # (B, W)
         along = (y - uniform[3]).abs() < half / ratio.sqrt()  # (B, H)
-        return ~(along[:, None, :, None] & across[:, None, None])
+        return along[:, None, :, None] & across[:, None, None]
 
 
 def move_boxes(boxes, maps, min_visible):

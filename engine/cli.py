@@ -119,6 +119,7 @@ def _parser(module, defaults):
     run.add_argument(
         "--tensorboard", action="store_true", help="also write scalars and pictures for TensorBoard"
     )
+    run.add_argument("--compile", action="store_true", help="torch.compile the training step")
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
     groups, comments = {}, described(inspect.getsource(module))
     for name, value in defaults.items():

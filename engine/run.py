@@ -106,6 +106,8 @@ class Run:
         self.target = next(iter(self.tasks))
         self.steps = self._count_steps()
         self._build()
+        if options.compile:
+            self.step.compile()
         self.folder = artefacts.output_folder(module.FILE_SAVE_PATH)  # not before all is checked
         self.last = self.folder / f"{self.name}_last.pt"
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}

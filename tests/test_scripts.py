@@ -198,3 +198,12 @@ def test_operations_are_counted_as_by_hand():
     step = TrainingStep(Network(3, 2, 1), tasks, weighting)
     images, targets = torch.zeros(5, 3, 8, 8), {"seg": torch.zeros(5, 1, 8, 8)}
     assert loop.gigaflop(step, images, targets) == 2 * (2 * 3 * 2 * 64) / 1e9
+
+
+def test_the_training_step_is_compiled_on_request(shared_data, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(TrainingStep, "compile", lambda step: compiled.append(step))
+    run("MTL_baseline", shared_data, tmp_path / "plain", "--epochs", "1")
+    assert not compiled
+    run("MTL_baseline", shared_data, tmp_path / "compiled", "--epochs", "1", "--compile")
+    assert len(compiled) == 1
