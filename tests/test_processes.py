@@ -255,7 +255,7 @@ def environment(entry):
     return text if f"\0TRUST_TEST={os.getpid()}\0" in text else ""
 
 
-def test_torchrun_ends_when_a_worker_dies_and_resumes(pair, shared_data, tmp_path):
+def test_torchrun_ends_when_a_worker_dies_and_leaves_a_checkpoint(pair, shared_data, tmp_path):
     flags = ["--h5-save-path", str(shared_data), "--file-save-path", "out", "--device", "cpu"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(ROOT / "MTL_main.py"), *flags, *TINY]
