@@ -25,7 +25,7 @@ H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/main"  # folder for weights, history and pictures
 
 # training
-EPOCHS = 240  # passes over the training split
+EPOCHS = 250  # passes over the training split
 DEMO_EPOCHS = 40  # EPOCHS of --demo
 BATCH_SIZE = 32  # images per step, over all processes
 LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
@@ -38,15 +38,15 @@ SEED = 0  # of weights, order, augmentation and dropout
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
 SIZE = 1  # residual units per block
-DROPOUT = 0.5  # before the class logit
+DROPOUT = 0.3  # before the class logit
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
-SCALE = (0.6, 1.8)  # smallest and largest magnification
-STRETCH = 1.3  # largest ratio of the magnifications of width and height
+SCALE = (0.75, 1.6)  # smallest and largest magnification
+STRETCH = 1.2  # largest ratio of the magnifications of width and height
 SHIFT = 0.15  # largest shift, of the side
-COLOUR = 0.5  # brightness, contrast, saturation: largest change, of 1
-ERASE = 0.4  # share of the images that lose a rectangle
+COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
+ERASE = 0.2  # share of the images that lose a rectangle
 
 
 class Network(nn.Module):
