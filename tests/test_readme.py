@@ -44,6 +44,7 @@ def workplace(tmp_path, shared_data, monkeypatch):
     """A folder like a user's, entered; the networks of MTL_main are small meanwhile."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pets").symlink_to(shared_data)
+    (tmp_path / "results").symlink_to(ROOT / "results")
     Image.new("RGB", (70, 40), "brown").save(tmp_path / "photo.jpg")
     draw = make_demo.make_demo
     monkeypatch.setattr(make_demo, "make_demo", lambda folder: draw(folder, 32, (8, 4, 4)))
