@@ -354,7 +354,7 @@ class Run:
     def _gigaflop(self):
         """Of one image, forward and backward; without other processes, which are not asked."""
         step = TrainingStep(self.network, self.tasks, self.weighting)
-        images, targets = self.data["train"].batch([0])
+        images, targets = self.data["train"].batch([0, 0])  # batch norm needs more than one value
         targets = {task: target.to(self.processes.device) for task, target in targets.items()}
         return gigaflop(step, images.to(self.processes.device), targets)
 

@@ -47,3 +47,28 @@ def test_outputs_have_the_documented_shapes(script):
     assert {task: tuple(value.shape) for task, value in outputs.items()} == {
         task: shapes[task] for task in ABLATIONS[script]
     }
+
+
+def test_oeq_answers_the_same_of_an_image_and_its_mirror_image():
+    """Exactly: the same two views, in the other order."""
+    torch.manual_seed(0)
+    module = importlib.import_module("MTL_OEQ")
+    network = module.Network().eval()
+    torch.nn.init.normal_(network.bbox.votes.weight)  # at zero every box is the same
+    image = torch.rand(2, 3, 64, 96) * 255
+    with torch.no_grad():
+        there, mirrored = network(image), module.mirror(network(image.flip(3)))
+    for task, output in there.items():
+        torch.testing.assert_close(output, mirrored[task])
+    assert (there["bbox"] - network.view(image)["bbox"]).abs().max() > 1e-3
+
+
+def test_a_box_is_mirrored_by_hand():
+    module = importlib.import_module("MTL_OEQ")
+    outputs = {
+        "seg": torch.tensor([[[[1.0, 2.0, 3.0]]]]),
+        "bbox": torch.tensor([[0.25, 0.5, 0.375, 0.75]]),
+        "bin": torch.tensor([4.0]),
+    }
+    found = {task: output.tolist() for task, output in module.mirror(outputs).items()}
+    assert found == {"seg": [[[[3.0, 2.0, 1.0]]]], "bbox": [[0.625, 0.5, 0.75, 0.75]], "bin": [4.0]}
