@@ -222,16 +222,23 @@ def test_other_data_or_budgets_are_refused(tmp_path, capsys, case):
     message = printed(capsys, *paths, code=2)
     assert message.startswith(f"compare.py: {paths[2]}: cannot be compared with ")
     assert message.endswith(f"it has {how}\n")
-    if case != "data":
+    if case not in ("data", "epochs", "batch"):  # the last two say it of the steps
         assert printed(capsys, *paths, "--train-may-differ", code=2) == message
 
 
 def test_training_data_may_be_compared(tmp_path, capsys):
     def change(history):
-        history["data"]["train"], history["data_fingerprint"]["train"] = 200, "b"
+        history["data"]["train"], history["data_fingerprint"]["train"] = 170, "b"
+        history["config"]["EPOCHS"] = 8  # of 5 steps, the other's are 4 of 10
 
     table = printed(capsys, *three_runs(tmp_path, change), "--train-may-differ")
-    assert "330 or 200 train, 5 val, 7 test images of 64 x 96" in table
+    assert "4 or 8 epochs, batches of 32, 330 or 170 train, 5 val, 7 test" in table
+
+
+def test_training_data_may_differ_but_not_the_steps(tmp_path, capsys):
+    paths = three_runs(tmp_path, lambda history: history["config"].update(EPOCHS=5))
+    message = printed(capsys, *paths, "--train-may-differ", code=2)
+    assert message.endswith("it has training steps = 50, not 40\n")
 
 
 def test_variants_of_a_script_are_told_apart(runs, tmp_path, capsys):

@@ -9,7 +9,8 @@
 
 Folders are searched to any depth. Runs of one name whose constants differ become columns of their
 own. Runs whose data or budget differ are refused: exit code 2 and one line that says how. With
---train-may-differ the training data may, as when images without a box are left out.
+--train-may-differ the training data may, as when images without a box are left out; then not the
+epochs but the steps must be the same.
 """
 
 import argparse
@@ -32,6 +33,8 @@ FREE = ("SEED", "DEMO_EPOCHS")  # settings that make no variant
 def conditions(run, train_may_differ):
     """{name: value} of what must be the same for all runs; without what a history does not tell."""
     found = {key: run["config"].get(key) for key in BUDGET} | {"side": run["side"]}
+    if train_may_differ:
+        found["training steps"] = found.pop("EPOCHS") * histories.steps_per_epoch(run)
     for split, count in run["data"].items():
         if split != "train" or not train_may_differ:
             found[f"{split} samples"] = count
@@ -125,7 +128,7 @@ def parse(argv):
     add("runs", nargs="+", metavar="RUNS", help="[LABEL=] file or folder of finished runs")
     add("--split", choices=("test", "val"), default="test", help="which values (test)")
     add("--baseline", default=EXPERIMENTS[0], help=f"of the gains ({EXPERIMENTS[0]})")
-    help_text = "only the data of val and test must be the same"
+    help_text = "only val and test and the number of training steps must be the same"
     add("--train-may-differ", action="store_true", help=help_text)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", metavar="FOLDER", help="also write compare.md and compare.png")

@@ -11,6 +11,7 @@ T_QUANTILES = (  # 97.5 % of Student's t for 1, 2, ... degrees of freedom
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+BUDGET = ("EPOCHS", "BATCH_SIZE")  # as the footnote tells it
 BLANK = "-"
 
 
@@ -144,14 +145,15 @@ def gain(by_seed, form=".4f"):
 def footnotes(columns, split, baseline):
     """What the numbers are: split, budget, intervals and references."""
     runs = [run for seeds in columns.values() for run in seeds.values()]
-    config = runs[0]["config"]
     what = "Test split" if split == "test" else "Validation split at the best epoch"
     counts = {name: dict.fromkeys(run["data"][name] for run in runs) for name in runs[0]["data"]}
     data = ", ".join(f"{' or '.join(map(str, each))} {name}" for name, each in counts.items())
+    config = {key: dict.fromkeys(run["config"][key] for run in runs) for key in BUDGET}
+    epochs, batch = (" or ".join(map(str, config[key])) for key in BUDGET)
     side = " x ".join(map(str, runs[0]["side"]))
     lines = [
-        f"{what}: mean ± standard deviation over seeds. Budget: {config['EPOCHS']} epochs, "
-        f"batches of {config['BATCH_SIZE']}, {data} images of {side}."
+        f"{what}: mean ± standard deviation over seeds. Budget: {epochs} epochs, "
+        f"batches of {batch}, {data} images of {side}."
     ]
     if baseline in columns and len(columns) > 1:
         lines.append("Gains are paired by seed, with the 95 % t interval of their mean.")

@@ -47,7 +47,7 @@ def summarise(history):
     config, seconds = history["config"], history["seconds"]
     best = history["best_epoch"] - 1
     batch = min(config["BATCH_SIZE"], history["data"]["train"])
-    images = history["data"]["train"] // batch * batch
+    images = steps_per_epoch(history) * batch
     curves = {
         part: {k: v for k, v in history[part].items() if k.split("_", 1)[1] in kept}
         for part, kept in CURVES.items()
@@ -70,6 +70,12 @@ def summarise(history):
         "best": {p: _plain({k: v[best] for k, v in history[p].items()}, 6) for p in CURVES},
         "curves": _plain(curves, 4),
     }
+
+
+def steps_per_epoch(run):
+    """Of a history or a summary; a last incomplete batch is left out in training."""
+    images = run["data"]["train"]
+    return images // min(run["config"]["BATCH_SIZE"], images)
 
 
 def _plain(value, digits=15):
