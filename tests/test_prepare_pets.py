@@ -157,6 +157,18 @@ def test_a_seed_repeats_and_another_differs(drawn, out):
         assert set(members(first, split)) != set(members(other, split))
 
 
+def test_images_without_a_box_change_the_training_split_only(drawn, out):
+    """So that runs with and without them can be compared."""
+    without = out.with_name("without")
+    run(drawn, out, "--add-unboxed")
+    run(drawn, without)
+    for split in ("val", "test"):
+        for name in ("images", "masks", "bboxes", "binary"):
+            assert np.array_equal(read(out, split, name)[0], read(without, split, name)[0])
+    kept = [member for member in members(out, "train") if member in members(without, "train")]
+    assert kept == members(without, "train")
+
+
 def test_types_shapes_and_masks(drawn, out):
     run(drawn, out)
     images, masks = read(out, "val", "images")[0], read(out, "val", "masks")[0]

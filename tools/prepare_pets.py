@@ -4,7 +4,7 @@
 
 The two lists of the source, trainval.txt and test.txt, are pooled and split anew, breed by
 breed, because only images of trainval.txt have head boxes. Images without a box are left out or,
-with --add-unboxed, added to train; val and test hold the same images with and without them.
+with --add-unboxed, added to train; val and test are the same with and without them.
 
 Images are resized to a square. The mask is 1 on the animal and its border (trimap != 2); boxes
 are the numbers of the xml files, taken as pixel edges. Damage is named on stderr and counted.
@@ -131,7 +131,11 @@ def read_box(path, width, height):
 
 
 def read_samples(pets, names, xmls, size, add_unboxed):
-    """A list of every usable Sample, and a Counter of the defects found on the way."""
+    """A list of every usable Sample, and a Counter of the defects found on the way.
+
+    Without `add_unboxed`, None stands for an image without a box, so that the splits are drawn
+    alike with and without them.
+    """
     samples, defects = [], Counter()
 
     def note(defect, message):
@@ -143,7 +147,8 @@ def read_samples(pets, names, xmls, size, add_unboxed):
         if not xml.exists() and line < len(pets.datasets[0]):  # only the first list has boxes
             note("xml missing", f"expected {xml}, found no such file")
         if not xml.exists() and not add_unboxed:
-            continue  # half of the full set need not be decoded
+            samples.append(None)  # half of the full set need not be decoded
+            continue
         try:
             image, mask, breed, species, frame = read_pixels(pets, line, size)
         except DataError as error:
@@ -155,8 +160,7 @@ def read_samples(pets, names, xmls, size, add_unboxed):
             note("xml or box unusable", error)
             box = NO_BOX
         sample = Sample(image, mask, box, species, breed, line)
-        if add_unboxed or sample.is_boxed:
-            samples.append(sample)
+        samples.append(sample if add_unboxed or sample.is_boxed else None)
     return samples, defects
 
 
@@ -164,11 +168,12 @@ def draw_splits(samples, val_fraction, test_fraction, seed):
     """{"train", "val", "test"} -> list of Sample in random order, fixed by the seed.
 
     Of every breed, val and test get these fractions of the boxed samples, rounded. Samples
-    without a box go to train. Raises DataError if a split would be empty.
+    without a box go to train, and None among the samples nowhere; it only takes part in the draw.
+    Raises DataError if a split would be empty.
     """
     generator = np.random.default_rng(seed)
-    boxed = np.array([sample.is_boxed for sample in samples], bool)
-    breeds = np.array([sample.breed for sample in samples])
+    boxed = np.array([sample is not None and sample.is_boxed for sample in samples], bool)
+    breeds = np.array([-1 if sample is None else sample.breed for sample in samples])
     splits = {"train": list(np.flatnonzero(~boxed)), "val": [], "test": []}
     for breed in np.unique(breeds[boxed]):
         order = generator.permutation(np.flatnonzero(boxed & (breeds == breed)))
@@ -176,11 +181,12 @@ def draw_splits(samples, val_fraction, test_fraction, seed):
         for split, part in zip(("val", "test", "train"), np.split(order, cuts), strict=True):
             splits[split].extend(part)
     for split, members in splits.items():
-        if not members:
+        drawn = [samples[i] for i in generator.permutation(members).astype(int)]
+        splits[split] = [sample for sample in drawn if sample is not None]
+        if not splits[split]:
             flags = f"--val-fraction {val_fraction}, --test-fraction {test_fraction}"
             found = f"none of {boxed.sum()} usable images with a box"
             raise DataError(f"{flags}: expected at least one sample in {split}, found {found}")
-        splits[split] = [samples[i] for i in generator.permutation(members)]
     return splits
 
 
@@ -289,8 +295,9 @@ def prepare(settings):
         splits = draw_splits(samples, *fractions, settings.seed)
         write_splits(folder, splits, class_names, provenance)
     print_summary(settings.out, splits, class_names)
+    used = sum(map(len, splits.values()))
     found = ", ".join(f"{defect}: {count}" for defect, count in defects.items()) or "none"
-    print(f"defects: {found}; left out: {len(names) - len(samples)} of {len(names)} images")
+    print(f"defects: {found}; left out: {len(names) - used} of {len(names)} images")
     print(f"{time.perf_counter() - start:.1f} s, written to {settings.out}")
 
 
