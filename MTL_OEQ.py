@@ -1,6 +1,9 @@
 """MTL_OEQ: MTL_main improved. Its heads see what the other heads have found, and outside training
 it looks at every image twice, as it is and mirrored, and answers with the mean.
 
+Measured at 128 x 128, 120 epochs, 3 seeds (README.md), on test images: seg IoU 0.802 ± 0.005,
+box IoU 0.678 ± 0.008, accuracy 0.858 ± 0.019.
+
 Try `python MTL_OEQ.py --demo`; README.md says how to get data.
 """
 

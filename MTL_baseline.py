@@ -1,5 +1,7 @@
 """MTL_baseline: segmentation alone, the reference of the other experiments.
 
+Measured at 128 x 128, 120 epochs, 3 seeds (README.md): test seg IoU 0.794 ± 0.003.
+
 Try `python MTL_baseline.py --demo`; README.md says how to get data.
 """
 
