@@ -74,6 +74,7 @@ class Network(nn.Module):
         return {task: (output + mirrored[task]) / 2 for task, output in there.items()}
 
     def view(self, image):
+        """The outputs for the image as it is."""
         features = self.encoder(image)
         levels, deepest = self.seg.levels(features), features[-1]
         seg = self.seg.logits(levels[-1])

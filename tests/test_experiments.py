@@ -50,7 +50,7 @@ def test_outputs_have_the_documented_shapes(script):
 
 
 def test_oeq_answers_the_same_of_an_image_and_its_mirror_image():
-    """Exactly: the same two views, in the other order."""
+    """The same two views, in the other order."""
     torch.manual_seed(0)
     module = importlib.import_module("MTL_OEQ")
     network = module.Network().eval()
