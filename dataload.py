@@ -227,7 +227,7 @@ class Augment:
         stacked = F.grid_sample(stacked, grid, align_corners=False)
         pixels = stacked[:, :3].flatten(2)  # (B, 3, H W)
         pixels = torch.baddbmm(brightness.to(device), colour.to(device), pixels).view(images.shape)
-        pixels.masked_fill_(self.draw_erased(size, height, width, generator).to(device), 0)
+        pixels *= ~self.draw_erased(size, height, width, generator).to(device)
         moved = {
             **targets,
             "seg": (stacked[:, 3:] > 0.5).to(torch.uint8),

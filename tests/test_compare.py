@@ -267,9 +267,15 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     (tmp_path / "c_seed0.json").write_text(text)
     message = printed(capsys, tmp_path / "c_seed0.json", code=2)
     assert message.endswith("found no test, curves in it\n")
+    summary = histories.summarise(history)
+    del summary["config"]["EPOCHS"]
+    (tmp_path / "d_seed0.json").write_text(histories.to_json(summary))
+    for flags in ((), ("--train-may-differ",)):
+        message = printed(capsys, tmp_path / "d_seed0.json", *flags, code=2)
+        assert message.endswith("found no EPOCHS in it\n")
     del history["test"]
     assert "found no test in it" in printed(capsys, save(history, tmp_path / "part"), code=2)
-    for change in ({"best_epoch": 9}, {"seconds": []}, {"config": {"BATCH_SIZE": 0}}):
+    for change in ({"best_epoch": 9}, {"seconds": []}, {"config": {"EPOCHS": 1, "BATCH_SIZE": 0}}):
         path = save(make_history("main", 0) | change, tmp_path / "part")
         assert "found a damaged file (" in printed(capsys, path, code=2)
     (tmp_path / "file").write_text("in the way")

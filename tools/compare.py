@@ -26,13 +26,13 @@ from tools.common import EXPERIMENTS, make_folder, run_tool
 from tools.comparison import markdown
 from tools.curves import save_picture
 
-BUDGET = ("EPOCHS", "BATCH_SIZE", "demo", "processes")  # of the settings
+SAME = (*histories.BUDGET, "demo", "processes")  # settings that must be the same for all runs
 FREE = ("SEED", "DEMO_EPOCHS")  # settings that make no variant
 
 
 def conditions(run, train_may_differ):
     """{name: value} of what must be the same for all runs; without what a history does not tell."""
-    found = {key: run["config"].get(key) for key in BUDGET} | {"side": run["side"]}
+    found = {key: run["config"].get(key) for key in SAME} | {"side": run["side"]}
     if train_may_differ:
         found["training steps"] = found.pop("EPOCHS") * histories.steps_per_epoch(run)
     for split, count in run["data"].items():

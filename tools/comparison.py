@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from tools.histories import BUDGET
+
 MAIN_METRICS = {"seg": "seg_iou", "bbox": "bbox_iou", "bin": "bin_accuracy"}  # higher is better
 REFERENCES = {"seg": "baseline", "bbox": "ablation_bbox", "bin": "ablation_bin"}
 T_QUANTILES = (  # 97.5 % of Student's t for 1, 2, ... degrees of freedom
@@ -11,7 +13,6 @@ T_QUANTILES = (  # 97.5 % of Student's t for 1, 2, ... degrees of freedom
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-BUDGET = ("EPOCHS", "BATCH_SIZE")  # as the footnote tells it
 BLANK = "-"
 
 

@@ -38,6 +38,7 @@ KEPT = {
     **{key: kind for key, kind in NEEDED.items() if key not in ("train", "val")},
     **{"seed": int, "side": list, "best": dict, "curves": dict},
 }
+BUDGET = ("EPOCHS", "BATCH_SIZE")  # settings without which runs cannot be compared
 PATHS = ("H5_SAVE_PATH", "FILE_SAVE_PATH")
 CURVES = {"train": ("loss",), "val": ("iou", "accuracy")}  # what is kept of every epoch
 
@@ -102,6 +103,7 @@ def read(path):
         else:
             found, needed = artefacts.load(path), NEEDED
         wrong = [key for key, kind in needed.items() if not isinstance(found.get(key), kind)]
+        wrong = wrong or [key for key in BUDGET if not isinstance(found["config"].get(key), int)]
         if not wrong:
             return found if needed is KEPT else summarise(found)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
