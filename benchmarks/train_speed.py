@@ -49,7 +49,9 @@ def make_run(module, folder, device, compiled=False):
     processes = Processes()
     processes.use(device)
     options = SimpleNamespace(demo=False, quiet=True, tensorboard=False, compile=compiled)
-    return Run(module, folder, processes, None, options)
+    run = Run(module, folder, processes, None, options)
+    run.step.train()  # it comes in eval mode, from the check of the image side
+    return run
 
 
 def fetch(run, step):
