@@ -222,7 +222,8 @@ class Run:
         means = torch.tensor(self.rows, dtype=torch.float64).mean(0).tolist()
         means = dict(zip(self.tasks, means, strict=True))
         self._record("train", {f"{task}_loss": value for task, value in means.items()})
-        weights = self.weighting.weights().items()
+        with torch.no_grad():  # they may be learned
+            weights = self.weighting.weights().items()
         self._record("train", {f"{task}_weight": float(weight) for task, weight in weights})
         self.weighting.epoch_end(means)
         start = time.monotonic()

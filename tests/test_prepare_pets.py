@@ -169,6 +169,41 @@ def test_images_without_a_box_change_the_training_split_only(drawn, out):
     assert kept == members(without, "train")
 
 
+def test_listed_names_are_split_alike_whatever_else_is_there(drawn, root, out, tmp_path):
+    """So that a subset can be repeated from the full set, whose lists have another order."""
+    lists = [root / f"oxford-iiit-pet/annotations/{part}.txt" for part in ("trainval", "test")]
+    lines = [line for path in lists for line in path.read_text().splitlines(keepends=True)]
+    wanted = [line for line in lines if "_3 " not in line and "_11 " not in line]
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{line.split()[0]}\n" for line in wanted))
+    run(drawn, out, "--names", names, "--add-unboxed")
+    for path in lists:  # the same images in the opposite order
+        path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    run(root, out.with_name("reversed"), "--names", names, "--add-unboxed")
+    assert len(everything(out)) == len(wanted) < len(lines)
+    for split in SPLITS:
+        assert members(out, split) == members(out.with_name("reversed"), split)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"pug_1 pug_99", "--names {}: expected names of images, each once, found pug_99, which"),
+        (b"pug_1 pug_2 pug_1", "expected names of images, each once, found pug_1 2 times"),
+        (b"\xff", "--names {}: expected a text file, found"),
+        (None, "--names {}: expected a text file, found [Errno 2]"),
+        (b"", "found none of 0 usable images with a box"),
+    ],
+)
+def test_wrong_names(drawn, out, tmp_path, capsys, content, message):
+    path = tmp_path / "names.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert run(drawn, out, "--names", path) == 2
+    assert_one_line(capsys, message.format(path))
+    assert list(out.parent.iterdir()) == []
+
+
 def test_types_shapes_and_masks(drawn, out):
     run(drawn, out)
     images, masks = read(out, "val", "images")[0], read(out, "val", "masks")[0]

@@ -124,11 +124,14 @@ TRAIN = """
 import sys, torch, engine
 torch.set_num_threads(1)
 flags = sys.argv[1:]
-engine.main("MTL_bottleneck", flags)
+engine.main("MTL_uncertainty", flags)
 engine.main("MTL_area", flags)
-for name, metric in (("bottleneck", "seg_iou"), ("area", "area_error")):
-    history = torch.load(f"out/{name}_history.pt", weights_only=True)
-    assert 0 <= history["test"][metric] <= 1, history["test"]
+area, uncertainty = (
+    torch.load(f"out/{name}_history.pt", weights_only=True) for name in ("area", "uncertainty")
+)
+assert 0 <= area["test"]["area_error"] <= 1, area["test"]
+(weight,) = uncertainty["train"]["bbox_weight"]
+assert 0.9 < weight < 1.1 and weight != 1, weight  # it has moved
 """
 
 
@@ -145,8 +148,8 @@ def test_the_diffs_make_a_sixth_experiment_and_a_fourth_task(tmp_path, shared_da
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, *flags], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert {"bottleneck_test.png", "area_test.png"} <= {
+    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+    assert {"uncertainty_test.png", "area_test.png"} <= {
         p.name for p in (tmp_path / "out").iterdir()
     }
 

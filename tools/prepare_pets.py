@@ -1,10 +1,12 @@
 """Turn the Oxford-IIIT Pet folder into the H5 layout of dataload.py.
 
     python tools/prepare_pets.py --root DIR --out DIR [--download] [--add-unboxed] [--size 256]
+    python tools/prepare_pets.py --root DIR --out DIR --names results/images.txt
 
 The two lists of the source, trainval.txt and test.txt, are pooled and split anew, breed by
 breed, because only images of trainval.txt have head boxes. Images without a box are left out or,
-with --add-unboxed, added to train; val and test are the same with and without them.
+with --add-unboxed, added to train; val and test are the same with and without them. With --names
+only the images listed there are taken, and drawn in the order of that list.
 
 Images are resized to a square. The mask is 1 on the animal and its border (trimap != 2); boxes
 are the numbers of the xml files, taken as pixel edges. Damage is named on stderr and counted.
@@ -67,7 +69,7 @@ class Sample(NamedTuple):
 
 
 def open_pets(root, download):
-    """Both lists of the source as one data set, and the image name of each of its samples.
+    """Both lists of the source as one data set, and {i: image name} of its samples.
 
     Sample i is a PIL image and its (breed 0-36, species 0 cat or 1 dog, PIL trimap).
     Raises DataError if the folder is not what torchvision expects.
@@ -89,7 +91,24 @@ def open_pets(root, download):
     for name, count in Counter(names).items():
         if count > 1:  # it could end up in two splits
             raise DataError(f"{folder}/annotations/*.txt: expected {name} once, found {count}")
-    return ConcatDataset(pets), names
+    return ConcatDataset(pets), dict(enumerate(names))
+
+
+def choose(names, path):
+    """Of {line: image name} those listed in a text file, in its order.
+
+    Raises DataError if the file is not readable, or a listed name not among them or there twice.
+    """
+    lines = {name: line for line, name in names.items()}
+    try:
+        listed = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--names {path}: expected a text file, found {error}") from error
+    for name, count in Counter(listed).items():
+        if count > 1 or name not in lines:
+            found = f"{name} {count} times" if count > 1 else f"{name}, which is no image of {PETS}"
+            raise DataError(f"--names {path}: expected names of images, each once, found {found}")
+    return {lines[name]: name for name in listed}
 
 
 def read_pixels(pets, line, size):
@@ -133,6 +152,8 @@ def read_box(path, width, height):
 def read_samples(pets, names, xmls, size, add_unboxed):
     """A list of every usable Sample, and a Counter of the defects found on the way.
 
+    `names` is {line: image name} of those wanted, `xmls` the folder of the boxes.
+
     Without `add_unboxed`, None stands for an image without a box, so that the splits are drawn
     alike with and without them.
     """
@@ -142,7 +163,7 @@ def read_samples(pets, names, xmls, size, add_unboxed):
         defects[defect] += 1
         tqdm.write(f"{name}: {message}", file=sys.stderr)
 
-    for line, name in enumerate(tqdm(names, unit=" images", disable=None)):
+    for line, name in tqdm(names.items(), unit=" images", disable=None):
         xml = xmls / f"{name}.xml"
         if not xml.exists() and line < len(pets.datasets[0]):  # only the first list has boxes
             note("xml missing", f"expected {xml}, found no such file")
@@ -268,6 +289,7 @@ def parse_arguments(argv):
     add("--test-fraction", type=float, default=0.2, help="share of the boxed images (0.2)")
     add("--seed", type=int, default=0, help="decides which image goes where (0)")
     add("--add-unboxed", action="store_true", help="add the images without a box to train")
+    add("--names", type=Path, metavar="FILE", help="take the images listed in it only")
     add("--force", action="store_true", help="replace --out once the new one is complete")
     settings = parser.parse_args(argv)
     for flag, least, found in (("size", 1, settings.size), ("seed", 0, settings.seed)):
@@ -286,6 +308,8 @@ def prepare(settings):
     start = time.perf_counter()
     check_output(settings.out, settings.force)
     pets, names = open_pets(settings.root, settings.download)
+    if settings.names:
+        names = choose(names, settings.names)
     class_names = [name.lower() for name in pets.datasets[0].bin_classes]  # Cat is 0, Dog is 1
     xmls = settings.root / PETS / "annotations/xmls"
     provenance = {**PROVENANCE, **{name: getattr(settings, name) for name in SETTINGS}}

@@ -1,6 +1,6 @@
 """Run the scripts over several seeds, one after the other, each in a folder of its own.
 
-    python tools/run_all.py --seeds 0 1 2 --out runs/128 -- --h5-save-path data/pets128 --epochs 60
+    python tools/run_all.py --seeds 0 1 2 --out runs/128 -- --h5-save-path data/pets128 --epochs 120
 
 What stands behind -- goes to every script. A run leaves its files in OUT/NAME_seedK. The same
 command again skips the runs that are finished and resumes the one that was stopped, so a long
