@@ -210,7 +210,7 @@ class Augment:
         """Images uint8 (B, 3, H, W) and targets -> float32 images in [0, 255] and targets.
 
         Images and masks are first resized to `side` (h, w), if that is another one. All random
-        numbers come from `generator`, on the CPU, so a run repeats on any device.
+        numbers come from `generator`, on the CPU, so they are the same on any device.
         """
         masks = targets["seg"]
         if side and side != tuple(images.shape[-2:]):
@@ -218,20 +218,22 @@ class Augment:
         size, (height, width) = len(images), images.shape[-2:]
         forward = self.draw_affine(size, width / height, generator)
         colour, brightness = self.draw_colour(size, generator)
-        device = images.device
-        backward = torch.linalg.inv(forward)[:, :2].to(device, non_blocking=True)  # output -> input
+        along, across = self.draw_erased(size, height, width, generator)
+        backward = torch.linalg.inv(forward)[:, :2]  # output -> input
+        drawn = (forward, backward, colour, brightness, along, across)
+        forward, backward, colour, brightness, along, across = send(drawn, images.device)
         grid = F.affine_grid(backward, (size, 4, height, width), align_corners=False)
-        stacked = torch.empty(size, 4, height, width, device=device)
+        stacked = torch.empty(size, 4, height, width, device=images.device)
         stacked[:, :3], stacked[:, 3:] = images, masks
         stacked[:, :3] -= 128  # so that the zeros from outside the frame are grey
         stacked = F.grid_sample(stacked, grid, align_corners=False)
         pixels = stacked[:, :3].flatten(2)  # (B, 3, H W)
-        pixels = torch.baddbmm(brightness.to(device), colour.to(device), pixels).view(images.shape)
-        pixels *= ~self.draw_erased(size, height, width, generator).to(device)
+        pixels = torch.baddbmm(brightness, colour, pixels).view(images.shape)
+        pixels *= ~(along & across)
         moved = {
             **targets,
             "seg": (stacked[:, 3:] > 0.5).to(torch.uint8),
-            "bbox": move_boxes(targets["bbox"], forward.to(device), self.MIN_VISIBLE),
+            "bbox": move_boxes(targets["bbox"], forward, self.MIN_VISIBLE),
         }
         return pixels.add_(128).clamp_(0, 255), moved
 
@@ -261,7 +263,7 @@ class Augment:
         return channels * matrix, 128 * self.colour * uniform[2]
 
     def draw_erased(self, size, height, width, generator):
-        """(B, 1, H, W) bool, True in a rectangle of some of the images."""
+        """Bool (B, 1, H, 1) and (B, 1, 1, W), rows and columns of a rectangle in some images."""
         uniform = torch.rand(4, size, 1, generator=generator)
         erased = uniform[0] < self.erase  # (B, 1)
         ratio = 2 ** (uniform[1] * 2 - 1)
@@ -270,7 +272,14 @@ class Augment:
         y = (torch.arange(height) + 0.5) / height
         across = ((x - uniform[2]).abs() < half * ratio.sqrt()) & erased  # (B, W)
         along = (y - uniform[3]).abs() < half / ratio.sqrt()  # (B, H)
-        return along[:, None, :, None] & across[:, None, None]
+        return along[:, None, :, None], across[:, None, None]
+
+
+def send(tensors, device):
+    """Tensors of the CPU on the device, without waiting for what a GPU is at."""
+    if device.type == "cuda":
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
 def move_boxes(boxes, maps, min_visible):

@@ -67,7 +67,10 @@ def shipped_step(run, step):
 
 
 def plain_step(run, step):
-    """The same network, data, losses and optimiser as most would write it: fp32, NCHW memory."""
+    """The same network, data, losses and optimiser as most would write it: fp32, NCHW memory.
+
+    On a GPU convolutions may round to TF32, which is torch's default.
+    """
     images, targets = run.augment(*fetch(run, step), torch.Generator().manual_seed(step))
     outputs = run.network(images.contiguous())
     losses = {name: task.loss(outputs[name], targets[name]) for name, task in run.tasks.items()}
@@ -113,7 +116,8 @@ def measure(module, folder, settings):
         shipped_step(run, 0)
     memory = peak_memory(run.processes.device)  # before the other variants add theirs
     plain = make_run(module, folder, settings.device)
-    plain.network.to(memory_format=torch.contiguous_format)
+    for network in (plain.network, plain.average.module):
+        network.to(memory_format=torch.contiguous_format)
     plain.optimiser = Optimiser(
         plain.step.parameters(), 1e-3, 0.0, 10**6
     )  # views of the new memory

@@ -37,8 +37,9 @@ class TrainingStep(nn.Module):
 
 
 def autocast(device):
-    """bf16 on any device: no loss scaling is needed, and CPUs and GPUs have units for it."""
-    return torch.autocast(device.type, torch.bfloat16)
+    """bf16, which needs no loss scaling; fp32 on a GPU that would only emulate it."""
+    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
 def seeded(*numbers):
@@ -186,6 +187,7 @@ def evaluate(network, dataset, tasks, batch_size, processes):
     for indices, (images, targets) in zip(batches, loader(dataset, batches, device), strict=True):
         with autocast(device):
             outputs = network(images)
+        places = torch.tensor(indices, device=device)  # once, since a GPU waits for it
         rows = {"seen": torch.ones(len(images), 2, device=device)}
         for name, task in tasks.items():
             valid = known(targets[name]).double()
@@ -195,7 +197,7 @@ def evaluate(network, dataset, tasks, batch_size, processes):
                 rows[f"{name}_{metric}"] = pairs
         for name, pairs in rows.items():
             empty = torch.zeros_like(table["seen"])
-            table.setdefault(name, empty)[indices] += pairs if mine else torch.zeros_like(pairs)
+            table.setdefault(name, empty)[places] += pairs if mine else torch.zeros_like(pairs)
     if not processes.sum(table.pop("seen")).eq(1).all():
         raise RuntimeError(f"evaluation did not see each of the {len(dataset)} samples once")
     return {name: processes.sum(pairs) for name, pairs in table.items()}

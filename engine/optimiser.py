@@ -61,8 +61,9 @@ class Optimiser:
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             matrix.grad = None if kernel.grad is None else _matrix(kernel.grad, kernel)
         self.parts["muon"].step()
+        frozen = self.bad > 0
         for matrix, old in zip(self.matrices, before, strict=True):
-            torch.where(self.bad > 0, old, matrix, out=matrix)
+            torch.where(frozen, old, matrix, out=matrix)
         self.parts["adamw"].step()
         self.parts["muon_schedule"].step()
         self.parts["adamw_schedule"].step()

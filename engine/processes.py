@@ -36,14 +36,15 @@ class Processes:
             dist.destroy_process_group()
 
     def use(self, name):
-        """Compute on the device of this name; None is this process's GPU, or else the CPU.
+        """Compute on the device of this name; "cuda" is this process's GPU, None that or the CPU.
 
         Raises:
             UserError: there is no such device.
         """
         if name is None:
-            local_rank = int(os.environ.get("LOCAL_RANK", 0))
-            name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda":
+            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         try:
             self.device = torch.device(name)
             torch.empty(1, device=self.device)
@@ -54,7 +55,7 @@ class Processes:
             ) from error
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-            torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape
+            torch.backends.cudnn.benchmark = True  # a run has batches of few shapes
 
     @property
     def is_first(self):

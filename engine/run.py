@@ -1,6 +1,7 @@
 """One run of an experiment: data, training, resuming, the test and the artefacts."""
 
 import contextlib
+import copy
 import importlib
 import sys
 import tempfile
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from dataload import SPLITS, Augment, DataError, H5Dataset, warnings
 from engine import artefacts, pictures
+from engine.average import WeightAverage
 from engine.cli import UserError, constants, parse
 from engine.loop import (
     TrainingStep,
@@ -107,7 +108,7 @@ class Run:
         self.steps = self._count_steps()
         self._build()
         if options.compile:
-            self.step.compile()
+            self.step.compile(dynamic=False)  # one graph for each of SIDES
         self.folder = artefacts.output_folder(module.FILE_SAVE_PATH)  # not before all is checked
         self.last = self.folder / f"{self.name}_last.pt"
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}
@@ -145,9 +146,7 @@ class Run:
         self.optimiser = Optimiser(
             step.parameters(), module.LEARNING_RATE, module.WEIGHT_DECAY, module.EPOCHS * self.steps
         )
-        self.average = AveragedModel(
-            self.network, multi_avg_fn=ema(module.EMA_DECAY), use_buffers=True
-        )
+        self.average = WeightAverage(self.network, module.EMA_DECAY)
         self.step = step
 
     def _check_side(self):
@@ -337,9 +336,10 @@ class Run:
             "gflop": self._gigaflop(),
             "versions": artefacts.versions(),
         }
+        on_cpu = copy.deepcopy(network).cpu()  # so that the files open without a GPU
         writers = {
-            "model_lite.pt": lambda path: artefacts.save(self.best, path),
-            "model.pt": lambda path: artefacts.save(network, path),
+            "model_lite.pt": lambda path: artefacts.save(on_cpu.state_dict(), path),
+            "model.pt": lambda path: artefacts.save(on_cpu, path),
             f"{self.target}_loss.png": lambda path: pictures.save_loss_picture(
                 path, history, self.target
             ),
@@ -373,17 +373,3 @@ class Run:
         metrics = ratios({name: pairs[index] for name, pairs in table.items()})
         names = self.data["test"].class_names
         pictures.save_test_picture(path, images[0], targets, outputs, metrics, self.tasks, names)
-
-
-def ema(decay):
-    """An exponential average for AveragedModel whose memory grows with the run, up to `decay`."""
-
-    @torch.no_grad()
-    def average(averaged, current, count):
-        new = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, new)
-        else:  # the batch norms' counters
-            torch._foreach_copy_(averaged, current)
-
-    return average

@@ -295,3 +295,13 @@ def test_handlers_are_put_back():
 def test_a_device_that_does_not_exist_is_refused():
     with pytest.raises(engine.run.UserError, match="--device: expected a usable device, found cud"):
         Processes().use("cuda:99")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU")
+def test_cuda_alone_is_the_gpu_of_this_process(monkeypatch):
+    """set_device takes a device with a number only."""
+    for rank, found in ((None, "cuda:0"), ("3", "cuda:3")):
+        if rank:
+            monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(engine.run.UserError, match=rf"found {found} \("):
+            Processes().use("cuda")

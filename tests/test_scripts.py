@@ -202,7 +202,7 @@ def test_operations_are_counted_as_by_hand():
 
 def test_the_training_step_is_compiled_on_request(shared_data, tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(TrainingStep, "compile", lambda step: compiled.append(step))
+    monkeypatch.setattr(TrainingStep, "compile", lambda step, **_: compiled.append(step))
     run("MTL_baseline", shared_data, tmp_path / "plain", "--epochs", "1")
     assert not compiled
     run("MTL_baseline", shared_data, tmp_path / "compiled", "--epochs", "1", "--compile")

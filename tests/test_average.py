@@ -1,0 +1,70 @@
+"""The average of the weights, by hand and against torch's own."""
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from engine.average import WeightAverage
+
+
+def network(device="cpu"):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).to(device)
+
+
+def change(net):
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    net(torch.randn(5, 2))  # moves the statistics and the counter of the batch norm
+
+
+def test_the_first_update_copies_and_the_second_keeps_two_elevenths():
+    net = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(net, decay=0.9)
+    values = []
+    for value in (3.0, 14.0):
+        nn.init.constant_(net.weight, value)
+        average.update_parameters(net)
+        values.append(average.module.weight.item())
+    assert values[0] == 3.0
+    assert abs(values[1] - (2 / 11 * 3 + 9 / 11 * 14)) < 1e-6
+
+
+def test_it_is_torchs_average_of_the_same_decay():
+    def own(averaged, current, count):
+        return torch.lerp(
+            averaged.float(), current.float(), 1 - min(0.5, (1 + count) / (10 + count))
+        )
+
+    net = network()
+    ours, theirs = WeightAverage(net, 0.5), AveragedModel(net, avg_fn=own)
+    for _ in range(20):  # the decay is 0.5 from the ninth on
+        change(net)
+        ours.update_parameters(net)
+        theirs.update_parameters(net)
+    for a, b in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert ours.module[1].num_batches_tracked == net[1].num_batches_tracked == 20
+    assert not torch.equal(ours.module[1].running_mean, net[1].running_mean)
+
+
+def test_an_update_reads_nothing_back_from_the_device():
+    net = network("meta")  # where a value cannot be read
+    average = WeightAverage(net, 0.9)
+    for _ in range(3):
+        average.update_parameters(net)
+    assert average.n_averaged == 3 and average.n_averaged.device.type == "cpu"
+
+
+def test_its_state_goes_on_where_it_was():
+    net = network()
+    average, other = WeightAverage(net, 0.9), WeightAverage(net, 0.9)
+    change(net)
+    average.update_parameters(net)
+    other.load_state_dict(average.state_dict())
+    change(net)
+    for each in (average, other):
+        each.update_parameters(net)
+    for a, b in zip(average.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
