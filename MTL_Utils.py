@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import box_iou, distance_box_iou
+from torchvision.ops import box_iou
 
 
 class Task(NamedTuple):
@@ -65,9 +65,28 @@ def bbox_loss(boxes, target):
     """
     boxes, valid = boxes.float(), known(target)
     target = torch.where(valid[:, None], target.float(), boxes.detach())  # a zero loss, no NaN
-    diou = distance_box_iou(boxes, target).diagonal()  # its loss form has a GPU wait
-    each = 1 - diou + F.l1_loss(boxes, target, reduction="none").sum(1)
+    each = 1 - distance_iou(boxes, target) + F.l1_loss(boxes, target, reduction="none").sum(1)
     return _known_mean(each, valid)
+
+
+def distance_iou(boxes, others):
+    """DIoU of each pair, as in torchvision's `distance_box_iou_loss`, for any boxes.
+
+    That function picks the boxes that overlap by a mask, and a GPU has to wait for their number.
+
+    Shape: (B, 4) and (B, 4) xyxy -> (B,) in [-1, 1].
+    """
+    larger, smaller = torch.maximum(boxes, others), torch.minimum(boxes, others)  # (B, 4)
+    shared = _area((smaller[:, 2:] - larger[:, :2]).clamp(min=0))
+    union = _area(boxes[:, 2:] - boxes[:, :2]) + _area(others[:, 2:] - others[:, :2]) - shared
+    diagonal = (larger[:, 2:] - smaller[:, :2]).square().sum(1)  # of the box around both
+    apart = (boxes[:, :2] + boxes[:, 2:] - others[:, :2] - others[:, 2:]).square().sum(1) / 4
+    return shared / (union + 1e-7) - apart / (diagonal + 1e-7)  # torchvision's epsilon
+
+
+def _area(sides):
+    """(B, 2) -> (B,); its gradient reads nothing back, as that of prod would."""
+    return sides[:, 0] * sides[:, 1]
 
 
 def bin_loss(logits, target):
@@ -227,6 +246,6 @@ class DynamicWeightAverage(FixedWeights):
     def epoch_end(self, means):
         current = torch.tensor([means[task] for task in self.fixed]).to(self.previous)
         if not self.previous.isnan().any():
-            speed = current / self.previous
+            speed = torch.where(self.previous > 0, current / self.previous, 1.0)  # 0: none known
             self.factors.copy_(len(speed) * torch.softmax(speed / self.temperature, 0))
         self.previous.copy_(current)

@@ -164,6 +164,9 @@ def write_split(folder, images, masks, bboxes, binary, class_names, provenance):
         bboxes, binary: (N, 4) and (N, 1) or (N,) as in the module docstring.
         class_names: the names of class 0 and class 1.
         provenance: attributes (name -> string or number) put on every file.
+
+    Raises:
+        DataError: a file is there already, or the disk takes no more.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,20 +174,25 @@ def write_split(folder, images, masks, bboxes, binary, class_names, provenance):
     arrays["bboxes"] = np.asarray(bboxes, np.float32).reshape(-1, 4)
     arrays["binary"] = np.asarray(binary, np.int8).reshape(-1, 1)
     for name, array in arrays.items():
-        with h5py.File(folder / f"{name}.h5", "x") as file:
-            dataset = file.create_dataset(name, data=array)
-            if name == "binary":
-                dataset.attrs["class_names"] = list(class_names)
-            file.attrs.update(provenance)
+        path = folder / f"{name}.h5"
+        try:
+            with h5py.File(path, "x") as file:
+                dataset = file.create_dataset(name, data=array)
+                if name == "binary":
+                    dataset.attrs["class_names"] = list(class_names)
+                file.attrs.update(provenance)
+        except (OSError, RuntimeError) as error:  # h5py raises either where the disk is full
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: cannot be written ({reason})") from error
 
 
 class Augment:
-    """Random flip, rotation, scale, shift and colour of images, masks and boxes together.
+    """Random flip, rotation, scale, stretch, shift, colour and erasing, for image, mask and box.
 
     One affine map per sample, applied to the whole batch by one bilinear `grid_sample` of image and
     mask, on whatever device they are; torchvision.transforms.v2 draws one map per call, so it would
-    have to take the samples one by one. What comes from outside the frame is grey 128 and
-    background.
+    have to take the samples one by one. What comes from outside the frame is background, and grey
+    128 before the brightness changes.
 
     A box is mapped as the ellipse inscribed in it, which is nearer to a head than the corners are
     and does not grow with every rotation. A box of which less than `MIN_VISIBLE` stays in the frame

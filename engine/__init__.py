@@ -3,6 +3,8 @@
 cli.py        the constants of a script as command-line flags
 run.py        one run from data to artefacts, resumed where it stopped
 loop.py       the training step, an epoch, an evaluation
+optimiser.py  Muon and AdamW under one schedule
+average.py    the average of the weights
 processes.py  one process or many (torchrun)
 artefacts.py  files written whole or not at all
 pictures.py   the loss curve and the test picture

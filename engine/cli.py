@@ -20,13 +20,13 @@ RULES = {  # of the constants the engine knows and those of a usual network; Net
     **dict.fromkeys(("LEARNING_RATE", "CLIP_NORM"), POSITIVE),
     **dict.fromkeys(("WEIGHT_DECAY", "SEED"), NOT_NEGATIVE),
     **dict.fromkeys(("EMA_DECAY", "DROPOUT", "SHIFT", "COLOUR", "ERASE"), SHARE),
-    "SIDES": (lambda value: 0 < min(value) <= max(value) <= 1, "numbers above 0, at most 1"),
-    "WIDTHS": (lambda value: min(value) >= 1, "numbers above 0"),
-    "STRETCH": (lambda value: 1 <= value < math.inf, "a number of at least 1"),
+    "SIDES": (lambda value: all(0 < s <= 1 for s in value), "numbers above 0, at most 1"),
+    "WIDTHS": (lambda value: len(value) > 1 < min(value), "two or more numbers above 1"),
+    "STRETCH": (lambda value: 1 <= value <= 10, "1-10"),
     "DEGREES": (lambda value: 0 <= value <= 180, "0-180"),
     "SCALE": (
-        lambda value: len(value) == 2 and 0 < value[0] <= value[1] < math.inf,
-        "two numbers, 0 < smallest <= largest",
+        lambda value: len(value) == 2 and 0.1 <= value[0] <= value[1] <= 10,
+        "two numbers, 0.1 <= smallest <= largest <= 10",
     ),
 }
 
@@ -89,7 +89,7 @@ def parse(module, argv):
     """Set the module's constants from flags and return the other options.
 
     `H5_SAVE_PATH` is set by `--h5-save-path`, and so on. The options are `demo`, `resume`, `quiet`,
-    `tensorboard` (bool) and `device` (string or None).
+    `tensorboard`, `compile` (bool) and `device` (string or None).
 
     Raises:
         SystemExit: code 2 with one line on stderr, for an unknown flag or a value of another kind.

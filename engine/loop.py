@@ -170,6 +170,23 @@ def gigaflop(step, images, targets):
     return counter.get_total_flops() / len(images) / 1e9
 
 
+def sample_scores(pairs):
+    """Numerators and denominators (N, 2) of a metric -> (N,); 1 where both are 0, so all right."""
+    return (pairs[:, 0] / pairs[:, 1]).nan_to_num(1.0).cpu()
+
+
+def predict(network, images):
+    """The outputs for images (B, 3, H, W), fp32 on the CPU, as a list of {task: output}.
+
+    Computed as in training. A logit per image has the shape (1,).
+    """
+    with torch.inference_mode(), autocast(images.device):
+        outputs = network(images)
+    outputs = {k: v.float().cpu() for k, v in outputs.items()}
+    outputs = {k: v[:, None] if v.ndim == 1 else v for k, v in outputs.items()}
+    return [{k: v[i] for k, v in outputs.items()} for i in range(len(images))]
+
+
 @torch.inference_mode()
 def evaluate(network, dataset, tasks, batch_size, processes):
     """Losses and metrics of every sample of a split: {name: (N, 2)} numerators and denominators.

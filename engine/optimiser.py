@@ -45,9 +45,10 @@ class Optimiser:
         self.bad = torch.zeros((), device=parameters[0].device)
         adamw.found_inf, adamw.grad_scale = self.bad, None  # the fused step heeds them
         self.parts = {"muon": muon, "adamw": adamw}
+        rise = WARM_UP if WARM_UP * total_steps != 1 else 0.0  # torch would divide by 0
         for name, part in (("muon_schedule", muon), ("adamw_schedule", adamw)):
             self.parts[name] = OneCycleLR(
-                part, learning_rate, total_steps, pct_start=WARM_UP, cycle_momentum=part is adamw
+                part, learning_rate, total_steps, pct_start=rise, cycle_momentum=part is adamw
             )
 
     def freeze(self, bad):

@@ -20,6 +20,8 @@ from engine.loop import (
     epoch_batches,
     evaluate,
     gigaflop,
+    predict,
+    sample_scores,
     seeded,
     train_epoch,
 )
@@ -154,6 +156,13 @@ class Run:
         sides = {split: data.side for split, data in self.data.items()}
         if len(set(sides.values())) > 1:
             raise UserError(f"--h5-save-path: expected one image side in all splits, found {sides}")
+        images = min(self.module.BATCH_SIZE, len(self.data["train"])) // self.processes.size
+        smallest = min(self.side_of(epoch) for epoch in range(1, self.module.EPOCHS + 1))
+        if images == 1 and smallest == (self.network.stride,) * 2:
+            raise UserError(
+                f"--batch-size: expected 2 or more images for each process, found 1; at {smallest} "
+                "pixels, the first of --sides, batch norm would see one value per channel"
+            )
         image = self.data["train"][0][0][None].to(self.processes.device)
         try:
             with torch.inference_mode():
@@ -174,8 +183,9 @@ class Run:
         if self.processes.size > 1:
             self.step = DistributedDataParallel(self.step)
         self._announce()
-        for line in warnings(self.data) if self.processes.is_first else ():
-            self.report.warn(f"warning: {line}")
+        with self.processes.together():  # the first one reads every image
+            for line in warnings(self.data) if self.processes.is_first else ():
+                self.report.warn(f"warning: {line}")
         self.report.start(f"{self.folder / self.name}_tensorboard", len(self.history["seconds"]))
         self.signals.patient = True
         while len(self.history["seconds"]) < self.module.EPOCHS:
@@ -189,7 +199,7 @@ class Run:
         self._finish()
 
     def pause(self):
-        """Whether training has to pause, for all processes alike, because a checkpoint is due."""
+        """Whether training pauses for a signal or a checkpoint, for all processes alike."""
         return any(self._pauses())
 
     def _pauses(self):
@@ -362,13 +372,10 @@ class Run:
     def _draw_median(self, network, table, path):
         """The test sample whose IoU is the median: neither flattering nor shaming."""
         pairs = table[f"{self.target}_iou"]
-        order = (pairs[:, 0] / pairs[:, 1].clamp(min=1)).argsort()
+        order = sample_scores(pairs).argsort()
         index = order[len(order) // 2].item()
         images, targets = self.data["test"].batch([index])
-        with torch.inference_mode():
-            outputs = network(images.to(self.processes.device))
-        outputs = {k: v.float().cpu() for k, v in outputs.items()}
-        outputs = {k: v if v.ndim == 1 else v[0] for k, v in outputs.items()}
+        (outputs,) = predict(network, images.to(self.processes.device))
         targets = {k: v[0] for k, v in targets.items()}
         metrics = ratios({name: pairs[index] for name, pairs in table.items()})
         names = self.data["test"].class_names

@@ -66,14 +66,14 @@ def test_comments_are_titles_and_help():
 
 
 def test_flags_set_the_constants(script):
-    flags = "--epochs 3 --widths 1 2 3 --learning-rate 1e-4 --no-mirror --device cpu --quiet"
+    flags = "--epochs 3 --widths 4 5 6 --learning-rate 1e-4 --no-mirror --device cpu --quiet"
     options = parse(script, flags.split())
     assert constants(script) == {
         "FILE_SAVE_PATH": "runs/toy",
         "EPOCHS": 3,
         "DEMO_EPOCHS": 7,
         "LEARNING_RATE": 1e-4,
-        "WIDTHS": (1, 2, 3),
+        "WIDTHS": (4, 5, 6),
         "MIRROR": False,
         "SEED": 0,
     }
@@ -144,11 +144,12 @@ BAD = {
     "DROPOUT": (-0.5, "a number of at least 0 and below 1, found -0.5"),
     "SHIFT": (1.5, "a number of at least 0 and below 1, found 1.5"),
     "COLOUR": (float("nan"), "a number of at least 0 and below 1, found nan"),
-    "WIDTHS": ((8, 0), "numbers above 0, found 8 0"),
+    "WIDTHS": ((8, 1), "two or more numbers above 1, found 8 1"),
+    "SIDES": ((1.0, float("nan")), "numbers above 0, at most 1, found 1.0 nan"),
     "ERASE": (1.0, "a number of at least 0 and below 1, found 1.0"),
     "DEGREES": (-1.0, "0-180, found -1.0"),
-    "STRETCH": (0.9, "a number of at least 1, found 0.9"),
-    "SCALE": ((1.6, 0.7), "two numbers, 0 < smallest <= largest, found 1.6 0.7"),
+    "STRETCH": (0.9, "1-10, found 0.9"),
+    "SCALE": ((1.6, 0.7), "two numbers, 0.1 <= smallest <= largest <= 10, found 1.6 0.7"),
 }
 
 
@@ -165,7 +166,8 @@ BAD_SCALES = [(0.0, 1.0), (1.0,), (0.7, 1.0, 1.6), (0.5, float("inf"))]
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [(name, *case) for name, case in BAD.items()]
-    + [("SCALE", scale, "two numbers, 0 < smallest <= largest") for scale in BAD_SCALES],
+    + [("SCALE", scale, "two numbers, 0.1 <= smallest <= largest") for scale in BAD_SCALES]
+    + [("WIDTHS", (8,), "two or more numbers above 1, found 8")],
 )
 def test_values_no_run_can_have_are_refused(tmp_path, monkeypatch, name, value, message):
     good = importlib.import_module("MTL_main")

@@ -141,6 +141,14 @@ def test_relative_gain_needs_every_task():
     assert mean_gain({"seg": {0: 1.0}}) == {}
 
 
+def test_nothing_is_relative_to_zero():
+    """A network that has only seen background has IoU 0."""
+    columns = {
+        name: {0: {"test": {"seg_iou": iou}}} for name, iou in (("baseline", 0.0), ("main", 0.5))
+    }
+    assert not any(relative_gains(columns, "test")["main"].values())
+
+
 def test_relative_gains_by_hand(runs):
     columns = compare.group(histories.find([str(runs)]))
     gains = relative_gains(columns, "test")

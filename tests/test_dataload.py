@@ -15,7 +15,7 @@ from conftest import COUNTS, draw
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from dataload import Augment, DataError, H5Dataset, first, move_boxes, warnings
+from dataload import Augment, DataError, H5Dataset, first, move_boxes, warnings, write_split
 
 
 def rewrite(folder, name, array, key=None, split="train", attributes=None, **options):
@@ -443,3 +443,20 @@ def test_a_box_follows_its_pixels(shared_data):
         ys, xs = mask[0].nonzero(as_tuple=True)
         found = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 32
         torch.testing.assert_close(box, found, atol=0.06, rtol=0)
+
+
+def test_a_rotation_of_an_oblong_image_stays_a_rotation():
+    augment = Augment(**NO_CHANGE | {"degrees": 30.0})
+    maps = augment.draw_affine(8, 128 / 64, torch.Generator().manual_seed(0))
+    pixels = torch.diag(torch.tensor([64.0, 32.0]))  # [-1, 1] -> pixels of 128 x 64
+    linear = pixels @ maps[:, :2, :2] @ torch.linalg.inv(pixels)
+    torch.testing.assert_close(linear @ linear.mT, torch.eye(2).expand(8, 2, 2))
+
+
+def test_a_file_that_cannot_be_written_is_named_in_one_line(tmp_path):
+    images, masks, boxes, labels = draw(2, 0)
+    arguments = (images, masks, boxes, labels, ("a", "b"), {})
+    write_split(tmp_path, *arguments)
+    with pytest.raises(DataError, match=r"images\.h5: cannot be written \(") as failed:
+        write_split(tmp_path, *arguments)  # never over another one
+    assert "\n" not in str(failed.value)

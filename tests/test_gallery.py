@@ -7,6 +7,7 @@ from running import history
 
 import MTL_main
 from engine.cli import constants
+from engine.loop import sample_scores
 from tools import gallery
 from tools.make_demo import make_demo
 
@@ -23,6 +24,11 @@ def test_choose_by_hand():
     assert gallery.choose(scores, 1) == {"best": [1], "median": [0], "worst": [2]}
     assert gallery.choose(scores, 2) == {"best": [1, 5], "median": [3, 0], "worst": [6, 2]}
     assert gallery.choose(scores[:2], 3) == {"best": [1, 0], "median": [1, 0], "worst": [1, 0]}
+
+
+def test_an_empty_mask_that_is_found_empty_is_all_right():
+    pairs = torch.tensor([[0, 0], [4, 4], [0, 3], [1, 4]], dtype=torch.float64)
+    assert sample_scores(pairs).tolist() == [1.0, 1.0, 0.0, 0.25]
 
 
 @pytest.mark.parametrize(("split", "count"), [("test", 2), ("val", 9)])

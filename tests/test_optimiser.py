@@ -59,6 +59,13 @@ def test_the_rest_is_updated_by_adamw_and_vectors_do_not_decay():
         torch.testing.assert_close(mine, twin)
 
 
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_a_run_may_be_of_any_length(steps):
+    net = network()
+    learn(net, Optimiser(net.parameters(), 0.01, 0.0, total_steps=steps), steps)
+    assert all(weight.isfinite().all() for weight in net.parameters())
+
+
 def test_the_rate_follows_one_cycle_to_its_end():
     net = network()
     optimiser = Optimiser(net.parameters(), 0.01, 0.0, total_steps=10)

@@ -1,6 +1,7 @@
 """Series of runs, with stand-ins for the scripts that take no time; one with a real script."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def scripts(tmp_path, monkeypatch):
+def scripts(shared_data, tmp_path, monkeypatch):
     """A folder with stand-ins for three scripts, in place of the repository."""
     folder = tmp_path / "scripts"
     folder.mkdir()
@@ -58,7 +59,7 @@ def scripts(tmp_path, monkeypatch):
     for name in ("main", "baseline", "OEQ"):
         (folder / f"MTL_{name}.py").write_text(STAND_IN.format(constants=text))
     for seed in range(3):
-        config = settings | {"SEED": seed, "demo": False}
+        config = settings | {"SEED": seed, "demo": False, "H5_SAVE_PATH": str(shared_data)}
         torch.save({"config": config, "seconds": [90.0, 30.0]}, folder / f"seed{seed}.pt")
     monkeypatch.setattr(run_all, "ROOT", folder)
     return folder
@@ -140,13 +141,17 @@ def one_line(capfd):
     return printed
 
 
-def test_runs_of_other_settings_are_refused(scripts, series, capfd):
+def test_runs_of_other_settings_or_data_are_refused(scripts, series, shared_data, tmp_path, capfd):
     chosen = ["--scripts", "main", "--seeds", "0"]
     assert series(*chosen) == 0
     capfd.readouterr()
     assert series(*chosen, flags=["--epochs", "7"]) == 2
     message = one_line(capfd)
     assert f"main_history.pt: a run with EPOCHS = {MTL_main.EPOCHS}, not 7; choose" in message
+    other = shutil.copytree(shared_data, tmp_path / "other")
+    assert series(*chosen, flags=["--h5-save-path", str(other)]) == 2
+    message = one_line(capfd)
+    assert f"main_history.pt: a run with H5_SAVE_PATH = {shared_data}, not {other}" in message
     assert len(calls(scripts)) == 1
 
 

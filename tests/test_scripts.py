@@ -154,10 +154,8 @@ def test_a_training_step_runs_on_the_meta_device(monkeypatch, script):
             "bin": torch.zeros(2),
         }
     augment = augmentation(module)
-    # torchvision's box loss indexes with a mask, whose result has no shape without data
-    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
-        total, losses = step(*augment(images, targets, torch.Generator(), (32, 32)))
-        total.backward()
+    total, losses = step(*augment(images, targets, torch.Generator(), (32, 32)))
+    total.backward()
     assert losses.device.type == "meta" and losses.shape == (len(module.TASKS),)
     assert all(parameter.grad.device.type == "meta" for parameter in step.parameters())
 
@@ -207,3 +205,12 @@ def test_the_training_step_is_compiled_on_request(shared_data, tmp_path, monkeyp
     assert not compiled
     run("MTL_baseline", shared_data, tmp_path / "compiled", "--epochs", "1", "--compile")
     assert len(compiled) == 1
+
+
+def test_batches_of_one_that_batch_norm_cannot_take_are_refused(shared_data, tmp_path):
+    flags = ["--epochs", "2", "--batch-size", "1"]  # 32 x 32 pixels leave one position at stride 32
+    message = run("MTL_baseline", shared_data, tmp_path, *flags, code=2)
+    assert (
+        "--batch-size: expected 2 or more images for each process, found 1; at (32, 32)" in message
+    )
+    assert not any(tmp_path.iterdir())

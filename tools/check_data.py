@@ -1,20 +1,21 @@
 """Look at a data folder of the H5 layout: what is in it, and everything that is wrong with it."""
 
-import argparse
 import sys
 from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, H5Dataset, split_arrays, warnings
+from engine.cli import Parser
 from h5array import DataError, read_boxes, read_labels
+from tools.common import run_tool
 
 STRIDE = 32  # of the networks as they are: both sides must be multiples of it
 
 
-def main(argv=None):
+def check_data(argv):
     """Print the report; returns the exit code: 0 if the experiments can run on the data, else 2."""
-    parser = argparse.ArgumentParser("dataload.py", description=__doc__)
+    parser = Parser("dataload.py", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder with train/, val/ and test/")
     folder = parser.parse_args(argv).folder
     problems = {split: list(split_problems(folder / split)) for split in SPLITS}
@@ -28,6 +29,11 @@ def main(argv=None):
         print(f"problem: {line}")
     print(f"{folder}: {f'{len(problems)} problem(s)' if problems else 'usable'}")
     return 2 if problems else 0
+
+
+def main(argv=None):
+    """Run the tool; returns the exit code of `check_data`, 130 for Ctrl-C."""
+    return run_tool("dataload.py", check_data, argv)
 
 
 def split_problems(folder):

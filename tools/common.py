@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from dataload import DataError
 from engine.cli import UserError
 from engine.processes import Processes
 
@@ -13,11 +14,12 @@ EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # as
 def run_tool(name, work, argv):
     """The exit code of `work(argv)`, which is 0 where it returns None.
 
-    A mistake of the user's (UserError) becomes one line on stderr and code 2, Ctrl-C code 130.
+    A mistake of the user's (UserError) or damaged data (DataError) becomes one line on stderr and
+    code 2, Ctrl-C code 130.
     """
     try:
         return work(argv) or 0
-    except UserError as error:
+    except (UserError, DataError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -56,7 +56,9 @@ def relative_gains(columns, split):
         for label, metrics in table.items():
             difference = gains(metrics.get(metric, {}), reference)
             if label != REFERENCES[task] and difference:
-                found[label][task] = {s: 100 * d / reference[s] for s, d in difference.items()}
+                found[label][task] = {
+                    s: 100 * d / reference[s] for s, d in difference.items() if reference[s]
+                }
     return found
 
 

@@ -35,6 +35,8 @@ def draw_curves(axis, columns):
     """Mean over seeds of the validation seg IoU by epoch, with a band of one sd on each side."""
     metric = MAIN_METRICS["seg"]
     for (label, seeds), (colour, dashes) in zip(columns.items(), cycle(STYLES)):
+        if any(metric not in run["curves"]["val"] for run in seeds.values()):
+            continue  # a network without this task
         series = np.array([run["curves"]["val"][metric] for run in seeds.values()], float)
         epochs, mean = np.arange(1, series.shape[1] + 1), series.mean(0)  # (seeds, epochs)
         axis.plot(epochs, mean, color=colour, linestyle=dashes, label=label)

@@ -15,14 +15,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataload import SPLITS, DataError, H5Dataset
+from dataload import SPLITS, H5Dataset
 from engine.artefacts import replacing
 from engine.cli import Parser, UserError
-from engine.loop import autocast, evaluate
+from engine.loop import evaluate, predict, sample_scores
 from engine.pictures import draw_sample
 from tools.common import choose_device, run_tool
 from tools.networks import LITE, open_network, script_of
@@ -44,15 +43,6 @@ def choose(scores, count):
         "median": order[middle : middle + count],
         "worst": order[len(order) - count :],
     }
-
-
-def predict(network, images):
-    """[{task: output}] of each of images (B, 3, H, W), as the draw functions want them."""
-    with torch.inference_mode(), autocast(images.device):
-        outputs = network(images)
-    outputs = {k: v.float().cpu() for k, v in outputs.items()}
-    outputs = {k: v[:, None] if v.ndim == 1 else v for k, v in outputs.items()}
-    return [{k: v[i] for k, v in outputs.items()} for i in range(len(images))]
 
 
 def draw_sheet(path, groups, scores, dataset, outputs, tasks):
@@ -120,14 +110,11 @@ def gallery(argv):
     processes = choose_device(options.device)
     weights = find_weights(Path(options.run))
     network, history = open_network(weights, processes.device)
-    try:
-        dataset = open_data(options.split, options.data, history)
-    except DataError as error:
-        raise UserError(error) from error
+    dataset = open_data(options.split, options.data, history)
     tasks = script_of(history).TASKS
     table = evaluate(network, dataset, tasks, BATCH_SIZE, processes)
     pairs = table[f"{next(iter(tasks))}_iou"]  # of the target task
-    scores = (pairs[:, 0] / pairs[:, 1].clamp(min=1)).cpu()
+    scores = sample_scores(pairs)
     groups = choose(scores, options.count)
     numbers = sorted({number for numbers in groups.values() for number in numbers})
     images, _ = dataset.batch(numbers)

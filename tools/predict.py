@@ -197,7 +197,7 @@ def run(argv):
         outputs = predict(network, pictures, history["side"], device) if batch else []
         for (path, picture), output in zip(batch, outputs, strict=True):
             line = write_results(path, picture, output, history["class_names"], files[path])
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            print(json.dumps(line), flush=True)  # names of any bytes, escaped
         batch.clear()
 
     for path in paths.values():

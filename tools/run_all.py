@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine import artefacts, cli
 from engine.cli import Parser, UserError
-from engine.run import FREE_SETTINGS, data_folder
+from engine.run import data_folder
 from tools.common import EXPERIMENTS, ROOT, make_folder, run_tool
 
 OURS = ("--seed", "--file-save-path", "--resume")  # set for every run by this tool
@@ -67,7 +67,9 @@ class Job:
         history = artefacts.load(path)
         for name, value in self.config.items():
             found = history["config"].get(name)
-            if name not in FREE_SETTINGS and found != value:
+            if name == "H5_SAVE_PATH":
+                found, value = Path(found).resolve(), Path(value).resolve()
+            if name != "FILE_SAVE_PATH" and found != value:
                 raise UserError(
                     f"{path}: a run with {name} = {found}, not {value}; choose another --out or "
                     "remove that folder"
