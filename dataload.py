@@ -230,7 +230,7 @@ class Augment:
         backward = torch.linalg.inv(forward)[:, :2]  # output -> input
         drawn = (forward, backward, colour, brightness, along, across)
         forward, backward, colour, brightness, along, across = send(drawn, images.device)
-        grid = F.affine_grid(backward, (size, 4, height, width), align_corners=False)
+        grid = affine_grid(backward, height, width)
         stacked = torch.empty(size, 4, height, width, device=images.device)
         stacked[:, :3], stacked[:, 3:] = images, masks
         stacked[:, :3] -= 128  # so that the zeros from outside the frame are grey
@@ -288,6 +288,18 @@ def send(tensors, device):
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
     return [tensor.to(device, non_blocking=True) for tensor in tensors]
+
+
+def affine_grid(maps, height, width):
+    """torch's `affine_grid` without aligned corners: (B, 2, 3) -> (B, H, W, 2), places to sample.
+
+    It adds what x contributes to what y does, and so takes a third of the time on a CPU, where
+    torch multiplies matrices for every pixel.
+    """
+    y, x = ((2 * torch.arange(n, device=maps.device) + 1) / n - 1 for n in (height, width))
+    across = maps[:, None, :, 0] * x[:, None]  # (B, W, 2)
+    down = maps[:, None, :, 1] * y[:, None] + maps[:, None, :, 2]  # (B, H, 2)
+    return across[:, None] + down[:, :, None]
 
 
 def move_boxes(boxes, maps, min_visible):

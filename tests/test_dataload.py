@@ -15,7 +15,16 @@ from conftest import COUNTS, draw
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from dataload import Augment, DataError, H5Dataset, first, move_boxes, warnings, write_split
+from dataload import (
+    Augment,
+    DataError,
+    H5Dataset,
+    affine_grid,
+    first,
+    move_boxes,
+    warnings,
+    write_split,
+)
 
 
 def rewrite(folder, name, array, key=None, split="train", attributes=None, **options):
@@ -443,6 +452,12 @@ def test_a_box_follows_its_pixels(shared_data):
         ys, xs = mask[0].nonzero(as_tuple=True)
         found = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 32
         torch.testing.assert_close(box, found, atol=0.06, rtol=0)
+
+
+def test_the_grid_is_torchs():
+    maps = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(maps, (5, 1, 6, 8), align_corners=False)
+    torch.testing.assert_close(affine_grid(maps, 6, 8), expected)
 
 
 def test_a_rotation_of_an_oblong_image_stays_a_rotation():
