@@ -152,7 +152,7 @@ class Run:
         self.step = step
 
     def _check_side(self):
-        """Refuse splits of different sides, and a side that the network cannot take."""
+        """Refuse splits of different sides, and a side that network or batch norm cannot take."""
         sides = {split: data.side for split, data in self.data.items()}
         if len(set(sides.values())) > 1:
             raise UserError(f"--h5-save-path: expected one image side in all splits, found {sides}")
