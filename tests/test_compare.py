@@ -8,7 +8,7 @@ import pytest
 import torch
 from running import history
 
-from tools import compare, histories
+from tools import compare, curves, histories
 from tools.comparison import interval, mean_gain, relative_gains
 
 SCORES = {  # name -> task -> main test metric of seeds 0, 1, 2
@@ -196,6 +196,18 @@ def test_out_writes_table_and_picture(runs, tmp_path, capsys):
     assert (tmp_path / "new/compare.md").read_text() == table
     picture = plt.imread(tmp_path / "new/compare.png")
     assert picture.shape[1] > 800 and picture.std() > 0.05
+
+
+def test_a_network_that_does_not_segment_is_in_the_legend_all_the_same():
+    columns = {
+        name: {0: {"curves": {"val": val}}}
+        for name, val in (("main", {"seg_iou": [0.1, 0.3]}), ("boxes", {"bbox_iou": [0.2, 0.4]}))
+    }
+    axis = plt.figure().subplots()
+    curves.draw_curves(axis, columns)
+    assert axis.get_legend_handles_labels()[1] == ["main", "boxes"]
+    assert [len(line.get_xdata()) for line in axis.lines] == [2, 0]
+    plt.close()
 
 
 DIFFERENCES = {

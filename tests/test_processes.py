@@ -208,6 +208,15 @@ def full_disk():
     Path.write_bytes = full
 
 
+def damaged_image():
+    """Let the search for doubtful data, which the first process does alone, find damage."""
+
+    def warnings(datasets):
+        raise DataError("images.h5: damaged")
+
+    engine.run.warnings = warnings
+
+
 PROBLEMS = {
     "data missing for one": ((None, lose_a_file), r"train/masks.h5: no such file"),
     "a bad loss in one": (
@@ -217,6 +226,10 @@ PROBLEMS = {
     "a full disk": (
         (full_disk, None),
         r".*main_last.pt: cannot be written \(No space left on device\)",
+    ),
+    "damage that only the first one comes upon": (
+        (damaged_image, None),
+        "images.h5: damaged",
     ),
 }
 

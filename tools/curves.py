@@ -36,6 +36,7 @@ def draw_curves(axis, columns):
     metric = MAIN_METRICS["seg"]
     for (label, seeds), (colour, dashes) in zip(columns.items(), cycle(STYLES)):
         if any(metric not in run["curves"]["val"] for run in seeds.values()):
+            axis.plot([], [], color=colour, linestyle=dashes, label=label)  # for the legend
             continue  # a network without this task
         series = np.array([run["curves"]["val"][metric] for run in seeds.values()], float)
         epochs, mean = np.arange(1, series.shape[1] + 1), series.mean(0)  # (seeds, epochs)

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.artefacts import replacing
 from engine.cli import Parser, UserError
-from engine.loop import autocast
+from engine.loop import predict
 from engine.pictures import BLUE, ORANGE
 from tools.common import choose_device, make_folder, run_tool
 from tools.networks import open_network
@@ -67,24 +67,20 @@ def read_picture(path):
         raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def predict(network, pictures, side, device):
-    """Outputs of the network for each of several RGB pictures, as a list of {task: fp32 tensor}.
-
-    The pictures are resized as tools/prepare_pets.py does it, and computed with as in training.
-    Shapes: "seg" (1, H, W) logits at `side`, "bbox" (4,) in [0, 1], "bin" () logit.
-    """
+def as_images(pictures, side, device):
+    """RGB pictures -> uint8 (B, 3, H, W) of `side`, resized as tools/prepare_pets.py does it."""
     height, width = side
     resized = [p.resize((width, height), Image.Resampling.BILINEAR) for p in pictures]
     images = torch.from_numpy(np.stack([np.asarray(picture) for picture in resized]))
-    images = images.permute(0, 3, 1, 2).to(device)  # (B, H, W, 3) -> (B, 3, H, W)
-    with torch.inference_mode(), autocast(images.device):
-        outputs = network(images)
-    outputs = {task: output.float().cpu() for task, output in outputs.items()}
-    return [{task: output[i] for task, output in outputs.items()} for i in range(len(pictures))]
+    return images.permute(0, 3, 1, 2).to(device)  # (B, H, W, 3) -> (B, 3, H, W)
 
 
 def describe(output, size, class_names):
-    """What a network's output says of a picture of `size` (width, height).
+    """What a network's output, as `engine.loop.predict` gives it, says of a picture.
+
+    Args:
+        output: "seg" (1, H, W) logits, "bbox" (4,) in [0, 1], "bin" (1,) logit, or some of them.
+        size: (width, height) of the picture.
 
     Returns:
         ({name: value} for JSON, mask (height, width) bool or None).
@@ -193,8 +189,10 @@ def run(argv):
     files, failed, batch = choose_names(paths, make_folder(out, "--out")), False, []
 
     def flush():
-        pictures = [picture for _, picture in batch]
-        outputs = predict(network, pictures, history["side"], device) if batch else []
+        if not batch:
+            return
+        images = as_images([picture for _, picture in batch], history["side"], device)
+        outputs = predict(network, images)
         for (path, picture), output in zip(batch, outputs, strict=True):
             line = write_results(path, picture, output, history["class_names"], files[path])
             print(json.dumps(line), flush=True)  # names of any bytes, escaped
