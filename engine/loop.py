@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dataload import first
 from engine.cli import UserError
+from engine.precision import autocast
 from MTL_Utils import known
 
 CHECK_EVERY = 20  # steps between two looks at the losses, which make a GPU wait
@@ -34,12 +35,6 @@ class TrainingStep(nn.Module):
             name: task.loss(outputs[name], targets[name]) for name, task in self.tasks.items()
         }
         return self.weighting(losses), torch.stack([loss.detach() for loss in losses.values()])
-
-
-def autocast(device):
-    """bf16, which needs no loss scaling; fp32 on a GPU that would only emulate it."""
-    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
 def seeded(*numbers):

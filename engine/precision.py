@@ -1,0 +1,20 @@
+"""bf16 where the hardware computes in it; fp32 where it would only emulate it."""
+
+import torch
+
+
+def native_bf16(device):
+    """Whether the device multiplies bf16 matrices in hardware.
+
+    On a CPU without AVX-512, bf16 products are 50 to 100 times slower than fp32 ones.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # torch has no public name for it
+    return True
+
+
+def autocast(device):
+    """A context that computes in bf16, which needs no loss scaling, where that is native."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=native_bf16(device))
