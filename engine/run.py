@@ -194,7 +194,6 @@ class Run:
         self.saved = time.monotonic()
         if not somewhere:
             self._checkpoint()
-        self._announce()
 
     def _refuse_another(self, options, there):
         found = [path.name for path in (self.last, self.finished) if path.is_file()]
@@ -227,6 +226,7 @@ class Run:
         if self._is_finished():
             self.report.say(f"{self.name} is finished, nothing is left to do; see {self.folder}")
             return
+        self._announce()
         with self.processes.failing_alike():  # the first one looks at every image
             for line in warnings(self.data) if self.processes.is_first else ():
                 self.report.warn(f"warning: {line}")
@@ -364,7 +364,7 @@ class Run:
         table = self._evaluate(network, "test")
         with self.processes.failing_alike():
             if self.processes.is_first:
-                history = self.history | results.tested(self.about, self.tasks, table, self.data)
+                history = self.history | results.tested(self.about, self.trainer, table, self.data)
                 results.write(
                     self.folder, history, network, self.tasks, table, self.data, self.report
                 )
