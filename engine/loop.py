@@ -10,7 +10,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataload import first
 from engine.cli import UserError
 from engine.precision import autocast
 from MTL_Utils import known
@@ -58,8 +57,8 @@ def loader(dataset, batches, device):
     """Batches on the device; two workers where the data is read from disk."""
     batches = DataLoader(
         dataset,
-        batch_sampler=batches,
-        collate_fn=first,
+        sampler=batches,
+        batch_size=None,
         num_workers=0 if dataset.in_memory else 2,
         pin_memory=device.type == "cuda",
     )

@@ -365,7 +365,7 @@ class Run:
     def _gigaflop(self):
         """Of one image, forward and backward; without other processes, which are not asked."""
         step = TrainingStep(self.network, self.tasks, self.weighting)
-        images, targets = self.data["train"].batch([0, 0])  # batch norm needs more than one value
+        images, targets = self.data["train"][[0, 0]]  # batch norm needs more than one value
         targets = {task: target.to(self.processes.device) for task, target in targets.items()}
         return gigaflop(step, images.to(self.processes.device), targets)
 
@@ -374,7 +374,7 @@ class Run:
         pairs = table[f"{self.target}_iou"]
         order = sample_scores(pairs).argsort()
         index = order[len(order) // 2].item()
-        images, targets = self.data["test"].batch([index])
+        images, targets = self.data["test"][[index]]
         (outputs,) = predict(network, images.to(self.processes.device))
         targets = {k: v[0] for k, v in targets.items()}
         metrics = ratios({name: pairs[index] for name, pairs in table.items()})
