@@ -215,15 +215,16 @@ def _parser(script, source, defaults):
     summary = (script.module.__doc__ or script.name).strip().splitlines()[0]
     parser = Parser(script.title, summary, usage="%(prog)s [flags]")
     run = parser.add_argument_group("the run")
-    for name, text in {
-        "demo": "train on synthetic data, drawn on the spot",
-        "resume": "continue where a run stopped",
-        "overwrite": "start anew in a folder that holds a run of this script",
-        "quiet": "print warnings and errors only",
-        "tensorboard": "also write scalars and pictures for TensorBoard",
-        "compile": "torch.compile the training step",
-    }.items():
-        run.add_argument(f"--{name}", action="store_true", help=text)
+    earlier = run.add_mutually_exclusive_group()
+    for group, name, text in (
+        (run, "demo", "train on synthetic data, drawn on the spot"),
+        (earlier, "resume", "continue where a run stopped"),
+        (earlier, "overwrite", "start anew in a folder that holds a run of this script"),
+        (run, "quiet", "print warnings and errors only"),
+        (run, "tensorboard", "also write scalars and pictures for TensorBoard"),
+        (run, "compile", "torch.compile the training step"),
+    ):
+        group.add_argument(f"--{name}", action="store_true", help=text)
     run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
     groups, comments = {}, described(source)
