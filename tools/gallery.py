@@ -3,40 +3,50 @@
     python tools/gallery.py runs/main data/pets                       runs/main/main_gallery.png
     python tools/gallery.py runs/main data/pets --split val --count 4 --out sheet.png
 
-Samples are ordered by the IoU of their own mask. The weights are those of NAME_model_lite.pt, the
-script MTL_NAME.py builds the network and says how each task is drawn.
+Samples are ordered by the primary metric of the script's first task and drawn by its tasks. Of a
+stopped run, the best weights so far answer. RUN is the folder of a run, or where others share it,
+NAME_model_lite.pt or NAME_last.pt in it.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import Parser, UserError
-from engine.loop import evaluate, predict, sample_scores
-
 from dataload import SPLITS, H5Dataset
-from engine.artefacts import replacing
-from engine.pictures import draw_sample
-from tools.common import choose_device, run_tool
-from tools.networks import LITE, open_network, script_of
+from engine.evaluation import evaluate, predict
+from engine.settings import Parser, UserError, whole_number
+from tools.common import as_path, choose_device, run_tool
+from tools.networks import LAST, LITE, open_network, tasks_of
 
 BATCH_SIZE = 32
 PANEL, DPI = 1.7, 110  # inches that a picture is wide, and their pixels
+MOST = 20  # samples of a group, so that the sheet can be opened
 
 
-def choose(scores, count):
-    """{group: sample numbers} of the `count` highest, middle and lowest of scores (N,).
+def scores_of(table, task):
+    """(N,) primary metric of every sample, NaN where the target is unknown.
+
+    Where numerator and denominator are both 0, nothing was to be found and nothing was: all right.
+
+    Args:
+        table: {"loss" or metric: (N, 2) numerators and denominators} of the task.
+    """
+    perfect = float(task.higher_is_better)
+    parts = [table[part] for part in task.means.get(task.primary, (task.primary,))]
+    scores = sum((pairs[:, 0] / pairs[:, 1]).nan_to_num(perfect) for pairs in parts) / len(parts)
+    return torch.where(table["loss"][:, 1] > 0, scores, torch.nan).cpu()
+
+
+def choose(scores, count, higher_is_better=True):
+    """{group: sample numbers} of the `count` best, middle and worst of scores (N,), without NaN.
 
     The groups share samples where there are less than 3 * count.
     """
-    order = scores.argsort(descending=True).tolist()
+    order = scores.argsort(descending=higher_is_better, stable=True).tolist()
+    order = [number for number in order if not scores[number].isnan()]
     count = min(count, len(order))
     middle = (len(order) - count) // 2
     return {
@@ -46,62 +56,59 @@ def choose(scores, count):
     }
 
 
-def draw_sheet(path, groups, scores, dataset, outputs, tasks):
+def draw_sheet(path, groups, heads, dataset, outputs, tasks):
     """Write the sheet: a row for each group, two pictures for each sample, truth and prediction.
 
     Args:
         groups: {title: sample numbers}.
-        scores: (N,) IoU of every sample.
+        heads: {sample number: the first words above its prediction}.
         outputs: {sample number: {task: output}}.
         tasks: {name: Task}.
     """
-    columns = 2 * len(groups["median"])
-    height, width = dataset.side
+    from engine.pictures import Figure, drawn, plain_style, save, show
+
+    columns, (height, width) = 2 * len(groups["median"]), dataset.side
     size = (PANEL * columns, len(groups) * (PANEL * height / width + 0.5))
-    figure = plt.figure(figsize=size, dpi=DPI, layout="constrained")
-    axes = figure.subplots(len(groups), columns, squeeze=False)
-    for row, (title, numbers) in zip(axes, groups.items(), strict=True):
-        row[0].set_ylabel(title, fontsize=12)
-        for place, number in enumerate(numbers):
-            image, targets = dataset[number]
-            heads = f"sample {number}: truth", f"IoU {scores[number]:.2f}"
-            pair = zip(row[2 * place :], (targets, outputs[number]), heads, strict=False)
-            for axis, values, head in pair:
-                words = draw_sample(axis, image, values, tasks, dataset.class_names)
-                lines = words.replace(", probability ", " ").replace(", ", "\n")
-                axis.set_title(f"{head}\n{lines}", fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
-    plt.close(figure)
+    with plain_style():
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        axes = figure.subplots(len(groups), columns, squeeze=False)
+        for row, (group, numbers) in zip(axes, groups.items(), strict=True):
+            row[0].set_ylabel(group, fontsize=12)
+            for place, number in enumerate(numbers):
+                image, targets = dataset[number]
+                titles = f"sample {number}: truth", heads[number]
+                pair = zip(row[2 * place :], titles, (targets, outputs[number]), strict=False)
+                for axis, title, answers in pair:
+                    picture, words = drawn(image, answers, tasks, dataset.class_names)
+                    lines = words.replace(", probability ", " ").replace(", ", "\n")
+                    show(axis, picture, f"{title}\n{lines}", fontsize=8)
+        save(figure, path)
 
 
-def find_weights(folder):
-    """The one NAME_model_lite.pt of a run folder.
+def find_weights(place):
+    """NAME_model_lite.pt, or NAME_last.pt of a stopped run, in the folder of one run.
 
     Raises:
         UserError: there is none, or more than one.
     """
-    found = sorted(folder.glob(f"*{LITE}"))
+    found = {}
+    for ending in (LAST, LITE):  # a finished run has both
+        found |= {p.name.removesuffix(ending): p for p in sorted(place.glob(f"*{ending}"))}
     if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise UserError(f"{folder}: expected the folder of one run, with NAME{LITE}, found {names}")
-    return found[0]
+        names = ", ".join(path.name for path in found.values()) or "none"
+        raise UserError(
+            f"{place}: expected the folder of one run, with NAME{LITE} or NAME{LAST}, found {names}"
+        )
+    return next(iter(found.values()))
 
 
 def open_data(split, folder, history):
-    """The split of the data, which must be what the run had.
-
-    Raises:
-        UserError: it is of another side or number of samples.
-    """
+    """The split of the data, which must be the very one that the run had; raises UserError."""
     dataset = H5Dataset(split, folder)
-    expected = history["data"][split], tuple(history["side"])
-    found = len(dataset), dataset.side
+    expected = history.get("data_fingerprint", {}).get(split, "which its history does not tell")
+    found = dataset.fingerprint()
     if found != expected:
-        raise UserError(
-            f"{folder}: expected the data of the run, {expected[0]} {split} samples of "
-            f"{expected[1]}, found {found[0]} of {found[1]}"
-        )
+        raise UserError(f"{folder / split}: expected the run's data, {expected}, found {found}")
     return dataset
 
 
@@ -109,38 +116,39 @@ def gallery(argv):
     """Evaluate the split and write the sheet; raises UserError."""
     options = parse(argv)
     processes = choose_device(options.device)
-    weights = find_weights(Path(options.run))
+    run, data = as_path(options.run, "RUN"), as_path(options.data, "DATA")
+    weights = run if run.is_file() else find_weights(run)
     network, history = open_network(weights, processes.device)
-    dataset = open_data(options.split, options.data, history)
-    tasks = script_of(history).TASKS
-    table = evaluate(network, dataset, tasks, BATCH_SIZE, processes)
-    pairs = table[f"{next(iter(tasks))}_iou"]  # of the target task
-    scores = sample_scores(pairs)
-    groups = choose(scores, options.count)
+    dataset, tasks = open_data(options.split, data, history), tasks_of(history)
+    name, task = next(iter(tasks.items()))
+    scores = scores_of(evaluate(network, dataset, tasks, BATCH_SIZE, processes)[name], task)
+    groups = choose(scores, options.count, task.higher_is_better)
     numbers = sorted({number for numbers in groups.values() for number in numbers})
-    images, _ = dataset.batch(numbers)
+    if not numbers:
+        raise UserError(f"{data / options.split}: expected a sample of known {name}, found none")
+    images, _ = dataset[numbers]
     outputs = dict(zip(numbers, predict(network, images.to(processes.device)), strict=True))
+    heads = {number: f"{task.primary.replace('_', ' ')} {scores[number]:.2f}" for number in numbers}
     path = options.out or weights.with_name(f"{history['name']}_gallery.png")
-    draw_sheet(path, groups, scores, dataset, outputs, tasks)
+    draw_sheet(path, groups, heads, dataset, outputs, tasks)
     print(path)
 
 
 def parse(argv):
     """The options; a wrong one ends the process with code 2."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser("gallery.py", None, __doc__, formatter_class=formatter, allow_abbrev=False)
+    parser, counts = Parser("gallery.py", __doc__), whole_number(1, MOST)
     add = parser.add_argument
-    add("run", metavar="RUN", help="the folder of a finished run")
+    add("run", metavar="RUN", help="the folder of a run, finished or stopped")
     add("data", metavar="DATA", help="the data it was trained with")
     add("--split", choices=SPLITS, default="test", help="where the samples come from (test)")
-    add("--count", type=int, default=3, metavar="N", help="samples of each kind (3)")
-    add("--out", type=Path, metavar="FILE", help="the sheet (NAME_gallery.png beside the run)")
+    add("--count", type=counts, default=3, metavar="N", help="samples of each group (3)")
+    add("--out", metavar="FILE", help="the sheet (NAME_gallery.png beside the run)")
     add("--device", metavar="DEVICE", help="cpu, cuda, ...; without it CUDA where there is one")
     options = parser.parse_args(argv)
-    if options.count < 1:
-        parser.error(f"--count: expected a number above 0, found {options.count}")
-    if options.out and options.out.suffix.lower() != ".png":
-        parser.error(f"--out: expected the name of a PNG file, found {options.out}")
+    if options.out is not None:
+        options.out = as_path(options.out, "--out")
+        if options.out.suffix.lower() != ".png":
+            parser.error(f"--out: expected the name of a PNG file, found {options.out}")
     return options
 
 
