@@ -7,7 +7,6 @@ metric of its first task, which also chooses the best epoch. The minutes are tho
 validation included.
 """
 
-import argparse
 import sys
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +23,11 @@ def curve(run):
     """The metric's name, minutes at the end of every epoch, and the values then."""
     task, entry = next(iter(run["tasks"].items()))
     name = f"{task}_{entry['primary']}"
-    return name, [seconds / 60 for seconds in accumulate(run["seconds"])], run["curves"]["val"][name]
+    return (
+        name,
+        [seconds / 60 for seconds in accumulate(run["seconds"])],
+        run["curves"]["val"][name],
+    )
 
 
 def first_to_reach(minutes, series, level, higher_is_better=True):
@@ -38,8 +41,7 @@ def first_to_reach(minutes, series, level, higher_is_better=True):
 
 def main(argv=None):
     """Print a line per run, and draw the curves if a file is given."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser("time_to_quality.py", None, __doc__, formatter_class=formatter)
+    parser = Parser("time_to_quality.py", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="[LABEL=] folders or files of runs")
     parser.add_argument("--level", type=float, default=0.80, help="value to reach (0.80)")
     parser.add_argument("--out", metavar="FILE", help="PNG of the curves")

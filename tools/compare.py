@@ -1,7 +1,7 @@
 """Compare runs, scripts x seeds x folds: one Markdown table, and one picture.
 
     python tools/compare.py runs/128                      the table on stdout
-    python tools/compare.py runs/128 --all                with all metrics, not the primary ones only
+    python tools/compare.py runs/128 --all                with all metrics, not only primary ones
     python tools/compare.py runs/128 --out docs           also docs/compare.md and docs/compare.png
     python tools/compare.py runs/128 --split val          values of the best epoch, for choosing
     python tools/compare.py runs/128 --export results/128 one small text file for each run
@@ -14,7 +14,6 @@ refused: exit code 2 and one line that says how. With --train-may-differ the tra
 when images without a box are left out; then not the epochs but the steps must be the same.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -32,26 +31,23 @@ SAME = (*histories.BUDGET, "demo", "processes")  # settings that must be the sam
 
 
 def conditions(run, train_may_differ):
-    """{(scope, name): value} of what must be the same; the scope is "", or the test images."""
-    found = {key: run["config"].get(key) for key in SAME} | {"side": run["side"]}
+    """{(scope, name): value} of what must be the same, for all runs or for those of one fold."""
+    whole = {key: run["config"].get(key) for key in SAME} | {"side": run["side"]}
     for task, entry in run["tasks"].items():
-        keys = ("primary", "higher_is_better", "reference")
-        found[f"task {task}"] = [entry[key] for key in keys]
-    data = {}
+        whole[f"task {task}"] = [entry[k] for k in ("primary", "higher_is_better", "reference")]
+    fold = {}
     if train_may_differ:
-        data["training steps"] = found.pop("EPOCHS") * histories.steps_per_epoch(run)
-    for split, count in run["data"].items():
-        if split != "train" or not train_may_differ:
-            data[f"{split} samples"] = count
-            data[f"{split} data"] = run["data_fingerprint"].get(split)
-    test = data.pop("test data")
-    scoped = {("", k): v for k, v in found.items()} | {(test, k): v for k, v in data.items()}
-    scoped |= {("line", line): test for line in run["test_lines"] or ()}
-    return {key: value for key, value in scoped.items() if value is not None}
+        fold["training steps"] = whole.pop("EPOCHS") * histories.steps_per_epoch(run)
+    for split in [split for split in run["data"] if split != "train" or not train_may_differ]:
+        fold[f"{split} samples"] = run["data"][split]
+        fold[f"{split} data"] = run["data_fingerprint"].get(split)
+    test = fold.pop("test data")
+    whole |= {f"data with source line {line}": test for line in run["test_lines"] or ()}
+    return {("", k): v for k, v in whole.items()} | {(test, k): v for k, v in fold.items()}
 
 
 def refuse_different(runs, train_may_differ):
-    """Refuse runs whose data or budget differ, and folds that test an image twice.
+    """Refuse runs whose data or budget differ, and folds that share a test image.
 
     Args:
         runs: [(path, summary)].
@@ -62,15 +58,10 @@ def refuse_different(runs, train_may_differ):
     known = {}
     for path, run in runs:
         found = conditions(run, train_may_differ)
-        differ = {key: v for key, v in found.items() if known.get(key, (path, v))[1] != v}
+        differ = [key for key, v in found.items() if known.get(key, (path, v))[1] != v][:3]
         if differ:
-            other = known[next(iter(differ))][0]
-            how = ", ".join(
-                f"test data {v} with source line {name}, which is also in {known[scope, name][1]}"
-                if scope == "line"
-                else f"{name} = {v}, not {known[scope, name][1]}"
-                for (scope, name), v in list(differ.items())[:5]
-            )
+            other = known[differ[0]][0]
+            how = ", ".join(f"{k[1]} = {found[k]}, not {known[k][1]}" for k in differ)
             raise UserError(f"{path}: cannot be compared with {other}: it has {how}")
         known = {key: (path, value) for key, value in found.items()} | known
 
@@ -84,7 +75,7 @@ def group(runs):
     columns, paths = {}, {}
     for path, run in sorted(runs, key=lambda pair: _place(pair[1]["name"])):
         label = _label(run, [other for _, other in runs if other["name"] == run["name"]])
-        key = label, run["seed"], run["data_fingerprint"].get("test")
+        key = label, run["seed"], histories.test_set(run)
         if key in paths:
             raise UserError(
                 f"{path}: expected one run of {label} with seed {run['seed']} on its data, found "
@@ -99,15 +90,13 @@ def _place(name):
     return EXPERIMENTS.index(name) if name in EXPERIMENTS else len(EXPERIMENTS)
 
 
-def _settings(run):
-    """What makes variants of a script: its constants, and whether it began with weights."""
-    found = {k: v for k, v in run["config"].items() if k.isupper() and k not in FREE}
-    return found | ({"weights": "given"} if run["weights_from"] else {})
-
-
 def _label(run, namesakes):
     """The name, and the settings in which it differs from others of its name."""
-    ours, others = _settings(run), [_settings(other) for other in namesakes]
+    ours, *others = (
+        {k: v for k, v in r["config"].items() if k.isupper() and k not in FREE}
+        | ({"weights": "given"} if r["weights_from"] else {})
+        for r in (run, *namesakes)
+    )
     differ = [k for k, v in ours.items() if any(other.get(k) != v for other in others)]
     settings = ", ".join(f"{name} {ours[name]}" for name in differ)
     return f"{run['name']} ({settings})" if settings else run["name"]
@@ -121,17 +110,15 @@ def choose_baseline(wanted, columns):
     """
     if wanted and wanted not in columns:
         raise UserError(f"--baseline: expected one of {', '.join(columns)}, found {wanted}")
-    entries = [entry for column in columns.values() for entry in column[0]["tasks"].values()]
-    references = [entry["reference"] for entry in entries if entry["reference"] in columns]
-    baseline = wanted or next(iter([*references, *columns]))
+    tasks = [entry for column in columns.values() for entry in column[0]["tasks"].values()]
+    references = [entry["reference"] for entry in tasks if entry["reference"] in columns]
+    baseline = wanted or [*references, *columns][0]
     ours = tested(columns[baseline])
     for label, column in columns.items():
         theirs = tested(column)
         if ours and theirs and not ours.keys() & theirs.keys():
-            raise UserError(
-                f"{label}: cannot be compared with {baseline}: it has test data = "
-                f"{', '.join(theirs)}, not {', '.join(ours)}"
-            )
+            how = f"it has test data = {', '.join(theirs)}, not {', '.join(ours)}"
+            raise UserError(f"{label}: cannot be compared with {baseline}: {how}")
     return baseline
 
 
@@ -167,8 +154,7 @@ def say(text):
 
 def parse(argv):
     """The options; a wrong one ends the process with code 2."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser("compare.py", None, __doc__, formatter_class=formatter, allow_abbrev=False)
+    parser = Parser("compare.py", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="[LABEL=] file or folder of runs")
     add("--split", choices=("test", "val"), default="test", help="which values (test)")

@@ -40,8 +40,7 @@ def save_picture(path, columns, split, baseline):
 
 def gains(columns, metric, split, baseline):
     """{label: (value, low, high)} of the columns that have the metric, as the baseline does."""
-    others = {label: column for label, column in columns.items() if label != baseline}
-    found = {c: gain(runs, columns[baseline], metric, split) for c, runs in others.items()}
+    found = {label: gain(columns, label, baseline, metric, split) for label in columns}
     return {c: (g[0], *limits(g)) for c, g in found.items() if g is not None and np.isfinite(g[0])}
 
 
@@ -71,7 +70,7 @@ def draw_forest(axis, name, found, columns):
     """A line for each column but the baseline: its gain as a dot, the interval as a bar."""
     labels = list(columns)
     axis.axvline(0, color="grey", linewidth=1)
-    for (label, (colour, _)), place in zip(zip(columns, cycle(STYLES)), range(len(columns))):
+    for place, (label, (colour, _)) in enumerate(zip(columns, cycle(STYLES))):
         if label in found:
             value, low, high = found[label]
             axis.plot([low, high], [place, place], color=colour, linewidth=2)
