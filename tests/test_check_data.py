@@ -12,7 +12,7 @@ import torch
 
 import engine
 from dataload import SPLITS, H5Dataset
-from engine.cli import constants
+from engine.settings import constants
 from tools.check_data import main
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@ import torch
 from running import history
 
 import MTL_main
-from engine.cli import constants
+from engine.settings import constants
 from engine.loop import sample_scores
 from tools import gallery
 from tools.make_demo import make_demo

@@ -12,7 +12,7 @@ from torch import nn
 
 import MTL_main
 from dataload import H5Dataset
-from engine.cli import constants
+from engine.settings import constants
 from engine.loop import autocast
 from tools import predict
 

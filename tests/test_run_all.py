@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import MTL_main
-from engine.cli import constants
+from engine.settings import constants
 from tools import run_all
 
 ROOT = Path(__file__).resolve().parent.parent
