@@ -7,21 +7,11 @@ box IoU 0.678 ± 0.008, accuracy 0.858 ± 0.019; at 256 x 256, one seed: 0.834, 
 Try `python MTL_OEQ.py --demo`; README.md says how to get data.
 """
 
-import torch
 from torch import nn
 
 import engine
-from engine.pictures import draw_bbox, draw_bin, draw_seg
-from MTL_Utils import (
-    FixedWeights,
-    Task,
-    bbox_loss,
-    bbox_metrics,
-    bin_loss,
-    bin_metrics,
-    seg_loss,
-    seg_metrics,
-)
+from engine.tasks import BBOX, BIN, SEG
+from MTL_Utils import FixedWeights
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder, on_grid, presence
 
 # ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
@@ -34,15 +24,18 @@ EPOCHS = 250  # passes over the training split
 DEMO_EPOCHS = 40  # EPOCHS of --demo
 BATCH_SIZE = 32  # images per step, over all processes
 LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
-SIDES = (0.5, 0.75, 1.0)  # of training images in equal parts of EPOCHS, times the data's side
+SIDES = (0.5, 0.75, 1.0)  # progressive resizing: one share of the side per equal part of EPOCHS
 WEIGHT_DECAY = 0.2  # decoupled
 EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
 CLIP_NORM = 5.0  # largest norm of the gradient
 SEED = 0  # of weights, order, augmentation and dropout
 
+# losses
+LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # of the tasks in the loss
+
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
-SIZE = 1  # residual units per block
+UNITS = 1  # residual units per block
 DROPOUT = 0.3  # before the class logit
 
 # augmentation
@@ -59,26 +52,25 @@ class Network(nn.Module):
     [0, 1], "bin": (B,) logits}; H and W multiples of 32.
     """
 
-    def __init__(self):
+    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
         super().__init__()
-        self.encoder = Encoder(WIDTHS, SIZE)
+        self.encoder = Encoder(widths, units)
         self.stride = self.encoder.stride
-        self.seg = Decoder(WIDTHS, SIZE)
-        self.bbox = BoxHead(WIDTHS[-2])
-        self.bin = ClassHead(WIDTHS[-1], DROPOUT, looks=2)
+        self.seg = Decoder(widths, units)
+        self.bbox = BoxHead(widths[-2])
+        self.bin = ClassHead(widths[-1], dropout, looks=2)
 
     def forward(self, image):
         if self.training:
-            return self.view(image)
-        there, mirrored = self.view(image), mirror(self.view(image.flip(3)))
-        return {task: (output + mirrored[task]) / 2 for task, output in there.items()}
+            return self.decode(self.encoder(image))
+        plain, flipped = (self.decode(self.encoder(view)) for view in (image, image.flip(3)))
+        return {name: (plain[name] + TASKS[name].mirror(flipped[name])) / 2 for name in plain}
 
-    def view(self, image):
-        """The outputs for the image as it is."""
-        features = self.encoder(image)
+    def decode(self, features):
+        """The outputs from the features that the tasks share."""
         levels, deepest = self.seg.levels(features), features[-1]
         seg = self.seg.logits(levels[-1])
-        bbox, head = self.bbox.look(levels[0])  # the head at stride 16, after a look at the whole
+        bbox, head = self.bbox.look(levels[0])  # the head at stride 16, with the whole in view
         return {
             "seg": seg,
             "bbox": bbox,
@@ -86,25 +78,18 @@ class Network(nn.Module):
         }
 
 
-def mirror(outputs):
-    """Outputs of the three tasks as they would be of the image flipped left to right."""
-    xmin, ymin, xmax, ymax = outputs["bbox"].unbind(1)
-    bbox = torch.stack([1 - xmax, ymin, 1 - xmin, ymax], dim=1)
-    return {"seg": outputs["seg"].flip(3), "bbox": bbox, "bin": outputs["bin"]}
-
-
 # ---- losses and metrics: the first task chooses the best epoch ----
 TASKS = {
-    "seg": Task(seg_loss, seg_metrics, draw_seg),
-    "bbox": Task(bbox_loss, bbox_metrics, draw_bbox),
-    "bin": Task(bin_loss, bin_metrics, draw_bin),
+    "seg": SEG,
+    "bbox": BBOX,
+    "bin": BIN,
 }
 
 
-def weighting():
-    """A new loss weighting; README.md tells how the numbers were found."""
-    return FixedWeights({"seg": 1.0, "bbox": 0.3, "bin": 0.2})
+def weighting(loss_weights=LOSS_WEIGHTS):
+    """A new loss weighting."""
+    return FixedWeights(loss_weights)
 
 
 if __name__ == "__main__":
-    engine.main("MTL_OEQ")
+    engine.main(__file__)

@@ -1,46 +1,88 @@
 """Losses, metrics and loss weighting: pure functions and small modules, no I/O.
 
-Outputs and targets of the three tasks, for a batch of B:
+Outputs and targets of the tasks, for a batch of B:
 
-    task    output                             target                     unknown
-    seg     logits (B, 1, H, W)                (B, 1, H, W) in {0, 1}     never
-    bbox    boxes (B, 4) xyxy in [0, 1]        (B, 4) xyxy in [0, 1]      NaN row
-    bin     logits (B,)                        (B,) in {0, 1}             -1
+    task     output                         target                          unknown
+    seg      logits (B, 1, H, W)            uint8 (B, 1, H, W) in {0, 1}    255, for each pixel
+    bbox     boxes (B, 4) xyxy in [0, 1]    (B, 4) xyxy in [0, 1]           NaN in the row
+    bin      logits (B,)                    (B,) in {0, 1}                  -1
+    class    logits (B, K)                  int64 (B,) in 0 ... K - 1       -1
 
-A target that is negative or NaN is unknown. A loss returns the mean over the known samples, as a
-scalar; 0 where nothing is known. Unknown samples are masked, not dropped, so that no shape depends
-on the data and a GPU need not wait for the CPU.
-
-A metric function returns {name: (B, 2)}: numerator and denominator of every sample, fp64. `ratios`
-of the sums over a split are the metrics, so they do not depend on the batch size.
+A loss function returns the loss of every sample, fp32 (B,): 0 and without gradient where nothing is
+known. A metric function returns {name: (B, 2)}: numerator and denominator of every sample, fp64;
+0 and 0 where nothing is known. The ratios of their sums over a split are the metrics, so they do
+not depend on the batch size. What is unknown is masked, not dropped, so that no shape depends on
+the data and a GPU need not wait for the CPU.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import box_iou
 
+UNKNOWN = 255  # in a mask: a pixel that may be foreground or background
 
-class Task(NamedTuple):
-    """What an experiment says of one task; the first task of a script is its target task.
+
+@dataclass(frozen=True)
+class Task:
+    """All that is known of one task. The first task of a script chooses the best epoch.
 
     Attributes:
-        loss: (output, target) -> scalar.
-        metrics: (output, target) -> {name: (B, 2) numerators and denominators}.
-        draw: how the test picture shows the task, a function of engine/pictures.py.
+        loss: (output, target) -> fp32 (B,), finite and without gradient where unknown.
+        metrics: (output, target) -> {metric: fp64 (B, 2) numerators and denominators}.
+        known: (target) -> bool (B,), whether anything of a sample's target is known.
+        primary: the metric that chooses the best epoch and is shown first.
+        higher_is_better: whether that metric grows with quality.
+        means: {metric: (a, b)}, metrics that are the mean of two others.
+        draw: (image uint8 (3, H, W), value, class_names) -> (image uint8 (3, H, W), words); value
+            is a target or an output without its batch dimension, but the logit of a scalar is (1,).
+        describe: (output, (width, height), class_names) -> {name: value} for JSON; a uint8 array
+            (height, width) among the values is written as a picture.
+        mirror: the output for an image flipped left to right -> the output for the image.
+        reference: NAME of the script that trains this task alone, if there is one.
     """
 
     loss: Callable
     metrics: Callable
-    draw: Callable
+    known: Callable
+    primary: str
+    higher_is_better: bool = True
+    means: Mapping = field(default_factory=dict)
+    draw: Callable = lambda image, value, class_names: (image, "")
+    describe: Callable = lambda output, size, class_names: {}
+    mirror: Callable = lambda output: output
+    reference: str | None = None
+
+    def ratios(self, sums):
+        """{metric: numerator / denominator} of {metric: (2,) sums}, and `means`; NaN for 0 / 0."""
+        pairs = torch.stack(list(sums.values()))
+        values = dict(zip(sums, (pairs[:, 0] / pairs[:, 1]).tolist(), strict=True))
+        means = {name: (values[a] + values[b]) / 2 for name, (a, b) in self.means.items()}
+        return values | means
 
 
-def known(target):
-    """(B, ...) -> bool (B,): whether a sample's target is known, so neither NaN nor negative."""
-    return (target.view(len(target), -1) >= 0).all(1)
+# ---------------------------------------------------------------------------- what is known
+
+
+def seg_known(target):
+    """uint8 (B, 1, H, W) -> bool (B,): whether any pixel is known."""
+    return (target.flatten(1) != UNKNOWN).any(1)
+
+
+def bbox_known(target):
+    """(B, 4) -> bool (B,): whether there is no NaN in the box."""
+    return ~target.isnan().any(1)
+
+
+def bin_known(target):
+    """Labels (B,) -> bool (B,): whether they are not negative."""
+    return target >= 0
+
+
+class_known = bin_known
 
 
 # ---------------------------------------------------------------------------------------- losses
@@ -49,24 +91,29 @@ def known(target):
 def seg_loss(logits, target):
     """Binary cross-entropy plus soft Dice loss (Milletari et al. 2016, arXiv:1606.04797).
 
-    Shape: logits (B, 1, H, W), target (B, 1, H, W) in {0, 1} -> scalar.
+    Both are taken over the known pixels of a sample.
+
+    Shape: logits (B, 1, H, W), target (B, 1, H, W) in {0, 1, 255} -> (B,).
     """
-    logits, target = logits.float(), target.float()
-    probability = logits.sigmoid()
-    overlap = 2 * (probability * target).sum((1, 2, 3)) + 1  # (B,); 1 keeps empty masks defined
-    dice = overlap / (probability.sum((1, 2, 3)) + target.sum((1, 2, 3)) + 1)
-    return F.binary_cross_entropy_with_logits(logits, target) + (1 - dice).mean()
+    valid = target.flatten(1) != UNKNOWN  # (B, H W)
+    truth = torch.where(valid, target.flatten(1), 0).float()
+    logits = torch.where(valid, logits.flatten(1).float(), 0.0)  # no gradient elsewhere
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * valid
+    probability = logits.sigmoid() * valid
+    overlap = 2 * (probability * truth).sum(1) + 1  # (B,); 1 keeps empty masks defined
+    dice = overlap / (probability.sum(1) + truth.sum(1) + 1)
+    return entropy.sum(1) / valid.sum(1).clamp(min=1) + 1 - dice
 
 
 def bbox_loss(boxes, target):
-    """DIoU loss (Zheng et al. 2020, arXiv:1911.08287) plus L1 over the known boxes.
+    """DIoU loss (Zheng et al. 2020, arXiv:1911.08287) plus L1.
 
-    Shape: boxes (B, 4), target (B, 4) xyxy in [0, 1], NaN rows skipped -> scalar.
+    Shape: boxes (B, 4), target (B, 4) xyxy in [0, 1] or NaN -> (B,).
     """
-    boxes, valid = boxes.float(), known(target)
+    boxes, valid = boxes.float(), bbox_known(target)
     target = torch.where(valid[:, None], target.float(), boxes.detach())  # a zero loss, no NaN
     each = 1 - distance_iou(boxes, target) + F.l1_loss(boxes, target, reduction="none").sum(1)
-    return _known_mean(each, valid)
+    return torch.where(valid, each, 0.0)
 
 
 def distance_iou(boxes, others):
@@ -90,44 +137,49 @@ def _area(sides):
 
 
 def bin_loss(logits, target):
-    """Binary cross-entropy over the known labels.
+    """Binary cross-entropy.
 
-    Shape: logits (B,), target (B,) in {0, 1}, -1 skipped -> scalar.
+    Shape: logits (B,), target (B,) in {0, 1, -1} -> (B,).
     """
-    each = F.binary_cross_entropy_with_logits(
-        logits.float(), target.float().clamp(min=0), reduction="none"
-    )
-    return _known_mean(each, known(target))
+    valid = bin_known(target)
+    truth = torch.where(valid, target.float(), 0.0)
+    each = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
+    return torch.where(valid, each, 0.0)
 
 
-def _known_mean(each, valid):
-    return torch.where(valid, each, 0.0).sum() / valid.sum().clamp(min=1)
+def class_loss(logits, target):
+    """Cross-entropy over K classes.
+
+    Shape: logits (B, K), target int64 (B,) in {0, ..., K - 1, -1} -> (B,).
+    """
+    return F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
 
 
 # --------------------------------------------------------------------------------------- metrics
 
 
 def seg_metrics(logits, target):
-    """Segmentation metrics of a batch at a probability threshold of 0.5.
+    """Segmentation metrics over the known pixels at a probability threshold of 0.5.
 
     `iou` foreground IoU pooled over pixels, `image_iou` mean foreground IoU per image (1 where
     truth and prediction are both empty), `background_iou` pooled over pixels (its mean with `iou`
     is the two-class mIoU), `dice` and `pixel_accuracy` pooled over pixels.
 
-    Shape: logits and target (B, 1, H, W) -> {name: (B, 2)}.
+    Shape: logits (B, 1, H, W), target (B, 1, H, W) in {0, 1, 255} -> {name: (B, 2)}.
     """
-    predicted, truth = logits.flatten(1) > 0, target.flatten(1) > 0  # (B, H W)
+    target = target.flatten(1)  # (B, H W)
+    valid = target != UNKNOWN
+    predicted, truth = (logits.flatten(1) > 0) & valid, (target > 0) & valid
     true_positive = (predicted & truth).sum(1)
     either = (predicted | truth).sum(1)
-    pixels = torch.full_like(either, predicted.shape[1])
-    right = pixels - either + true_positive
+    pixels = valid.sum(1)
     image_iou = torch.where(either > 0, true_positive / either.clamp(min=1), 1.0)
     return {
         "iou": _pairs(true_positive, either),
-        "image_iou": _pairs(image_iou, torch.ones_like(image_iou)),
+        "image_iou": _pairs(image_iou * (pixels > 0), pixels > 0),
         "background_iou": _pairs(pixels - either, pixels - true_positive),
         "dice": _pairs(2 * true_positive, either + true_positive),
-        "pixel_accuracy": _pairs(right, pixels),
+        "pixel_accuracy": _pairs(pixels - either + true_positive, pixels),
     }
 
 
@@ -136,7 +188,7 @@ def bbox_metrics(boxes, target):
 
     Shape: boxes and target (B, 4) xyxy in [0, 1] -> {name: (B, 2)}.
     """
-    valid = known(target)
+    valid = bbox_known(target)
     iou = box_iou(boxes.float(), torch.nan_to_num(target.float())).diagonal()  # (B,)
     return {
         "iou": _pairs(torch.where(valid, iou, 0.0), valid),
@@ -161,19 +213,12 @@ def bin_metrics(logits, target):
     }
 
 
-MEANS = {  # metrics that are the mean of two pooled ones
-    "seg_miou": ("seg_iou", "seg_background_iou"),
-    "bin_balanced_accuracy": ("bin_recall_0", "bin_recall_1"),
-}
+def class_metrics(logits, target):
+    """`accuracy` over the known labels.
 
-
-def ratios(sums):
-    """{name: numerator / denominator} of {name: (2,) sums}, and MEANS; NaN where unknown."""
-    values = {name: (pair[0] / pair[1]).item() for name, pair in sums.items()}
-    for name, (a, b) in MEANS.items():
-        if a in values:
-            values[name] = (values[a] + values[b]) / 2
-    return values
+    Shape: logits (B, K), target (B,) -> {name: (B, 2)}.
+    """
+    return {"accuracy": _pairs(logits.argmax(1) == target, class_known(target))}
 
 
 def _pairs(numerator, denominator):
@@ -186,18 +231,22 @@ def _pairs(numerator, denominator):
 class FixedWeights(nn.Module):
     """Sum of the losses with weights that stay as they are.
 
-    Every weighting takes {task: scalar loss} and returns the scalar to minimise, tells the current
-    weights by `weights()`, and hears the epoch means of the unweighted losses by `epoch_end`.
+    Every weighting takes {task: mean loss} and {task: 1. or 0., whether anything of it is known in
+    the batch}, scalar tensors, and returns the scalar to minimise. `weights()` tells the weights
+    of the last batch, and `epoch_end` hears {task: mean of the unweighted losses over the known
+    samples of the epoch}, NaN where there was none.
 
     Args:
-        weights: {task: float}.
+        weights: {task: float}, which all other weightings multiply by factors of 1 on average.
     """
+
+    needs_gradients = False  # whether `from_gradients` is to be called before each batch's losses
 
     def __init__(self, weights):
         super().__init__()
         self.fixed = dict(weights)
 
-    def forward(self, losses):
+    def forward(self, losses, known):
         weights = self.weights()
         return sum(weights[task] * loss for task, loss in losses.items())
 
@@ -211,8 +260,9 @@ class FixedWeights(nn.Module):
 class UncertaintyWeights(FixedWeights):
     """Weights learned as homoscedastic uncertainty (Kendall et al. 2018, arXiv:1705.07115).
 
-    Minimises sum of exp(-s) loss + s over the tasks, one learned s = log variance each, that starts
-    where exp(-s) is the given weight. A regression's factor 1/2 is absorbed by the start.
+    Minimises sum of exp(-s) loss + s over the tasks known in the batch, one learned s = log
+    variance each, that starts where exp(-s) is the given weight. A regression's factor 1/2 is
+    absorbed by the start.
     """
 
     def __init__(self, weights):
@@ -220,32 +270,75 @@ class UncertaintyWeights(FixedWeights):
         start = {task: nn.Parameter(-torch.tensor(float(w)).log()) for task, w in weights.items()}
         self.log_variance = nn.ParameterDict(start)
 
-    def forward(self, losses):
-        return super().forward(losses) + sum(self.log_variance[task] for task in losses)
+    def forward(self, losses, known):
+        penalty = sum(self.log_variance[task] * known[task] for task in losses)
+        return super().forward(losses, known) + penalty
 
     def weights(self):
         return {task: torch.exp(-s) for task, s in self.log_variance.items()}
 
 
-class DynamicWeightAverage(FixedWeights):
+class FactorWeights(FixedWeights):
+    """The given weights times factors (K,) that a subclass writes, in the order of the weights."""
+
+    def __init__(self, weights):
+        super().__init__(weights)
+        self.register_buffer("factors", torch.ones(len(weights)))
+
+    def weights(self):
+        return {task: w * f for (task, w), f in zip(self.fixed.items(), self.factors, strict=True)}
+
+
+class DynamicWeightAverage(FactorWeights):
     """Weights from the speed of each loss (DWA; Liu et al. 2019, arXiv:1803.10704).
 
-    A task whose epoch mean fell less between the last two epochs weighs more: the given weights are
-    multiplied by the number of tasks times softmax(mean[-1] / mean[-2] / temperature).
+    A task whose epoch mean fell less between the last two epochs weighs more: the factors are the
+    number of tasks times softmax(mean[-1] / mean[-2] / temperature). A task without a known target
+    in an epoch keeps its factor and its last mean.
     """
 
     def __init__(self, weights, temperature=2.0):
         super().__init__(weights)
         self.temperature = temperature
-        self.register_buffer("factors", torch.ones(len(weights)))
         self.register_buffer("previous", torch.full((len(weights),), torch.nan))
-
-    def weights(self):
-        return {task: w * f for (task, w), f in zip(self.fixed.items(), self.factors, strict=True)}
 
     def epoch_end(self, means):
         current = torch.tensor([means[task] for task in self.fixed]).to(self.previous)
-        if not self.previous.isnan().any():
-            speed = torch.where(self.previous > 0, current / self.previous, 1.0)  # 0: none known
-            self.factors.copy_(len(speed) * torch.softmax(speed / self.temperature, 0))
-        self.previous.copy_(current)
+        speed = current / self.previous
+        moving = speed.isfinite()
+        share = torch.where(moving, speed / self.temperature, -torch.inf).softmax(0)
+        total = (self.factors * moving).sum()
+        self.factors.copy_(torch.where(moving, share * total, self.factors))
+        self.previous.copy_(torch.where(current.isnan(), self.previous, current))
+
+
+class RandomWeights(FactorWeights):
+    """Random loss weighting (RLW; Lin et al. 2022, arXiv:2111.10603), new factors for every batch.
+
+    They are the number of tasks times softmax(z), z standard normal from torch's global generator;
+    in the paper the weights add up to 1.
+    """
+
+    def forward(self, losses, known):
+        self.factors.copy_(len(self.factors) * torch.randn_like(self.factors).softmax(0))
+        return super().forward(losses, known)
+
+
+class InverseLossWeights(FactorWeights):
+    """Soft optimal uncertainty weighting (UW-SO; Kirchdorfer et al. 2024, arXiv:2408.07985).
+
+    The factors are the number of known tasks times softmax(1 / loss / temperature) over them, with
+    no gradient through the factors; in the paper they add up to 1. The temperature wants tuning.
+    """
+
+    def __init__(self, weights, temperature=1.0):
+        super().__init__(weights)
+        self.temperature = temperature
+
+    def forward(self, losses, known):
+        values = torch.stack([losses[task].detach() for task in self.fixed])
+        present = torch.stack([known[task] for task in self.fixed])
+        inverse = 1 / values.clamp(min=1e-6) / self.temperature
+        share = torch.where(present > 0, inverse, -torch.inf).softmax(0)
+        self.factors.copy_(torch.where(present > 0, share * present.sum(), 0.0))
+        return super().forward(losses, known)

@@ -9,15 +9,8 @@ Try `python MTL_ablation_bbox.py --demo`; README.md says how to get data.
 from torch import nn
 
 import engine
-from engine.pictures import draw_bbox, draw_seg
-from MTL_Utils import (
-    FixedWeights,
-    Task,
-    bbox_loss,
-    bbox_metrics,
-    seg_loss,
-    seg_metrics,
-)
+from engine.tasks import BBOX, SEG
+from MTL_Utils import FixedWeights
 from ResBlock import BoxHead, Decoder, Encoder
 
 # ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
@@ -30,15 +23,18 @@ EPOCHS = 250  # passes over the training split
 DEMO_EPOCHS = 40  # EPOCHS of --demo
 BATCH_SIZE = 32  # images per step, over all processes
 LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
-SIDES = (0.5, 0.75, 1.0)  # of training images in equal parts of EPOCHS, times the data's side
+SIDES = (0.5, 0.75, 1.0)  # progressive resizing: one share of the side per equal part of EPOCHS
 WEIGHT_DECAY = 0.2  # decoupled
 EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
 CLIP_NORM = 5.0  # largest norm of the gradient
 SEED = 0  # of weights, order, augmentation and dropout
 
+# losses
+LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3}  # of the tasks in the loss
+
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
-SIZE = 1  # residual units per block
+UNITS = 1  # residual units per block
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
@@ -54,15 +50,18 @@ class Network(nn.Module):
     [0, 1]}; H and W multiples of 32.
     """
 
-    def __init__(self):
+    def __init__(self, widths=WIDTHS, units=UNITS):
         super().__init__()
-        self.encoder = Encoder(WIDTHS, SIZE)
+        self.encoder = Encoder(widths, units)
         self.stride = self.encoder.stride
-        self.seg = Decoder(WIDTHS, SIZE)
-        self.bbox = BoxHead(WIDTHS[-1])
+        self.seg = Decoder(widths, units)
+        self.bbox = BoxHead(widths[-1])
 
     def forward(self, image):
-        features = self.encoder(image)
+        return self.decode(self.encoder(image))
+
+    def decode(self, features):
+        """The outputs from the features that the tasks share."""
         seg = self.seg(features)
         return {
             "seg": seg,
@@ -72,15 +71,15 @@ class Network(nn.Module):
 
 # ---- losses and metrics: the first task chooses the best epoch ----
 TASKS = {
-    "seg": Task(seg_loss, seg_metrics, draw_seg),
-    "bbox": Task(bbox_loss, bbox_metrics, draw_bbox),
+    "seg": SEG,
+    "bbox": BBOX,
 }
 
 
-def weighting():
-    """A new loss weighting; README.md tells how the numbers were found."""
-    return FixedWeights({"seg": 1.0, "bbox": 0.3})
+def weighting(loss_weights=LOSS_WEIGHTS):
+    """A new loss weighting."""
+    return FixedWeights(loss_weights)
 
 
 if __name__ == "__main__":
-    engine.main("MTL_ablation_bbox")
+    engine.main(__file__)

@@ -9,17 +9,8 @@ Try `python MTL_main.py --demo`; README.md says how to get data.
 from torch import nn
 
 import engine
-from engine.pictures import draw_bbox, draw_bin, draw_seg
-from MTL_Utils import (
-    FixedWeights,
-    Task,
-    bbox_loss,
-    bbox_metrics,
-    bin_loss,
-    bin_metrics,
-    seg_loss,
-    seg_metrics,
-)
+from engine.tasks import BBOX, BIN, SEG
+from MTL_Utils import FixedWeights
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
@@ -32,15 +23,18 @@ EPOCHS = 250  # passes over the training split
 DEMO_EPOCHS = 40  # EPOCHS of --demo
 BATCH_SIZE = 32  # images per step, over all processes
 LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
-SIDES = (0.5, 0.75, 1.0)  # of training images in equal parts of EPOCHS, times the data's side
+SIDES = (0.5, 0.75, 1.0)  # progressive resizing: one share of the side per equal part of EPOCHS
 WEIGHT_DECAY = 0.2  # decoupled
 EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
 CLIP_NORM = 5.0  # largest norm of the gradient
 SEED = 0  # of weights, order, augmentation and dropout
 
+# losses
+LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # of the tasks in the loss
+
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
-SIZE = 1  # residual units per block
+UNITS = 1  # residual units per block
 DROPOUT = 0.3  # before the class logit
 
 # augmentation
@@ -57,16 +51,19 @@ class Network(nn.Module):
     [0, 1], "bin": (B,) logits}; H and W multiples of 32.
     """
 
-    def __init__(self):
+    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
         super().__init__()
-        self.encoder = Encoder(WIDTHS, SIZE)
+        self.encoder = Encoder(widths, units)
         self.stride = self.encoder.stride
-        self.seg = Decoder(WIDTHS, SIZE)
-        self.bbox = BoxHead(WIDTHS[-1])
-        self.bin = ClassHead(WIDTHS[-1], DROPOUT)
+        self.seg = Decoder(widths, units)
+        self.bbox = BoxHead(widths[-1])
+        self.bin = ClassHead(widths[-1], dropout)
 
     def forward(self, image):
-        features = self.encoder(image)
+        return self.decode(self.encoder(image))
+
+    def decode(self, features):
+        """The outputs from the features that the tasks share."""
         seg = self.seg(features)
         return {
             "seg": seg,
@@ -77,16 +74,16 @@ class Network(nn.Module):
 
 # ---- losses and metrics: the first task chooses the best epoch ----
 TASKS = {
-    "seg": Task(seg_loss, seg_metrics, draw_seg),
-    "bbox": Task(bbox_loss, bbox_metrics, draw_bbox),
-    "bin": Task(bin_loss, bin_metrics, draw_bin),
+    "seg": SEG,
+    "bbox": BBOX,
+    "bin": BIN,
 }
 
 
-def weighting():
-    """A new loss weighting; README.md tells how the numbers were found."""
-    return FixedWeights({"seg": 1.0, "bbox": 0.3, "bin": 0.2})
+def weighting(loss_weights=LOSS_WEIGHTS):
+    """A new loss weighting."""
+    return FixedWeights(loss_weights)
 
 
 if __name__ == "__main__":
-    engine.main("MTL_main")
+    engine.main(__file__)

@@ -10,6 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 
+class SettingError(ValueError):
+    """A setting that a network cannot be built with; the message begins with its name."""
+
+
 class ResidualBlock(nn.Module):
     """`size` residual units after (up) or beginning with (down) a change of resolution.
 
@@ -108,18 +112,24 @@ class Encoder(nn.Module):
 
     Args:
         widths: channels at stride 4, 8, 16, ...
-        size, mode: of every ResidualBlock.
+        units: residual units in every ResidualBlock.
+        mode: of every ResidualBlock.
 
     Raises:
+        SettingError: fewer than two widths, or one below 2.
         ValueError: H or W is no multiple of `stride`.
     """
 
-    def __init__(self, widths, size, mode="normal"):
+    def __init__(self, widths, units, mode="normal"):
         super().__init__()
+        if len(widths) < 2 or min(widths) < 2:
+            raise SettingError(f"widths: expected two or more numbers above 1, found {widths}")
+        if units < 1:
+            raise SettingError(f"units: expected a whole number above 0, found {units}")
         self.stride = 4 * 2 ** (len(widths) - 1)
         self.stem = nn.Sequential(*conv_norm(3, widths[0], 7, 4), nn.ReLU(inplace=True))
         pairs = pairwise(widths)
-        self.blocks = nn.ModuleList(ResidualBlock(a, b, size, "down", mode) for a, b in pairs)
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, units, "down", mode) for a, b in pairs)
 
     def forward(self, image):
         height, width = image.shape[-2:]
@@ -140,13 +150,13 @@ class Decoder(nn.Module):
     (Shi et al. 2016, arXiv:1609.05158): 16 logits per position at stride 4.
 
     Args:
-        widths, size, mode: as the Encoder's.
+        widths, units, mode: as the Encoder's.
     """
 
-    def __init__(self, widths, size, mode="normal"):
+    def __init__(self, widths, units, mode="normal"):
         super().__init__()
         pairs = list(pairwise(reversed(widths)))
-        self.blocks = nn.ModuleList(ResidualBlock(a, b, size, "up", mode) for a, b in pairs)
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, units, "up", mode) for a, b in pairs)
         self.skips = nn.ModuleList(nn.Sequential(*conv_norm(b, b, 1)) for _, b in pairs)
         self.logits = nn.Sequential(nn.Conv2d(widths[0], 16, 1), nn.PixelShuffle(4))
 
@@ -176,6 +186,10 @@ class ClassHead(nn.Module):
 
     def __init__(self, channels, dropout, looks=1):
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise SettingError(
+                f"dropout: expected a number of at least 0 and below 1, found {dropout}"
+            )
         self.dropout = nn.Dropout(dropout)
         self.logit = nn.Linear(looks * channels, 1)
 

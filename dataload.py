@@ -2,28 +2,31 @@
 
     DATA_FOLDER/{train,val,test}/
         images.h5   "images"  (N, H, W, 3)             0-255, any real dtype
-        masks.h5    "masks"   (N, H, W, 1) or (N, H, W) 0 background, 1 pet
+        masks.h5    "masks"   (N, H, W, 1) or (N, H, W) 0 background, 1 pet,
+                                                       255 or NaN = pixel not known
         bboxes.h5   "bboxes"  (N, 4)                   xmin, ymin, xmax, ymax in pixels,
                                                        NaN row = no box known
         binary.h5   "binary"  (N, 1) or (N,)           0 or 1; NaN or -1 = not known
+        breeds.h5   "breeds"  (N, 1) or (N,)           0-36; NaN or -1 = not known; optional
 
 Datasets are found by name; a file that holds a single dataset may call it anything. The attribute
 `class_names` of "binary" names the two classes. Files are opened read-only and without locks, so
 any number of runs share one folder, on a read-only disk too. To check a folder of your own:
 
-    python dataload.py DATA_FOLDER
+    python tools/check_data.py DATA_FOLDER
 
 Inside the program an image is uint8 (3, H, W) and its targets are
 
-    {"seg": uint8 (1, H, W) in {0, 1},
+    {"seg": uint8 (1, H, W) in {0, 1, 255}, 255 = unknown,
      "bbox": float32 (4,), xmin, ymin, xmax, ymax in [0, 1] of width and height, NaN = unknown,
-     "bin": float32 scalar in {0, 1}, -1 = unknown}
+     "bin": float32 scalar in {0, 1}, -1 = unknown,
+     "breed": int64 scalar in 0-36, -1 = unknown; only where there is a file breeds.h5}
 """
 
-import hashlib
 import math
-import sys
-from itertools import chain
+import operator
+import zlib
+from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -33,18 +36,31 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
 
-from h5array import DATASETS, DataError, H5Array, read_boxes, read_labels
+from h5array import (
+    BREEDS,
+    DATASETS,
+    UNKNOWN,
+    DataError,
+    H5Array,
+    read_boxes,
+    read_class_names,
+    read_labels,
+)
 
 SPLITS = ("train", "val", "test")
 ERASED_AREA = 0.1  # of an image, by augmentation
+SLAB = 256  # samples that are looked at together
+THUMBNAIL = 16  # pixels, a side of the thumbnails in which near-duplicates are found
+ALIKE = 0.72  # correlation of two thumbnails from which on they show one picture
 
 
 class H5Dataset(Dataset):
     """One split of the H5 layout above.
 
-    `dataset[i]` is `(image, targets)` as the module docstring describes them, and
-    `dataset.batch([i, j])` the same with a leading batch dimension, from one indexing operation per
-    array, images in channels_last format. `DataLoader(dataset, collate_fn=first)` uses `batch`.
+    `dataset[i]` is `(image, targets)` as the module docstring describes them, and `dataset[[i, j]]`
+    the same with a leading batch dimension, from one indexing operation per array, images in
+    channels_last format. So `DataLoader(dataset, batch_size=8)` works as with any data set, and
+    `DataLoader(dataset, sampler=lists_of_numbers, batch_size=None)` is faster.
 
     Args:
         split: "train", "val" or "test".
@@ -54,14 +70,18 @@ class H5Dataset(Dataset):
             and spawn, because no file stays open between two batches.
 
     Attributes:
-        arrays: the four `H5Array` by name.
+        arrays: the `H5Array` by name.
         side: (H, W) in pixels.
         class_names: the names of class 0 and class 1.
         in_memory: whether images and masks are held in memory.
+        known: bool (N,) for each target, on the CPU: whether the sample's is known; of a mask,
+            whether any of its pixels is.
+        source_lines: the line of each sample in the lists of its source; None if not recorded.
 
     Raises:
         DataError: a file is missing or damaged, or its content is not what the layout says; uint8
             images that stay on disk are not read before they are asked for.
+        IndexError: no sample has this number, or a list is empty.
     """
 
     def __init__(self, split, data_folder_path, memory_limit=8 * 2**30):
@@ -73,85 +93,204 @@ class H5Dataset(Dataset):
         self.length, height, width, _ = self.arrays["images"].shape
         self.side = (height, width)
         self.in_memory = self.length * height * width * 4 <= memory_limit
+        self.class_names = read_class_names(self.arrays["binary"])
+        self.source_lines = self.arrays["images"].source_lines()
+        boxes, labels = read_boxes(self.arrays["bboxes"], self.side), self.arrays["binary"]
+        self.values = {"bbox": boxes, "bin": read_labels(labels)}  # the targets that are small
+        if "breeds" in self.arrays:
+            self.values["breed"] = read_labels(self.arrays["breeds"], BREEDS).long()
+        self.known = {"seg": torch.zeros(self.length, dtype=torch.bool)}
+        self.known["bbox"] = ~boxes.isnan().any(1)
+        self.known |= {task: self.values[task] >= 0 for task in self.values if task != "bbox"}
         self.images, self.masks = self._load("images"), self._load("masks")
-        self.bboxes = read_boxes(self.arrays["bboxes"], self.side)
-        self.binary, self.class_names = read_labels(self.arrays["binary"])
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, index):
+        if not hasattr(index, "__len__") or getattr(index, "shape", None) == ():
+            images, targets = self._batch([self._number(index)])
+            return images[0], {task: target[0] for task, target in targets.items()}
+        if not len(index):
+            raise IndexError("an empty list of samples")
+        return self._batch([self._number(i) for i in index])
+
+    def _number(self, index):
+        """0 to N - 1 for an index that may count from the end."""
+        index = operator.index(index)
         if not -self.length <= index < self.length:
             raise IndexError(f"sample {index} of a split of {self.length}")
-        images, targets = self.batch([index % self.length])
-        return images[0], {task: target[0] for task, target in targets.items()}
+        return index % self.length
 
-    def __getitems__(self, indices):
-        """What a DataLoader asks for: a list of one element, the batch; see `first`."""
-        return [self.batch(indices)]
-
-    def batch(self, indices):
-        """Images uint8 (B, 3, H, W) and targets with a leading B, for a list of sample numbers."""
-        indices = torch.as_tensor(indices)
+    def _batch(self, numbers):
+        """Images uint8 (B, 3, H, W) and targets with a leading B, for valid sample numbers."""
+        indices = torch.tensor(numbers, device=self.values["bbox"].device)
         if self.in_memory:
             # `[indices]` copies byte by byte, this sample by sample: 6 to 17 times as fast
             images, masks = (kept.index_select(0, indices) for kept in (self.images, self.masks))
         else:
-            rows = (self.arrays[name].rows(indices.tolist()) for name in ("images", "masks"))
+            rows = (self.arrays[name].rows(numbers) for name in ("images", "masks"))
             images, masks = map(torch.from_numpy, rows)
-        targets = {
-            "seg": masks[:, None],  # (B, H, W) -> (B, 1, H, W)
-            "bbox": self.bboxes[indices],
-            "bin": self.binary[indices],
-        }
-        return images.permute(0, 3, 1, 2), targets  # (B, H, W, 3) -> (B, 3, H, W)
+        targets = {task: values[indices] for task, values in self.values.items()}
+        # (B, H, W, 3) -> (B, 3, H, W) and (B, H, W) -> (B, 1, H, W)
+        return images.permute(0, 3, 1, 2), {"seg": masks[:, None], **targets}
 
     def _load(self, name):
         """Images or masks as one uint8 tensor; None, and only checked, if they stay on disk."""
         array = self.arrays[name]
         shape = (self.length, *self.side, 3) if name == "images" else (self.length, *self.side)
         kept = torch.empty(shape, dtype=torch.uint8) if self.in_memory else None
-        for start, values in array.slabs() if self.in_memory or not array.takes_any() else ():
+        if name == "images" and not self.in_memory and array.takes_any():
+            return None
+        for start, values in array.slabs():
+            part = slice(start, start + len(values))
             if self.in_memory:
-                kept[start : start + len(values)] = torch.from_numpy(values)
+                kept[part] = torch.from_numpy(values)
+            if name == "masks":
+                self.known["seg"][part] = torch.from_numpy((values != UNKNOWN).any((1, 2)))
         return kept
 
-    def digests(self):
-        """Yield a hash of each image, the same where all pixels are."""
-        slabs = [(0, self.images.numpy())] if self.in_memory else self.arrays["images"].slabs()
-        for image in chain.from_iterable(images for _, images in slabs):
-            yield hashlib.sha1(image, usedforsecurity=False).digest()
+    def to(self, device):
+        """Move a split that is in memory to the device, where batches are then put together."""
+        if self.in_memory:
+            self.images, self.masks = self.images.to(device), self.masks.to(device)
+            self.values = {task: values.to(device) for task, values in self.values.items()}
+        return self
 
+    def slabs(self, name):
+        """Yield uint8 arrays (n, H, W, 3) of images or (n, H, W) of masks, all in their order."""
+        if self.in_memory:
+            kept = self.images if name == "images" else self.masks
+            yield from (part.cpu().numpy() for part in kept.split(SLAB))
+        else:
+            yield from (values for _, values in self.arrays[name].slabs())
 
-def first(samples):
-    """The collate function for H5Dataset, whose `__getitems__` has put the batch together."""
-    return samples[0]
+    @cached_property
+    def _seen(self):
+        """From one look at all images: a checksum, thumbnails (N, 3, 16, 16), the largest value."""
+        checksum, small, largest = 0, [], 0
+        for images in self.slabs("images"):
+            checksum = zlib.crc32(images, checksum)
+            largest = max(largest, int(images.max()))
+            small.append(thumbnails(torch.from_numpy(images).permute(0, 3, 1, 2)))
+        return checksum, torch.cat(small), largest
+
+    def fingerprint(self):
+        """Number of samples, and a checksum of all images, masks, boxes and labels, as text."""
+        checksum = self._seen[0]
+        for masks in self.slabs("masks"):
+            checksum = zlib.crc32(masks, checksum)
+        for values in self.values.values():
+            checksum = zlib.crc32(values.cpu().numpy(), checksum)
+        return f"{self.length} samples of checksum {checksum:08x}"
 
 
 def split_arrays(folder):
-    """The four H5Array of a split by name, their headers not read yet; DataError if no folder."""
+    """The H5Arrays of a split by name, their headers not read yet; DataError if no folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the split '{folder.name}' there")
-    return {name: H5Array(folder, name) for name in DATASETS}
+    names = [*DATASETS, *(["breeds"] if (folder / "breeds.h5").exists() else [])]
+    return {name: H5Array(folder, name) for name in names}
+
+
+def check_splits(datasets, tasks=("seg",)):
+    """Complain of what makes {split: H5Dataset} useless as a whole.
+
+    Args:
+        tasks: those of which every split must know something.
+
+    Raises:
+        DataError: sides, class names or kinds of files differ between splits (both files are
+            named), or nothing is known for a task in some split.
+    """
+    one, *others = datasets.values()
+    for other in others:
+        for name, what in {"images": "side", "binary": "class_names"}.items():
+            expected, found = getattr(one, what), getattr(other, what)
+            expected = f"the {what} of {one.arrays[name].path}, {expected}"
+            other.arrays[name].expect(getattr(one, what) == found, expected, found)
+        for lacking, having in ((one, other), (other, one)):
+            for name in having.arrays.keys() - lacking.arrays.keys():
+                missing = lacking.arrays["images"].path.with_name(f"{name}.h5")
+                raise DataError(f"{missing}: expected one like {having.arrays[name].path}")
+    files = {"seg": "masks", "bbox": "bboxes", "bin": "binary", "breed": "breeds"}
+    for split, dataset in datasets.items():
+        for task in set(tasks) & dataset.known.keys():
+            needed = f"at least one sample of {split} that is known"
+            dataset.arrays[files[task]].expect(dataset.known[task].any(), needed, "none")
 
 
 def warnings(datasets):
     """Yield a line for what is valid in {split: H5Dataset} and yet probably a mistake."""
-    places = {}  # hash of an image -> the sample that has it
+    for dataset in datasets.values():
+        yield from _unlikely(dataset)
+    yield from shared_pictures(datasets)
+
+
+def _unlikely(dataset):
+    """Yield a line for each of a split's files whose values are probably not meant."""
+    arrays, boxes, labels = dataset.arrays, dataset.values["bbox"], dataset.values["bin"]
+    if dataset._seen[2] <= 1:
+        yield f"{arrays['images'].path}: expected values 0-255, found none above 1"
+    if dataset.known["seg"].any() and not any((m == 1).any() for m in dataset.slabs("masks")):
+        yield f"{arrays['masks'].path}: expected foreground, found no pixel of value 1"
+    known = boxes[dataset.known["bbox"]] * torch.tensor(dataset.side * 2).flip(0)
+    if not len(known):
+        yield f"{arrays['bboxes'].path}: expected boxes, found none that is known"
+    elif known.max() <= 1:
+        yield f"{arrays['bboxes'].path}: expected boxes in pixels, found none beyond 1"
+    found = [dataset.class_names[int(label)] for label in {*labels.tolist()} - {-1.0}]
+    if len(found) == 1:
+        yield f"{arrays['binary'].path}: expected both classes, found only '{found[0]}'"
+
+
+def shared_pictures(datasets):
+    """Yield a line for each split in which pictures of an earlier one are found again."""
+    earlier = []
     for split, dataset in datasets.items():
-        images, binary = dataset.arrays["images"].path, dataset.arrays["binary"].path
-        known = [dataset.class_names[int(label)] for label in {*dataset.binary.tolist()} - {-1.0}]
-        if len(known) == 1:
-            yield f"{binary}: expected both classes, found only '{known[0]}'"
-        own = {digest: f"sample {i} of {split}" for i, digest in enumerate(dataset.digests())}
-        shared = [f"{own[digest]} is {places[digest]}" for digest in own if digest in places]
-        if shared:
-            found = f"{len(shared)} that another has too, the first: {shared[0]}"
-            yield f"{images}: expected images of this split alone, found {found}"
-        places |= own
+        own = dataset._seen[1]
+        found = {}
+        for other, theirs in earlier:
+            for i, j in near_duplicates(own, theirs):
+                found.setdefault(i, f"sample {i} of {split} is sample {j} of {other}")
+        if found:
+            path, first = dataset.arrays["images"].path, next(iter(found.values()))
+            text = f"found {len(found)} that another has too, or nearly so, the first: {first}"
+            yield f"{path}: expected images of this split alone, {text}"
+        earlier.append((split, own))
 
 
-def write_split(folder, images, masks, bboxes, binary, class_names, provenance):
+def thumbnails(images):
+    """uint8 (N, 3, 16, 16) of uint8 (N, 3, H, W), each pixel the mean of what it covers."""
+    return resize(images, (THUMBNAIL, THUMBNAIL), antialias=True)
+
+
+def near_duplicates(one, other):
+    """Pairs (i, j) of thumbnails one[i] and other[j] that show one picture, in order of i.
+
+    Found are also mirrored, resized and recompressed copies and slight crops. The test is the
+    correlation of the thumbnails, each minus its local means: among 848 real photos it is at least
+    0.73 for the 7 pairs of one picture and at most 0.65 for others.
+
+    Args:
+        one, other: uint8 (N, 3, 16, 16) and (M, 3, 16, 16).
+    """
+    details, mirrored = _details(other), _details(other.flip(-1))
+    for start in range(0, len(one), SLAB):
+        part = _details(one[start : start + SLAB])
+        alike = torch.maximum(part @ details.T, part @ mirrored.T) >= ALIKE
+        for i, j in alike.nonzero().tolist():
+            yield start + i, j
+
+
+def _details(small):
+    """Unit vectors (N, 768) of thumbnails without their local means; 0 where nothing is left."""
+    small = small.float()
+    small = small - F.avg_pool2d(small, 5, 1, 2, count_include_pad=False)
+    return F.normalize(small.flatten(1), dim=1)
+
+
+def write_split(folder, images, masks, bboxes, binary, class_names, provenance, breeds=None):
     """Write one split in the layout of the module docstring; the inverse of H5Dataset.
 
     Arrays are stored contiguously: one sample is one read, so is a whole file, and h5py guesses no
@@ -160,8 +299,8 @@ def write_split(folder, images, masks, bboxes, binary, class_names, provenance):
     Args:
         folder: created; must not hold the files yet.
         images: uint8 (N, H, W, 3).
-        masks: uint8 (N, H, W, 1) in {0, 1}.
-        bboxes, binary: (N, 4) and (N, 1) or (N,) as in the module docstring.
+        masks: uint8 (N, H, W, 1) in {0, 1, 255}.
+        bboxes, binary, breeds: (N, 4) and (N, 1) or (N,) as in the module docstring.
         class_names: the names of class 0 and class 1.
         provenance: attributes (name -> string or number) put on every file.
 
@@ -173,13 +312,17 @@ def write_split(folder, images, masks, bboxes, binary, class_names, provenance):
     arrays = {"images": images, "masks": masks}
     arrays["bboxes"] = np.asarray(bboxes, np.float32).reshape(-1, 4)
     arrays["binary"] = np.asarray(binary, np.int8).reshape(-1, 1)
+    if breeds is not None:
+        arrays["breeds"] = np.asarray(breeds, np.int8).reshape(-1, 1)
+    names = [name.encode() for name in class_names]
+    text = h5py.string_dtype("utf-8", max(map(len, [*names, b" "])))  # of fixed length: no heap
     for name, array in arrays.items():
         path = folder / f"{name}.h5"
         try:
             with h5py.File(path, "x") as file:
                 dataset = file.create_dataset(name, data=array)
                 if name == "binary":
-                    dataset.attrs["class_names"] = list(class_names)
+                    dataset.attrs["class_names"] = np.array(names, text)
                 file.attrs.update(provenance)
         except (OSError, RuntimeError) as error:  # h5py raises either where the disk is full
             reason = " ".join(str(error).split())
@@ -192,7 +335,8 @@ class Augment:
     One affine map per sample, applied to the whole batch by one bilinear `grid_sample` of image and
     mask, on whatever device they are; torchvision.transforms.v2 draws one map per call, so it would
     have to take the samples one by one. What comes from outside the frame is background, and grey
-    128 before the brightness changes.
+    128 before the brightness changes. A pixel is unknown where at least half of what it shows is,
+    and else what most of the known part is.
 
     A box is mapped as the ellipse inscribed in it, which is nearer to a head than the corners are
     and does not grow with every rotation. A box of which less than `MIN_VISIBLE` stays in the frame
@@ -220,9 +364,9 @@ class Augment:
         Images and masks are first resized to `side` (h, w), if that is another one. All random
         numbers come from `generator`, on the CPU, so they are the same on any device.
         """
-        masks = targets["seg"]
-        if side and side != tuple(images.shape[-2:]):
-            images, masks = resize(images, side), resize(masks.float(), side)
+        masks = mask_planes(targets["seg"])
+        if side and tuple(side) != tuple(images.shape[-2:]):
+            images, masks = resize(images, side), resize(masks, side)
         size, (height, width) = len(images), images.shape[-2:]
         forward = self.draw_affine(size, width / height, generator)
         colour, brightness = self.draw_colour(size, generator)
@@ -231,7 +375,7 @@ class Augment:
         drawn = (forward, backward, colour, brightness, along, across)
         forward, backward, colour, brightness, along, across = send(drawn, images.device)
         grid = affine_grid(backward, height, width)
-        stacked = torch.empty(size, 4, height, width, device=images.device)
+        stacked = torch.empty(size, 5, height, width, device=images.device)
         stacked[:, :3], stacked[:, 3:] = images, masks
         stacked[:, :3] -= 128  # so that the zeros from outside the frame are grey
         stacked = F.grid_sample(stacked, grid, align_corners=False)
@@ -240,7 +384,9 @@ class Augment:
         pixels *= ~(along & across)
         moved = {
             **targets,
-            "seg": (stacked[:, 3:] > 0.5).to(torch.uint8),
+            "seg": (stacked[:, 3:4] > 0.5)
+            .to(torch.uint8)
+            .masked_fill(stacked[:, 4:] >= 0.5, UNKNOWN),
             "bbox": move_boxes(targets["bbox"], forward, self.MIN_VISIBLE),
         }
         return pixels.add_(128).clamp_(0, 255), moved
@@ -283,6 +429,12 @@ class Augment:
         return along[:, None, :, None], across[:, None, None]
 
 
+def mask_planes(masks):
+    """float32 (B, 2, H, W): the pet, 1/2 where unknown so that neither side wins; the unknown."""
+    unknown = masks == UNKNOWN
+    return torch.cat([masks.float().masked_fill(unknown, 0.5), unknown.float()], dim=1)
+
+
 def send(tensors, device):
     """Tensors of the CPU on the device, without waiting for what a GPU is at."""
     if device.type == "cuda":
@@ -317,9 +469,3 @@ def move_boxes(boxes, maps, min_visible):
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     visible = (cut[:, 2:] - cut[:, :2]).prod(1) / area
     return torch.where((visible >= min_visible)[:, None], cut, torch.nan)
-
-
-if __name__ == "__main__":
-    from tools.check_data import main
-
-    sys.exit(main())

@@ -6,16 +6,19 @@ Whatever is wrong with a file ends in one DataError, which names the file.
 import math
 import re
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import h5py
 import numpy as np
 import torch
 
 DATASETS = ("images", "masks", "bboxes", "binary")  # each in the file of its name
+BREEDS = 37  # of Oxford-IIIT Pet, in the optional file breeds.h5
+UNKNOWN = 255  # in a mask
 DEFAULT_CLASS_NAMES = ("class 0", "class 1")
 SLAB_BYTES = 32 * 2**20  # converted at a time, so a float64 file never stands in memory whole
 BOX_TOLERANCE = 1e-3  # pixels by which rounding may push a box over the frame
+HEAP_BYTES = 2**20  # of a file that is searched for a damaged heap of strings
 
 
 class DataError(Exception):
@@ -33,14 +36,13 @@ class H5Array:
     damaged, or not what the layout says.
 
     Attributes:
-        name: one of DATASETS.
+        name: one of DATASETS, or "breeds".
         path: of the file.
         shape, dtype: as stored; known after `read_header`.
     """
 
     def __init__(self, folder, name):
         self.name, self.path = name, folder / f"{name}.h5"
-        self.top = 255 if name == "images" else 1  # largest value allowed
         self.shape = self.dtype = None
 
     def expect(self, condition, expected, found):
@@ -56,7 +58,7 @@ class H5Array:
                 raise DataError(f"{self.path}: no such file")
             with h5py.File(self.path, "r", locking=False) as file:
                 yield self._find(file)
-        except DataError:
+        except (DataError, MemoryError):
             raise
         except Exception as error:  # h5py has no common class for what damaged files raise
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -76,14 +78,25 @@ class H5Array:
             self.shape, self.dtype = dataset.shape, dataset.dtype
             is_real = self.dtype.kind in "buif" and self.shape is not None
             self.expect(is_real, "real numbers", f"shape {self.shape} of dtype {self.dtype}")
-            if dataset.chunks:
-                pairs = zip(self.shape, dataset.chunks, strict=True)
-                needed = math.prod(-(-side // chunk) for side, chunk in pairs)
-                stored = dataset.id.get_num_chunks()
-            else:
-                needed, stored = dataset.nbytes, dataset.id.get_storage_size()
-            # HDF5 reads zeros where nothing was written, for days if the shape is damaged
-            self.expect(stored >= needed, f"values for all of {self.shape}", "some never written")
+            self._check_storage(dataset)
+
+    def _check_storage(self, dataset):
+        """Complain where HDF5 would read nothing, or zeros that nobody wrote."""
+        if dataset.is_virtual:  # its sources would have to be checked in the same way
+            found = f"a virtual dataset of values in {dataset.virtual_sources()[0].file_name!r}"
+            self.expect(False, "the values in the file itself", found)
+        properties = dataset.id.get_create_plist()
+        for code, _, _, name in map(properties.get_filter, range(properties.get_nfilters())):
+            found = f"{name.decode(errors='replace').split(';')[0]!r}, number {code}"
+            self.expect(has_filter(code), "a filter of HDF5 (or pip install hdf5plugin)", found)
+        if dataset.chunks:
+            pairs = zip(self.shape, dataset.chunks, strict=True)
+            needed = math.prod(-(-side // chunk) for side, chunk in pairs)
+            stored = dataset.id.get_num_chunks()
+        else:
+            needed, stored = dataset.nbytes, dataset.id.get_storage_size()
+        # zeros are read for days if the shape is damaged
+        self.expect(stored >= needed, f"values for all of {self.shape}", "some never written")
 
     def check_shape(self, images):
         """Complain unless the shape is what the layout wants beside that of `images`."""
@@ -101,18 +114,13 @@ class H5Array:
 
     def takes_any(self):
         """Whether every value of the stored dtype is valid, so that none needs a look."""
-        return self.dtype == np.bool_ or (self.dtype == np.uint8 and self.top == 255)
+        return self.dtype == np.bool_ or (self.dtype == np.uint8 and self.name == "images")
 
     def slabs(self):
         """Yield (start, uint8 (n, H, W, 3) or (n, H, W)) of images or masks, all checked."""
-        largest = 0
         with self.opened() as dataset:
             for start, stop in _slabs(dataset):
-                values = self._checked(dataset[start:stop], start)
-                largest = max(largest, values.max())
-                yield start, values
-        scaled = self.name == "images" and self.dtype.kind == "f" and largest == 1
-        self.expect(not scaled, "values 0-255", "values 0-1; multiply by 255")
+                yield start, self._checked(dataset[start:stop], start)
 
     def rows(self, numbers):
         """uint8 (B, H, W, 3) or (B, H, W) of these samples of images or masks, checked."""
@@ -127,14 +135,37 @@ class H5Array:
             values = values.reshape(values.shape[:3])
         if self.takes_any():
             return values.astype(np.uint8, copy=False)
+        top, expected = (255, "values 0-255") if self.name == "images" else (1, "0, 1 or 255")
         low, high = values.min(), values.max()  # NaN if any value is NaN
-        if not (low >= 0 and high <= self.top):
-            wrong = ~((values >= 0) & (values <= self.top))
-            self.expect(False, f"values 0-{self.top}", _first(values, wrong, start))
+        unknown = None
+        if self.name == "masks" and not (low >= 0 and high <= top):
+            unknown = np.isnan(values) | (values == UNKNOWN)
+            values = np.where(unknown, values.dtype.type(0), values)
+            low, high = values.min(), values.max()
+        if not (low >= 0 and high <= top):
+            wrong = ~((values >= 0) & (values <= top))
+            self.expect(False, expected, _first(values, wrong, start))
         rounded = np.rint(values, casting="unsafe") if values.dtype.kind == "f" else values
         if self.name == "masks" and (rounded != values).any():
-            self.expect(False, "values 0 or 1", _first(values, rounded != values, start))
-        return rounded.astype(np.uint8, copy=False)
+            self.expect(False, expected, _first(values, rounded != values, start))
+        rounded = rounded.astype(np.uint8, copy=False)
+        return rounded if unknown is None else np.where(unknown, np.uint8(UNKNOWN), rounded)
+
+    def source_lines(self):
+        """The whole numbers of the file's attribute `source_lines`, one a sample; None if not."""
+        with self.opened() as dataset:
+            attributes = dataset.file.attrs
+            lines = attributes["source_lines"] if "source_lines" in attributes else None
+        fits = isinstance(lines, np.ndarray) and lines.shape == self.shape[:1]
+        return lines.tolist() if fits and lines.dtype.kind in "iu" else None
+
+
+def has_filter(code):
+    """Whether HDF5 can undo the filter of this number; hdf5plugin brings some when imported."""
+    if not h5py.h5z.filter_avail(code):
+        with suppress(ImportError):
+            import hdf5plugin  # noqa: F401
+    return h5py.h5z.filter_avail(code)
 
 
 def read_boxes(array, side):
@@ -153,30 +184,43 @@ def read_boxes(array, side):
     return torch.from_numpy(boxes)
 
 
-def read_labels(array):
-    """(N,) float32 labels with -1 for unknown, and the names of the two classes."""
+def read_labels(array, classes=2):
+    """(N,) float32 whole numbers below `classes`, -1 for unknown."""
     with array.opened() as dataset:
-        check_heap(array)
         labels = dataset[()].reshape(-1).astype(np.float64)
-        names = np.array(dataset.attrs.get("class_names", DEFAULT_CLASS_NAMES), object).tolist()
-    names = names if isinstance(names, list) else [names]
+    labels[np.isnan(labels)] = -1
+    wrong = ~np.isin(labels, np.arange(-1, classes))
+    if wrong.any():
+        expected = "0, 1, -1 or NaN" if classes == 2 else f"0-{classes - 1}, -1 or NaN"
+        array.expect(False, expected, _first(labels, wrong, 0))
+    return torch.from_numpy(labels.astype(np.float32))
+
+
+def read_class_names(array):
+    """The names of class 0 and class 1."""
+    with array.opened() as dataset:
+        names = np.array(DEFAULT_CLASS_NAMES, object)
+        if "class_names" in dataset.attrs:
+            if dataset.attrs.get_id("class_names").dtype.kind == "O":  # strings in a heap
+                check_heap(array)
+            names = np.array(dataset.attrs["class_names"], object)
+    names = names.tolist() if names.ndim else [names.item()]
     names = [name.decode(errors="replace") if isinstance(name, bytes) else name for name in names]
     are_names = len(names) == 2 and all(isinstance(n, str) and n.isprintable() for n in names)
     array.expect(are_names, "two class_names", str(names)[:80])
-    labels[np.isnan(labels)] = -1
-    wrong = ~np.isin(labels, (-1, 0, 1))
-    if wrong.any():
-        array.expect(False, "0, 1, -1 or NaN", _first(labels, wrong, 0))
-    return torch.from_numpy(labels.astype(np.float32)), tuple(names)
+    return tuple(names)
 
 
 def check_heap(array):
     """Complain of a damaged heap of strings, on which the HDF5 library would loop for ever.
 
+    Only a file of labels and little else is searched.
     https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, section III.E.
     """
+    if array.path.stat().st_size > HEAP_BYTES:
+        return
     data = array.path.read_bytes()
-    for heap in re.finditer(rb"GCOL.{4}(.{8})", data, re.DOTALL):
+    for heap in re.finditer(rb"GCOL\x01\0\0\0(.{8})", data, re.DOTALL):
         end = heap.start() + int.from_bytes(heap[1], "little")
         place = heap.end()
         while place + 16 <= min(end, len(data)):

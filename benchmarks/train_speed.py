@@ -23,8 +23,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataload import SPLITS, write_split
 from engine.loop import gigaflop, loader, train_step
+
+from dataload import SPLITS, write_split
 from engine.optimiser import Optimiser
 from engine.processes import Processes
 from engine.run import Run

@@ -1,16 +1,62 @@
-"""The loop and everything around it; knows no task, network or experiment by name.
+"""The run of an experiment and everything around it; knows no task, network or metric by name.
 
-cli.py        the constants of a script as command-line flags
-run.py        one run from data to artefacts, resumed where it stopped
-loop.py       the training step, an epoch, an evaluation
-optimiser.py  Muon and AdamW under one schedule
-average.py    the average of the weights
-processes.py  one process or many (torchrun)
-artefacts.py  files written whole or not at all
-pictures.py   the loss curve and the test picture
-report.py     what a run tells while it goes; CSV and TensorBoard twins of the history
+settings.py     the constants of a script as settings, its command line
+script.py       a script loaded from its file, and what it must bring
+tasks.py        the three tasks put together: the one file here that names them
+run.py          one run from data to artefacts, resumed where it stopped
+training.py     the training step and everything that learns
+batches.py      which samples a step sees, at which side, and where they come from
+evaluation.py   losses and metrics of a split
+optimiser.py    Muon and AdamW under one schedule
+average.py      the average of the weights
+precision.py    bf16 where it is native
+processes.py    one process or many (torchrun), and the signals that stop them
+artefacts.py    files written whole or not at all, and the lock of a run
+results.py      what a finished run writes
+pictures.py     the loss curve and the test picture
+report.py       what a run prints while it goes; CSV and TensorBoard copies of the history
 """
 
-from engine.run import main
+import os
+import sys
+from pathlib import Path
+
+if "ipykernel" not in sys.modules:  # outside a notebook, pictures go to files only; a notebook's
+    os.environ["MPLBACKEND"] = "agg"  # own backend, inherited by `!python`, may not be importable
+
+
+def main(file, argv=None):
+    """Run the experiment in a script, with flags from the command line.
+
+    `engine.main(__file__)` in a script makes the file the experiment, so a copy of it is another
+    one. In a notebook, `engine.main("MTL_main.py", ["--demo"])` does the same.
+
+    Args:
+        file: the script.
+        argv: the flags; those of the command line if the script was started by it, else none.
+
+    Raises:
+        SystemExit: code 2 and one line on stderr for a mistake of the user's or a damaged file;
+            128 + signal number after Ctrl-C, SIGTERM or SIGHUP.
+    """
+    from engine.report import STDERR
+    from engine.script import load
+    from engine.settings import UserError, parse
+
+    try:
+        script = load(file)
+        if argv is None:
+            started = sys.argv and Path(sys.argv[0]).resolve() == Path(file).resolve()
+            argv = sys.argv[1:] if started else []
+        settings, options = parse(script, argv)
+        from engine.run import execute  # only now: --help and a wrong flag need little of it
+
+        execute(script, settings, options)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # torchrun: every process finds the same mistake
+            STDERR.write(f"{Path(file).name}: {error}\n")
+            STDERR.flush()
+        sys.exit(2)
+
 
 __all__ = ["main"]

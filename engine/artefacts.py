@@ -1,18 +1,19 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, the lock of a run, and where a result comes from."""
 
 import contextlib
+import importlib.metadata
 import io
 import os
 import platform
-import zlib
+import subprocess
 from pathlib import Path
 
-import h5py
-import numpy
 import torch
-import torchvision
+from filelock import FileLock, Timeout
 
-from engine.cli import UserError
+from engine.settings import UserError
+
+LIBRARIES = ("torch", "torchvision", "h5py", "numpy")
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def replacing(path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -64,12 +65,12 @@ def load(path):
 
 
 def output_folder(path):
-    """Make the folder and see that it can be written to.
+    """The folder as a Path, made if need be and seen to be writable; ~ is the home folder.
 
     Raises:
         UserError: it cannot.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,18 +86,48 @@ def remove_leftovers(folder, name):
         path.unlink(missing_ok=True)
 
 
-def fingerprint(dataset):
-    """Number of samples and a checksum, as text; eight samples stand for all, so it is quick."""
-    checksum, count = 0, min(len(dataset), 8)
-    images, targets = dataset.batch([i * len(dataset) // count for i in range(count)])
-    for tensor in (images, *targets.values()):
-        checksum = zlib.crc32(tensor.contiguous().numpy().tobytes(), checksum)
-    return f"{len(dataset)} samples of checksum {checksum:08x}"
+@contextlib.contextmanager
+def owned(folder, name):
+    """A block during which no other run may write files of this name to the folder.
+
+    The system releases the lock of a killed process. Where a file system knows no locks, there is
+    none.
+
+    Raises:
+        UserError: another run has the lock.
+    """
+    path = folder / f".{name}.lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"--file-save-path: expected no other run of {name} in {folder}, found one that is "
+            "still going; wait for it, or choose another folder"
+        ) from error
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            path.unlink()
+        lock.release()
 
 
 def versions():
     """{library: version} of what a result depends on."""
-    libraries = {
-        module.__name__: module.__version__ for module in (torch, torchvision, h5py, numpy)
-    }
-    return {"python": platform.python_version()} | {k: str(v) for k, v in libraries.items()}
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version()} | found
+
+
+def commit():
+    """The git commit of the code, with "+" where it was changed since; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            [*command, "--exclude=*", "--dirty=+"], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+    return None

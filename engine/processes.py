@@ -4,27 +4,41 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 
 import torch
 import torch.distributed as dist
 
 from dataload import DataError
-from engine.cli import UserError
+from engine.batches import STOPPING
+from engine.settings import UserError
+
+TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for every process
 
 
 class Processes:
     """This process among those of the run; a context manager that leaves their group at the end.
+
+    Args:
+        environment: what torchrun has set; {} for a program that is always one process.
 
     Attributes:
         rank, size: number of this process, and of all.
         device: where this process computes; the CPU until `use` is called.
     """
 
-    def __init__(self):
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
+    def __init__(self, environment=os.environ):
+        self.rank = int(environment.get("RANK", 0))
+        self.size = int(environment.get("WORLD_SIZE", 1))
+        self.local_rank = environment.get("LOCAL_RANK", 0)
         self.device = torch.device("cpu")
+        missing = [name for name in TORCHRUN if name not in environment]
+        if self.size > 1 and missing:
+            raise UserError(
+                f"WORLD_SIZE={self.size} in the environment: expected {', '.join(TORCHRUN)} beside "
+                f"it, found no {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
+            )
 
     def __enter__(self):
         if self.size > 1:  # what the CPUs agree on must never wait for a GPU, so gloo is always in
@@ -44,11 +58,11 @@ class Processes:
         if name is None:
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cuda":
-            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            name = f"cuda:{self.local_rank}"
         try:
             self.device = torch.device(name)
-            torch.empty(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
+            torch.zeros(1, device=self.device).item()  # "meta" has no numbers
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"--device: expected a usable device, found {name} ({reason})"
@@ -63,7 +77,7 @@ class Processes:
         return self.rank == 0
 
     def sum(self, tensor):
-        """The tensor summed over all processes, in place."""
+        """The tensor, summed over all processes in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -83,7 +97,7 @@ class Processes:
         return numbers.tolist()
 
     @contextlib.contextmanager
-    def together(self):
+    def failing_alike(self):
         """A block that ends the run for all processes if it fails in one of them.
 
         The block itself must not communicate.
@@ -113,8 +127,11 @@ class Processes:
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM. The first is only noted in `received` once `patient` is set, so that the
-    run may stop after its current step; before, and the second time, it ends the program at once.
+    """Ctrl-C, SIGTERM and, where a terminal goes away, SIGHUP.
+
+    The first is only noted in `received` once `patient` is set, so that the run may stop after its
+    current step; before, and the second time, it ends the program at once. A signal that is
+    ignored, as SIGHUP under nohup, stays ignored.
 
     Attributes:
         patient: whether someone looks at `received`.
@@ -127,8 +144,10 @@ class StopSignals:
         self.patient, self.received, self.since = False, 0, 0.0
 
     def __enter__(self):
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.old = {number: signal.signal(number, self._receive) for number in numbers}
+        self.old = {}
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            heard = [n for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN]
+            self.old = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -139,5 +158,6 @@ class StopSignals:
         if self.patient and not self.received:
             self.received, self.since = number, time.monotonic()
         elif not self.received or time.monotonic() - self.since > self.ECHO_SECONDS:
-            os.write(2, f"ended at once by signal {number}\n".encode())  # print may be in use
+            with contextlib.suppress(OSError):  # print may be in use
+                os.write(2, f"ended at once by signal {number}\n".encode())
             raise SystemExit(128 + number)

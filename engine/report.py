@@ -1,4 +1,4 @@
-"""What a run tells while it goes, and the twins of its history: CSV and TensorBoard."""
+"""What a run prints while it goes, and the copies of its history: CSV and TensorBoard."""
 
 import csv
 import math
@@ -6,13 +6,41 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from matplotlib.image import imread
 from tqdm import tqdm
 
 from engine.artefacts import replacing
-from engine.cli import UserError
+from engine.settings import UserError
 
-SHOWN = ("iou", "accuracy")  # metrics of the epoch line; the history has them all
+
+class Speaker:
+    """A stream that may go away, as a closed terminal or pipe does: what is written then is lost.
+
+    Args:
+        stream: the name of the stream in `sys`, looked up at every use.
+    """
+
+    def __init__(self, stream="stderr"):
+        self.stream = stream
+
+    def write(self, text):
+        """Write, or give up for good."""
+        try:
+            getattr(sys, self.stream).write(text)
+        except (OSError, ValueError, AttributeError):  # broken, closed, or None
+            setattr(sys, self.stream, None)
+
+    def flush(self):
+        """Flush, or give up for good."""
+        try:
+            getattr(sys, self.stream).flush()
+        except (OSError, ValueError, AttributeError):
+            setattr(sys, self.stream, None)
+
+    def __getattr__(self, name):  # isatty, fileno, encoding, ... for tqdm
+        return getattr(getattr(sys, self.stream), name)
+
+
+STDERR = Speaker()
 
 
 class Report:
@@ -23,6 +51,7 @@ class Report:
 
     Args:
         epochs: of the whole run.
+        tasks: {name: Task}.
         speaks: False in all processes but one.
         quiet: warnings only.
         tensorboard: also write scalars per epoch and the test picture for TensorBoard.
@@ -31,8 +60,8 @@ class Report:
         UserError: TensorBoard is wanted but not installed.
     """
 
-    def __init__(self, epochs, speaks=True, quiet=False, tensorboard=False):
-        self.epochs, self.speaks, self.quiet = epochs, speaks, quiet
+    def __init__(self, epochs, tasks, speaks=True, quiet=False, tensorboard=False):
+        self.epochs, self.tasks, self.speaks, self.quiet = epochs, tasks, speaks, quiet
         self.seconds = []  # of the epochs that this process has seen
         self.writer_class = summary_writer() if tensorboard else None
         self.writer = None
@@ -45,8 +74,8 @@ class Report:
     def warn(self, text):
         """Print lines that the user must see, also with --quiet."""
         if self.speaks:
-            tqdm.write(text, file=sys.stderr)
-            sys.stderr.flush()
+            tqdm.write(text, file=STDERR)
+            STDERR.flush()
 
     def start(self, folder, done):
         """Open the TensorBoard folder; scalars of epochs after the first `done` are replaced."""
@@ -57,6 +86,7 @@ class Report:
         """A tqdm bar that counts the images of an epoch, of which `done` batches are over."""
         size = len(batches[0])
         return tqdm(
+            file=STDERR,
             desc=f"epoch {epoch}/{self.epochs}",
             total=len(batches) * size,
             initial=done * size,
@@ -90,9 +120,10 @@ class Report:
         done, seconds = len(history["seconds"]), history["seconds"][-1]
         self.seconds.append(seconds)
         best = ", best so far" if history["best_epoch"] == done else ""
+        losses = {part: self._last(history[part], "loss") for part in ("train", "val")}
         self.say(
-            f"epoch {done}/{self.epochs}: train {_losses(history['train'])}; "
-            f"val {_losses(history['val'])}; {_metrics(history['val'])}{best}; "
+            f"epoch {done}/{self.epochs}: train loss {losses['train']}{self._few(history)}; "
+            f"val loss {losses['val']}; {self._primary(history['val'])}{best}; "
             f"{rate:.0f} images/s, {seconds:.1f} s, {self._left(done, seconds)} left"
         )
         if self.writer:
@@ -101,13 +132,34 @@ class Report:
                     self.writer.add_scalar(f"{part}/{name}", series[-1], done)
             self.writer.flush()
 
-    def end(self, history, files):
-        """The table of test metrics and the list of files; the PNGs among them to TensorBoard."""
+    def _last(self, series, what):
+        """'seg 0.123 bbox 0.456': the newest value of every task."""
+        return " ".join(f"{task} {series[f'{task}_{what}'][-1]:.3f}" for task in self.tasks)
+
+    def _primary(self, series):
+        """'seg iou 0.812 bin accuracy 0.840': the newest primary metrics."""
+        names = ((name, task.primary) for name, task in self.tasks.items())
+        return " ".join(f"{n} {m.replace('_', ' ')} {series[f'{n}_{m}'][-1]:.3f}" for n, m in names)
+
+    def _few(self, history):
+        """How many targets of each task the epoch had, where these are not alike for all."""
+        found = {task: history["train"][f"{task}_known"][-1] for task in self.tasks}
+        if len({*found.values()}) == 1:
+            return ""
+        return f" (known: {', '.join(f'{count} {task}' for task, count in found.items())})"
+
+    def table(self, history):
+        """The table of test metrics."""
         self.say(test_table(history))
+
+    def end(self, history, files):
+        """The list of files; test metrics and the PNGs among the files to TensorBoard."""
         places = [*files, self.writer.log_dir] if self.writer else files
         self.say("\n".join(["files written:", *(f"  {path}" for path in places)]))
         if not self.writer:
             return
+        from matplotlib.image import imread
+
         for name, value in history["test"].items():
             self.writer.add_scalar(f"test/{name}", value, history["best_epoch"])
         for path in files:
@@ -137,7 +189,8 @@ def summary_writer():
 
 def test_table(history):
     """The test metrics of a finished history as lines of text, losses left out."""
-    rows = {name: value for name, value in history["test"].items() if not name.endswith("_loss")}
+    losses = {f"{task}_loss" for task in history["tasks"]}
+    rows = {name: value for name, value in history["test"].items() if name not in losses}
     width = max(map(len, rows))
     heading = f"test: {history['data']['test']} images, weights of epoch {history['best_epoch']}"
     lines = (f"  {name:{width}}  {_number(value)}" for name, value in rows.items())
@@ -158,21 +211,6 @@ def save_csv(history, path):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
-
-
-def _losses(values):
-    ending = "_loss"
-    shown = {name.removesuffix(ending): v[-1] for name, v in values.items() if ending in name}
-    return "loss " + " ".join(f"{task} {value:.3f}" for task, value in shown.items())
-
-
-def _metrics(values):
-    shown = {name: series[-1] for name, series in values.items() if _ending(name) in SHOWN}
-    return " ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in shown.items())
-
-
-def _ending(name):
-    return name.split("_", 1)[1]
 
 
 def _number(value):

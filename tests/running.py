@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import torch
+from engine.cli import constants
 
 import engine
-from engine.cli import constants
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("MTL_*.py") if path.stem != "MTL_Utils")

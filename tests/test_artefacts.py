@@ -6,10 +6,10 @@ import resource
 
 import pytest
 import torch
+from engine.cli import UserError
 
 from dataload import H5Dataset
 from engine import artefacts
-from engine.cli import UserError
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from engine.cli import RULES, UserError, constants, described, parse
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,11 +3,11 @@
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from engine.cli import constants
+from engine.loop import sample_scores
 from running import history
 
 import MTL_main
-from engine.cli import constants
-from engine.loop import sample_scores
 from tools import gallery
 from tools.make_demo import make_demo
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine.cli import constants
+from engine.loop import autocast
 from PIL import Image
 from torch import nn
 
 import MTL_main
 from dataload import H5Dataset
-from engine.cli import constants
-from engine.loop import autocast
 from tools import predict
 
 SIDE = (32, 64)

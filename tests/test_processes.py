@@ -13,12 +13,12 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+from engine.loop import evaluate
 from running import ROOT, SCRIPTS, TINY, Process, history, is_like, load, run, same
 
 import engine.run
 import MTL_main
 from dataload import DataError, H5Dataset
-from engine.loop import evaluate
 from engine.processes import Processes, StopSignals
 from MTL_Utils import ratios
 

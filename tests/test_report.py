@@ -13,9 +13,9 @@ import types
 
 import pytest
 import torch
+from engine.cli import UserError, constants
 
 import engine
-from engine.cli import UserError, constants
 from engine.report import Report, save_csv, summary_writer
 from engine.report import test_table as table_of  # else pytest takes it for a test
 

@@ -10,11 +10,11 @@ import h5py
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from engine.loop import TrainingStep, epoch_batches, evaluate
 from running import ROOT, SCRIPTS, history, run, without_times
 
 from dataload import H5Dataset
 from engine import loop
-from engine.loop import TrainingStep, epoch_batches, evaluate
 from engine.processes import Processes
 from engine.run import augmentation
 

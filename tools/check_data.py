@@ -5,8 +5,9 @@ from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dataload import SPLITS, H5Dataset, split_arrays, warnings
 from engine.cli import Parser
+
+from dataload import SPLITS, H5Dataset, split_arrays, warnings
 from h5array import DataError, read_boxes, read_labels
 from tools.common import run_tool
 

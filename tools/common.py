@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from dataload import DataError
 from engine.cli import UserError
+
+from dataload import DataError
 from engine.processes import Processes
 
 ROOT = Path(__file__).resolve().parent.parent

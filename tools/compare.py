@@ -19,8 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.artefacts import replacing
 from engine.cli import Parser, UserError
+
+from engine.artefacts import replacing
 from tools import histories
 from tools.common import EXPERIMENTS, make_folder, run_tool
 from tools.comparison import markdown

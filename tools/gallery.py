@@ -18,10 +18,11 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataload import SPLITS, H5Dataset
-from engine.artefacts import replacing
 from engine.cli import Parser, UserError
 from engine.loop import evaluate, predict, sample_scores
+
+from dataload import SPLITS, H5Dataset
+from engine.artefacts import replacing
 from engine.pictures import draw_sample
 from tools.common import choose_device, run_tool
 from tools.networks import LITE, open_network, script_of

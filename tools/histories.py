@@ -20,8 +20,9 @@ import json
 import math
 from pathlib import Path
 
-from engine import artefacts
 from engine.cli import UserError
+
+from engine import artefacts
 
 NEEDED = {  # of a history, and below of a summary, with their types
     "name": str,

@@ -4,10 +4,10 @@ import importlib
 from pathlib import Path
 
 import torch
+from engine.cli import UserError
 from torch import nn
 
 from engine import artefacts
-from engine.cli import UserError
 from h5array import DEFAULT_CLASS_NAMES
 
 WHOLE, LITE = "_model.pt", "_model_lite.pt"

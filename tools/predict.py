@@ -35,9 +35,10 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.artefacts import replacing
 from engine.cli import Parser, UserError
 from engine.loop import predict
+
+from engine.artefacts import replacing
 from engine.pictures import BLUE, ORANGE
 from tools.common import choose_device, make_folder, run_tool
 from tools.networks import open_network

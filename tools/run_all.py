@@ -24,8 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine import artefacts, cli
 from engine.cli import Parser, UserError
+
+from engine import artefacts, cli
 from engine.run import data_folder
 from tools.common import EXPERIMENTS, ROOT, make_folder, run_tool
 

@@ -1,0 +1,1 @@
+from tools.make_demo import make_demo

@@ -1,0 +1,113 @@
+"""Which samples a training step sees, at which side, and how they reach the device."""
+
+import contextlib
+import math
+import signal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+LEAST_KNOWN = 0.25  # of a batch has a known first target, where the data allow it
+WORKERS = 2  # that read from disk
+
+
+def seeded(*numbers):
+    """A CPU generator for one place in a run; also seeds torch's own, from which dropout draws.
+
+    Because every step begins with this, the position in a run is all its random state.
+    """
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def epoch_batches(known, batch_size, seed, epoch):
+    """The sample numbers of an epoch's batches, shuffled; a last incomplete batch is left out.
+
+    Where less than LEAST_KNOWN of the samples have a known first target, these are drawn more
+    often, so that they make up this share of every batch; the number of steps stays.
+
+    Args:
+        known: bool (N,), whether a sample's target of the first task is known.
+    """
+    length, generator = len(known), seeded(seed, epoch)
+    order = torch.randperm(length, generator=generator)
+    size = min(batch_size, length)
+    batches = [order[i : i + size].tolist() for i in range(0, length - size + 1, size)]
+    rare = order[known[order]]
+    if not 0 < len(rare) < LEAST_KNOWN * length:
+        return batches
+    share = math.ceil(LEAST_KNOWN * size)
+    others = order[~known[order]]
+    rounds = math.ceil(len(batches) * share / len(rare))
+    again = [rare[torch.randperm(len(rare), generator=generator)] for _ in range(rounds)]
+    again = torch.cat(again)[: len(batches) * share].view(len(batches), share)
+    others = others[: len(batches) * (size - share)].view(len(batches), size - share)
+    mixed = torch.cat([again, others], dim=1)  # (steps, size)
+    places = torch.rand(mixed.shape, generator=generator).argsort(dim=1)
+    return mixed.gather(1, places).tolist()  # so that every process gets some
+
+
+def training_side(sides, epoch, epochs, full, stride):
+    """(h, w) in pixels of the training images in an epoch: small ones at first, which cost less.
+
+    Of the multiples of `stride` it takes those nearest to the wanted share of `full` whose aspect
+    is nearly that of `full`. The last epoch always has the last of `sides`.
+    """
+    place = len(sides) - 1 if epoch == epochs else (epoch - 1) * len(sides) // epochs
+    height, width = (max(1, pixels // stride) for pixels in full)  # in units of the stride
+
+    def distance(side):
+        tall, wide = math.log(side[0] / height), math.log(side[1] / width)
+        wanted = math.log(sides[place])
+        return (tall - wanted) ** 2 + (wide - wanted) ** 2 + 4 * (tall - wide) ** 2
+
+    every = [(h, w) for h in range(1, height + 1) for w in range(1, width + 1)]
+    return tuple(stride * units for units in min(every, key=distance))
+
+
+def loader(dataset, batches, device):
+    """Batches (images, targets) on the device; workers where the data is read from disk."""
+    on_host = not dataset.in_memory or dataset.images.device.type == "cpu"
+    samples = DataLoader(
+        dataset,
+        sampler=batches,  # lists of sample numbers: dataset[[i, j]] is a batch
+        batch_size=None,
+        num_workers=0 if dataset.in_memory else WORKERS,
+        pin_memory=device.type == "cuda" and on_host,
+        worker_init_fn=_leave_signals,
+    )
+    with _signals_blocked():  # which workers inherit: the parent decides when to stop
+        samples = iter(samples)
+    for images, targets in samples:
+        targets = {task: target.to(device, non_blocking=True) for task, target in targets.items()}
+        yield images.to(device, non_blocking=True), targets
+
+
+def _leave_signals(worker):
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _signals_blocked():
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def keep_on_device(datasets, device):
+    """Move each data set that takes at most half of a GPU's free memory there, the first first."""
+    if device.type != "cuda":
+        return
+    for dataset in datasets:
+        free, _ = torch.cuda.mem_get_info(device)
+        if dataset.in_memory and dataset.images.nbytes + dataset.masks.nbytes <= free / 2:
+            dataset.to(device)

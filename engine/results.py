@@ -1,0 +1,138 @@
+"""What a run tells about itself, and the files that it leaves when it has been tested."""
+
+import copy
+import functools
+
+import torch
+
+from engine import artefacts
+from engine.evaluation import predict, sample_scores, values
+from engine.report import save_csv
+from engine.settings import UserError
+from engine.training import TrainingStep, gigaflop
+
+
+def about(script, config, tasks, data, trainer):
+    """The part of a history that is known before training, for the checkpoint too."""
+    train, device = data["train"], trainer.processes.device
+    card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return {
+        "name": script.name,
+        "script": script.module_name,
+        "config": config,
+        "tasks": _summaries(tasks, trainer.network, train, device),
+        "data": {split: len(dataset) for split, dataset in data.items()},
+        "data_fingerprint": {split: dataset.fingerprint() for split, dataset in data.items()},
+        "side": tuple(train.side),
+        "class_names": tuple(train.class_names),
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "gflop": _gigaflop(trainer, train),
+        "device": f"{device}{card}",
+        "commit": artefacts.commit(),
+        "versions": artefacts.versions(),
+        "weights_from": None,
+    }
+
+
+@torch.inference_mode()
+def _summaries(tasks, network, train, device):
+    """{task: what a reader of the history must know of it}."""
+    images, targets = train[[0]]
+    outputs = network.eval()(images.to(device))
+    found = {}
+    for name, task in tasks.items():
+        metrics = task.metrics(outputs[name], targets[name].to(device))
+        found[name] = {
+            "primary": task.primary,
+            "higher_is_better": task.higher_is_better,
+            "metrics": [*metrics, *task.means],
+            "reference": task.reference,
+        }
+    return found
+
+
+def _gigaflop(trainer, train):
+    """Of one image, forward and backward; the other processes are not asked."""
+    step, device = trainer.step, trainer.processes.device
+    images, targets = train[[0, 0]]  # batch norm needs more than one value
+    targets = {task: target.to(device) for task, target in targets.items()}
+    return gigaflop(
+        TrainingStep(step.network, step.tasks, step.weighting), images.to(device), targets
+    )
+
+
+def tested(about, tasks, table, data):
+    """`about` and the results of the test split, with one row per sample."""
+    rows = {
+        f"{name}_{metric}": pairs.cpu()
+        for name, metrics in table.items()
+        for metric, pairs in metrics.items()
+    }
+    return about | {
+        "test": values(tasks, table),
+        "test_rows": rows,
+        "test_lines": data["test"].source_lines,
+    }
+
+
+def paths(folder, name, tasks):
+    """The files of a finished run, in the order in which they are written: numbers, then pictures.
+
+    The checkpoint is not among them.
+    """
+    numbers = ("model_lite.pt", "model.pt", "history.csv", "history.pt")
+    endings = (*numbers, f"{next(iter(tasks))}_loss.png", "test.png")
+    return [folder / f"{name}_{ending}" for ending in endings]
+
+
+def write(folder, history, network, tasks, table, data, report):
+    """Write the results of a run; a picture that cannot be drawn costs the picture alone.
+
+    Args:
+        history: complete; its file, the last of the numbers, tells that the run is finished.
+        network: with the weights of the best epoch.
+        table: of `evaluate` for the test split.
+        data: {split: H5Dataset}.
+        report: is told what was written.
+    """
+    on_cpu = copy.deepcopy(network).cpu()  # so that the files open without a GPU
+    files = paths(folder, history["name"], tasks)
+    artefacts.save(on_cpu.state_dict(), files[0])
+    artefacts.save(on_cpu, files[1])
+    save_csv(history, files[2])
+    artefacts.save(history, files[3])
+    report.table(history)
+    pictures = (
+        functools.partial(_draw_losses, history, tasks),
+        functools.partial(_draw_median, on_cpu, tasks, table, data["test"]),
+    )
+    for draw, path in zip(pictures, files[4:], strict=True):
+        try:
+            draw(path)
+        except UserError as error:
+            report.warn(str(error))
+        except Exception as error:  # of a user's task or of matplotlib: the numbers are safe
+            report.warn(f"{path}: cannot be drawn ({type(error).__name__}: {error})")
+    report.end(history, [path for path in files if path.is_file()])
+
+
+def _draw_losses(history, tasks, path):
+    from engine.pictures import save_loss_picture  # matplotlib takes long to import
+
+    save_loss_picture(path, history, *next(iter(tasks.items())))
+
+
+def _draw_median(network, tasks, table, test, path):
+    """The test sample whose primary metric is the median: neither flattering nor shaming."""
+    from engine.pictures import save_test_picture
+
+    name, task = next(iter(tasks.items()))
+    order = sample_scores(table[name][task.primary]).argsort()
+    index = order[len(order) // 2].item()
+    images, targets = test[[index]]
+    (outputs,) = predict(network, images.cpu())
+    targets = {task: target[0].cpu() for task, target in targets.items()}
+    rows = {n: {m: pairs[[index]] for m, pairs in each.items()} for n, each in table.items()}
+    metrics = values(tasks, rows)
+    scores = {f"{n} {t.primary}": metrics[f"{n}_{t.primary}"] for n, t in tasks.items()}
+    save_test_picture(path, images[0].cpu(), targets, outputs, scores, tasks, test.class_names)
