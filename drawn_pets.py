@@ -482,7 +482,9 @@ def surface(rng, x, y, side, where=...):
     if rng.random() < 0.4:
         pattern = np.clip(rng.uniform(1, 8) * (stripes(rng, x, y, rng.uniform(1, 8)) - 0.5), 0, 1)
     else:
-        pattern = np.clip(0.5 + rng.uniform(0.5, 3) * smooth_noise(rng, side, rng.integers(2, 9)), 0, 1)
+        pattern = np.clip(
+            0.5 + rng.uniform(0.5, 3) * smooth_noise(rng, side, rng.integers(2, 9)), 0, 1
+        )
     grain = sum(rng.uniform(0, 20) * smooth_noise(rng, side, side // n) for n in (2, 4, 10))
     return mix(*colours, (pattern * rng.uniform(0, 1))[where], grain[where])
 

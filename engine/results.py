@@ -80,7 +80,7 @@ def paths(folder, name, tasks):
     The checkpoint is not among them.
     """
     numbers = ("model_lite.pt", "model.pt", "history.csv", "history.pt")
-    endings = (*numbers, f"{next(iter(tasks))}_loss.png", "test.png")
+    endings = (*numbers, f"{next(iter(tasks))}_loss.png", "test.png", "conflict.png")
     return [folder / f"{name}_{ending}" for ending in endings]
 
 
@@ -104,8 +104,9 @@ def write(folder, history, network, tasks, table, data, report):
     pictures = (
         functools.partial(_draw_losses, history, tasks),
         functools.partial(_draw_median, on_cpu, tasks, table, data["test"]),
+        functools.partial(_draw_conflict, history),
     )
-    for draw, path in zip(pictures, files[4:], strict=True):
+    for draw, path in zip(pictures[: 3 if "conflict" in history else 2], files[4:], strict=False):
         try:
             draw(path)
         except UserError as error:
@@ -119,6 +120,12 @@ def _draw_losses(history, tasks, path):
     from engine.pictures import save_loss_picture  # matplotlib takes long to import
 
     save_loss_picture(path, history, *next(iter(tasks.items())))
+
+
+def _draw_conflict(history, path):
+    from engine.pictures import save_conflict_picture
+
+    save_conflict_picture(path, history["conflict"])
 
 
 def _draw_median(network, tasks, table, test, path):

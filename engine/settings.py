@@ -115,7 +115,7 @@ def parse(script, argv):
 
     The settings are a named tuple, which nothing can change. Options are `demo`, `resume`,
     `overwrite`, `quiet`, `tensorboard`, `compile` (bool), `device` and `weights` (text or None),
-    and `tasks`, the script's TASKS under these settings.
+    `diagnose` (int), and `tasks`, the script's TASKS under these settings.
 
     Raises:
         SystemExit: code 2 with one line on stderr, for an unknown flag or a value of another kind.
@@ -226,6 +226,8 @@ def _parser(script, source, defaults):
     ):
         group.add_argument(f"--{name}", action="store_true", help=text)
     run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
+    text = "look at the tasks' gradients every N steps; changes no weights (default: 0, never)"
+    run.add_argument("--diagnose", metavar="N", type=whole_number(0, 10**9), default=0, help=text)
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
     groups, comments = {}, described(source)
     for name, value in defaults.items():
