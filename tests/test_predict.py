@@ -1,52 +1,100 @@
 """Prediction on pictures of any kind, with networks whose answers are known."""
 
+import io
 import json
+import os
 import shutil
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from dataload import H5Dataset
+from engine import script
+from engine.evaluation import autocast
+from engine.settings import UserError, constants
+from tools import common, networks, predict
+
+ROOT = Path(predict.__file__).resolve().parent.parent
+SIDE = (32, 64)
+# Segments what is bright; always the same box and class. HEADS are the tasks that it has.
+SCRIPT = """
+import torch
 from torch import nn
 
-import MTL_main
-from dataload import H5Dataset
-from engine.settings import constants
-from engine.loop import autocast
-from tools import predict
+from engine.tasks import BBOX, BIN, SEG, Task
 
-SIDE = (32, 64)
+HEADS = ("seg", "bbox", "bin")
 
 
-class Bright(nn.Module):
-    """Segments what is bright; always the same box and class, if it is to have them."""
-
-    def __init__(self, *tasks):
+class Network(nn.Module):
+    def __init__(self, heads=HEADS):
         super().__init__()
-        self.tasks = tasks
+        self.heads, self.level = heads, nn.Parameter(torch.tensor(127.5))
 
     def forward(self, image):
-        assert image.shape[1:] == (3, *SIDE) and image.dtype == torch.uint8
+        assert image.shape[2:] == (32, 64) and image.dtype == torch.uint8
         outputs = {
-            "seg": image.float().mean(1, keepdim=True) - 127.5,
+            "seg": image.float().mean(1, keepdim=True) - self.level,
             "bbox": torch.tensor([0.25, 0.5, 0.75, 1.0]).repeat(len(image), 1),
             "bin": torch.full((len(image),), -2.0),
+            "fur": image.float().mean((1, 2, 3)),
         }
-        return {task: outputs[task] for task in self.tasks}
+        return {task: outputs[task] for task in self.heads}
 
 
-def save_network(folder, network, name="main", side=SIDE, **more):
+def paint(image, value, class_names):
+    return image.index_fill(1, torch.tensor([0]), 7), f"fur of {class_names[1]}"
+
+
+def tell(output, size, class_names):
+    mask = torch.full(size[::-1], 9, dtype=torch.uint8).numpy()
+    return {"brightness": round(output.item(), 1), "mask": mask}
+
+
+FUR = Task(loss=None, metrics=None, known=None, primary="error", draw=paint, describe=tell)
+TASKS = {"seg": SEG, "bbox": BBOX, "bin": BIN, "fur": FUR}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bright(tmp_path_factory):
+    """Puts MTL_bright where Python finds it."""
+    folder = tmp_path_factory.mktemp("script")
+    (folder / "MTL_bright.py").write_text(SCRIPT)
+    sys.path.append(str(folder))
+    yield
+    sys.path.remove(str(folder))
+    sys.modules.pop("MTL_bright", None)
+
+
+def record(**more):
+    """What a history or a checkpoint says of a run of MTL_bright."""
+    about = {"name": "bright", "script": "MTL_bright", "config": {"EPOCHS": 3}, "side": SIDE}
+    return about | {"class_names": ("cat", "dog")} | more
+
+
+def save_run(folder, heads=("seg", "bbox", "bin"), level=127.5, **more):
+    """NAME_model.pt of a run of MTL_bright, NAME_model_lite.pt and the history beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    history = {"name": name, "config": {}, "side": side, "class_names": ("cat", "dog")} | more
-    torch.save(history, folder / f"{name}_history.pt")
-    torch.save(network, folder / f"{name}_model.pt")
-    return folder / f"{name}_model.pt"
+    network = script.load("MTL_bright").module.Network(heads)
+    network.level.data.fill_(level)
+    about = record(config={"EPOCHS": 3, "HEADS": heads}, **more)
+    torch.save(about, folder / "bright_history.pt")
+    torch.save(network, folder / "bright_model.pt")
+    torch.save(network.state_dict(), folder / "bright_model_lite.pt")
+    return folder / "bright_model.pt"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_network(tmp_path_factory.mktemp("model"), Bright("seg", "bbox", "bin"))
+def model(bright, tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("model"))
 
 
 def upper_half(width=200, height=100):
@@ -54,6 +102,12 @@ def upper_half(width=200, height=100):
     pixels = np.zeros((height, width), np.uint8)
     pixels[: height // 2] = 255
     return pixels
+
+
+def white(path, size=(10, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "white").save(path)
+    return path
 
 
 @pytest.fixture
@@ -84,9 +138,10 @@ def test_one_picture(call, tmp_path):
     overlay = np.asarray(Image.open(line["overlay"]))
     assert overlay.shape == (100, 200, 3)
     assert overlay[70, 50].tolist() == [230, 159, 0]  # the box's left side
-    assert overlay[25, 150].tolist() == [140, 192, 220]  # white, 45 % blue
+    assert overlay[70, 149].tolist() == overlay[99, 100].tolist() == [230, 159, 0]
+    assert overlay[25, 190].tolist() == [140, 192, 220]  # white, 45 % blue
     assert overlay[90, 20].tolist() == [0, 0, 0]
-    assert overlay[1:14, 1:40].min() == 0 and overlay[1:14, 1:40].max() > 150  # the class
+    assert overlay[2:12, 2:40].min() == 0 and overlay[2:12, 2:40].max() > 150  # the class
 
 
 def kinds():
@@ -96,18 +151,24 @@ def kinds():
     clear.paste((0, 0, 0, 255), (0, 50, 200, 100))
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was held so that the picture must be turned by 90 degrees
-    palette = rgb.quantize(2)
+    good = {"quality": 95}
     return {
         "grey.png": (grey, {}),
-        "rgb.jpg": (rgb, {"quality": 95}),
-        "CAPITALS.JPEG": (rgb, {"quality": 95}),
-        "cmyk.jpg": (rgb.convert("CMYK"), {"quality": 95}),
+        "rgb.jpg": (rgb, good),
+        "CAPITALS.JPEG": (rgb, good),
+        "cmyk.jpg": (rgb.convert("CMYK"), good),
         "rgba.png": (clear, {}),
-        "palette.png": (palette, {}),
+        "palette.png": (rgb.quantize(2), {}),
         "bits.png": (grey.convert("1"), {}),
-        "turned.jpg": (rgb.transpose(Image.Transpose.ROTATE_90), {"exif": turned, "quality": 95}),
+        "turned.jpg": (rgb.transpose(Image.Transpose.ROTATE_90), {"exif": turned, **good}),
         "sixteen.png": (Image.fromarray(upper_half().astype(np.uint16) * 257), {}),
+        "float.tif": (Image.fromarray(upper_half().astype(np.float32) / 255), {}),
         "la.png": (clear.convert("LA"), {}),
+        "moves.gif": (rgb, {"save_all": True, "append_images": [Image.new("RGB", rgb.size)]}),
+        "web.webp": (rgb, {"lossless": True}),
+        "file.jfif": (rgb, {"format": "JPEG", **good}),
+        "windows.bmp": (rgb, {}),
+        "scan.TIFF": (rgb, {}),
     }
 
 
@@ -116,7 +177,9 @@ def test_every_kind_of_file_in_batches_of_a_folder(call, tmp_path):
     folder.mkdir()
     for name, (picture, options) in kinds().items():
         picture.save(folder / name, **options)
-    (folder / "notes.txt").write_text("no picture")
+    for name in ("notes.txt", "._rgb.jpg", ".hidden.png", "images.h5", "clip.mpg", "paper.pdf"):
+        (folder / name).write_text("no picture")
+    (folder / "album.png").mkdir()
     lines, errors = call(folder, "--batch-size", "3")
     assert errors == ""
     assert sorted(line["image"] for line in lines) == sorted(str(folder / n) for n in kinds())
@@ -126,17 +189,75 @@ def test_every_kind_of_file_in_batches_of_a_folder(call, tmp_path):
         assert (mask != upper_half()).mean() <= 0.01, line["image"]
 
 
-def test_sixteen_bits_are_scaled_not_cut(tmp_path):
-    pixels = np.array([[0, 257 * 10, 257 * 200, 65535]], np.uint16)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    picture = np.asarray(predict.read_picture(tmp_path / "a.png"))
-    assert picture[0, :, 0].tolist() == [0, 10, 200, 255]
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected", "bits"),
+    [
+        ([0, 2570, 51400, 65535], "uint16", [0, 10, 200, 255], None),
+        ([0, 819, 1638, 4095], "uint16", [0, 51, 102, 255], 12),
+        ([0, 819, 1638, 4000], "int32", [0, 51, 102, 249], 12),
+        ([0, 10, 200, 255], "uint16", [0, 10, 200, 255], 8),
+        ([0, 0, 341, 1023], "uint16", [0, 0, 85, 255], 10),
+        ([0, 0, 0, 16383], "uint16", [0, 0, 0, 255], 14),
+        ([0, 257, 514, 65535], "int32", [0, 1, 2, 255], None),
+        ([0.0, 0.2, 0.4, 0.999], "float32", [0, 51, 102, 255], None),
+        ([0.0, 51.0, 102.4, 255.0], "float32", [0, 51, 102, 255], 8),
+        ([0.0, 257.0, 514.0, 65535.0], "float32", [0, 1, 2, 255], None),
+    ],
+)
+def test_deep_greys_are_scaled_not_cut(tmp_path, values, dtype, expected, bits):
+    Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.tif")
+    picture, words = predict.read_picture(tmp_path / "a.tif")
+    assert np.asarray(picture)[0, :, 0].tolist() == expected
+    assert words == (f"values up to {max(values):g}, taken as {bits} bits" if bits else "")
+
+
+def test_what_was_assumed_is_said(call, tmp_path):
+    Image.fromarray(np.full((10, 10), 4095, np.uint16)).save(tmp_path / "a.png")
+    lines, errors = call(tmp_path / "a.png")
+    assert errors == f"predict.py: {tmp_path / 'a.png'}: values up to 4095, taken as 12 bits\n"
+    assert lines[0]["mask_area"] == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "found"),
+    [
+        ([0, 70000], "int32", "0 to 70000"),
+        ([-5, 100], "int32", "-5 to 100"),
+        ([-1.0, 1.0], "float32", "-1 to 1"),
+        ([0.0, float("nan")], "float32", "nan to nan"),
+        ([0.0, float("inf")], "float32", "0 to inf"),
+    ],
+)
+def test_numbers_without_a_usual_meaning_are_refused(call, tmp_path, values, dtype, found):
+    Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.tif")
+    lines, errors = call(tmp_path / "a.tif", white(tmp_path / "b.png"), code=1)
+    reason = f"not a readable picture (expected values from 0 to 65535, found {found})"
+    assert errors == f"predict.py: {tmp_path / 'a.tif'}: {reason}\n"
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("largest", [4095, 65535])
+def test_colours_of_sixteen_bits(call, tmp_path, largest):
+    """Pillow keeps their upper 8 bits, of which 12-bit colours use 4."""
+
+    def chunk(kind, data):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    head = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)  # 4 x 4, 16 bits, RGB
+    rows = (b"\0" + struct.pack(">12H", *[largest] * 12)) * 4
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    lines, errors = call(tmp_path / "a.png", code=int(largest == 4095))
+    if largest == 4095:
+        assert "(expected colours of 16 bits, found no value above 4095 of 65535)" in errors
+    else:
+        assert lines[0]["mask_area"] == 1 and errors == ""
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (700, 2)])
 def test_any_size(call, tmp_path, size):
-    Image.new("RGB", size, "white").save(tmp_path / "a.png")
-    [line], _ = call(tmp_path / "a.png")
+    [line], _ = call(white(tmp_path / "a.png", size))
     assert Image.open(line["mask"]).size == Image.open(line["overlay"]).size == size
     assert line["mask_area"] == 1
 
@@ -153,26 +274,44 @@ def test_unreadable_pictures_are_named_and_skipped(call, tmp_path):
     assert len(errors) == 3
     for name, error in zip(("cut.png", "text.jpg", "missing.jpg"), errors, strict=True):
         assert error.startswith(f"predict.py: {tmp_path / name}: not a readable picture (")
+    lines, errors = call(tmp_path / "text.jpg", tmp_path / "missing.jpg", code=1)
+    assert lines == [] and errors.count("\n") == 2
 
 
 @pytest.mark.parametrize("tasks", [("seg",), ("seg", "bbox"), ("seg", "bin"), ("bbox", "bin")])
 def test_what_a_network_does_not_predict_is_absent(call, tmp_path, tasks):
     Image.fromarray(upper_half()).save(tmp_path / "a.png")
-    model = save_network(tmp_path / "model", Bright(*tasks))
-    [line], _ = call(tmp_path / "a.png", model=model)
+    [line], _ = call(tmp_path / "a.png", model=save_run(tmp_path / "model", tasks))
     assert ("mask" in line) == ("mask_area" in line) == ("seg" in tasks)
     assert ("box" in line) == ("bbox" in tasks)
     assert ("class" in line) == ("probability" in line) == ("bin" in tasks)
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left == {"a_overlay.png"} | ({"a_mask.png"} if "seg" in tasks else set())
+    overlay = np.asarray(Image.open(line["overlay"]))
+    assert (overlay[25, 190].tolist() == [140, 192, 220]) == ("seg" in tasks)
+    assert (overlay[70, 50].tolist() == [230, 159, 0]) == ("bbox" in tasks)
+    assert (overlay[2:12, 2:40].min() == 0) == ("bin" in tasks)  # black behind the class
+
+
+def test_a_task_of_the_users_own(call, tmp_path):
+    model = save_run(tmp_path / "model", ("fur", "seg"))
+    [line], _ = call(white(tmp_path / "a.png", (64, 32)), model=model)
+    assert line["brightness"] == 255.0
+    assert line["mask_area"] == 1.0
+    assert np.all(np.asarray(Image.open(line["mask"])) == 255)
+    assert line["fur_mask"] == str(tmp_path / "out/a_fur_mask.png")  # the name was taken
+    assert np.all(np.asarray(Image.open(line["fur_mask"])) == 9)
+    overlay = np.asarray(Image.open(line["overlay"]))
+    assert np.all(overlay[0] == 7)  # on top of the mask's blue, since it comes later in TASKS
+    assert overlay[31, 60].tolist() == [140, 192, 220]
+    assert overlay[5:9, 3:40].min() == 0 and overlay[5:9, 3:40].max() > 150  # "fur of dog"
 
 
 def test_one_name_in_two_folders(call, tmp_path):
-    for number, name in enumerate(("x/a.png", "y/a.jpg", "y/a-2.png")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (10 + number, 10), "white").save(tmp_path / name)
+    for number, name in enumerate(("x/a.png", "y/a.jpg", "y/A-2.png")):
+        white(tmp_path / name, (10 + number, 10))
     lines, _ = call(tmp_path / "x", tmp_path / "y/a.jpg", tmp_path / "y", tmp_path / "x/a.png")
-    assert len({line["mask"] for line in lines}) == len(lines) == 3  # each file once
+    assert len({line["mask"].lower() for line in lines}) == len(lines) == 3  # each file once
     for line in lines:
         assert Image.open(line["mask"]).size == (line["width"], 10)
 
@@ -190,33 +329,127 @@ def test_pictures_are_not_overwritten(call, tmp_path):
     assert "--out: expected another folder than the pictures'" in error
 
 
-@pytest.mark.parametrize("ending", ["model.pt", "model_lite.pt"])
-def test_a_real_network_answers_as_in_the_evaluation(
-    call, shared_data, tmp_path, monkeypatch, ending
-):
-    for name, value in constants(MTL_main).items():  # undone after the test
-        monkeypatch.setattr(MTL_main, name, value)
-    MTL_main.WIDTHS, MTL_main.SIZE = (8, 8, 8, 8), 1
+def test_long_names_are_shortened(call, tmp_path):
+    names = [80 * "猫" + ".png", 79 * "猫" + "犬.png", 250 * "a" + ".png"]
+    for place, name in enumerate(names):
+        white(tmp_path / name, (10 + place, 10))
+    lines, errors = call(*(tmp_path / name for name in names))
+    assert errors == ""
+    assert [line["image"] for line in lines] == [str(tmp_path / name) for name in names]
+    stems = [66 * "猫", 66 * "猫" + "-2", 200 * "a"]  # 3 bytes each in UTF-8
+    for stem, line in zip(stems, lines, strict=True):
+        assert Path(line["overlay"]).name == f"{stem}_overlay.png"
+        assert Image.open(line["mask"]).width == line["width"]
+
+
+def test_a_result_that_cannot_be_written_costs_that_picture_alone(call, tmp_path):
+    pictures = [white(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    (tmp_path / "out/b_mask.png").mkdir(parents=True)
+    lines, errors = call(*pictures, "--batch-size", "2", code=1)
+    assert [line["image"] for line in lines] == [str(pictures[0]), str(pictures[2])]
+    path = tmp_path / "out/b_mask.png"
+    assert errors == f"predict.py: {path}: cannot be written (Is a directory)\n"
+
+
+# ------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("ending", ["model.pt", "model_lite.pt", "last.pt"])
+def test_a_real_network_answers_as_in_the_evaluation(call, shared_data, tmp_path, ending):
     torch.manual_seed(0)
-    network = MTL_main.Network().eval()
-    config = {"WIDTHS": (8, 8, 8, 8), "SIZE": 1, "demo": False}
-    save_network(tmp_path / "run", network, side=(32, 32), config=config)
-    torch.save(network.state_dict(), tmp_path / "run/main_model_lite.pt")
-    MTL_main.WIDTHS = (16, 16, 16, 16)  # the history tells the right one
-    images, _ = H5Dataset("test", shared_data).batch(range(7))
+    network = script.load("MTL_main").module.Network(widths=(8, 8, 8, 8)).eval()
+    config = {"WIDTHS": (8, 8, 8, 8), "UNITS": 1, "EPOCHS": 1, "demo": False}
+    about = record(name="main", script="MTL_main", config=config, side=(32, 32))
+    (tmp_path / "run").mkdir()
+    for name, content in {
+        "history.pt": about,
+        "model.pt": network,
+        "model_lite.pt": network.state_dict(),
+        "last.pt": {"about": about, "best": network.state_dict(), "history": {"seconds": [1.0]}},
+    }.items():
+        torch.save(content, tmp_path / "run" / f"main_{name}")
+    images, _ = H5Dataset("test", shared_data)[list(range(7))]
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-    lines, _ = call(folder, model=tmp_path / "run" / f"main_{ending}")
+    lines, errors = call(folder, model=tmp_path / "run" / f"main_{ending}")
+    assert errors == ""
     with torch.inference_mode(), autocast(images.device):
         outputs = network(images)
+    assert len(lines) == 7
     for i, line in enumerate(lines):
         mask = np.asarray(Image.open(line["mask"]))
         assert np.array_equal(mask > 0, (outputs["seg"][i, 0] > 0).numpy())
         assert line["box"] == pytest.approx((outputs["bbox"][i].float() * 32).tolist(), abs=0.06)
         known = torch.sigmoid(outputs["bin"][i].float()).item()
         assert line["probability"] == pytest.approx(max(known, 1 - known), abs=1e-4)
+
+
+def checkpoint(level, seconds, best_epoch=2, **more):
+    """What NAME_last.pt of MTL_bright holds."""
+    best = None if level is None else {"level": torch.tensor(level)}
+    history = {"train": {}, "val": {}, "best_epoch": best_epoch, "seconds": seconds}
+    return {"about": record(), "history": history, "best": best, "network": {}} | more
+
+
+def test_a_stopped_run_gives_its_best_weights_and_says_so(call, tmp_path):
+    path = tmp_path / "bright_last.pt"
+    grey = tmp_path / "a.png"
+    Image.new("L", (64, 32), 100).save(grey)
+    torch.save(checkpoint(50.0, [1.0, 1.0]), path)  # 100 is bright for these weights
+    [line], errors = call(grey, model=path)
+    assert line["mask_area"] == 1
+    words = "the run is unfinished; these are the weights of epoch 2, the best of 2 out of 3"
+    assert errors == f"{path}: {words}\n"
+    torch.save(checkpoint(150.0, [1.0, 1.0, 1.0]), path)
+    [line], errors = call(grey, model=path)
+    assert line["mask_area"] == 0 and errors == ""
+    torch.save(checkpoint(None, []), path)
+    _, errors = call(grey, model=path, code=2)
+    assert errors.endswith("expected weights, found a run that has not finished an epoch\n")
+    torch.save({"settings": {}, "network": {}}, path)
+    _, errors = call(grey, model=path, code=2)
+    assert errors.endswith("expected a checkpoint of this version, found something else\n")
+
+
+def test_weights_that_carry_their_history_open_alone(call, tmp_path):
+    path = tmp_path / "shipped_model_lite.pt"
+    torch.save({"state": {"level": torch.tensor(50.0)}, "about": record()}, path)
+    Image.new("L", (64, 32), 100).save(tmp_path / "a.png")
+    [line], errors = call(tmp_path / "a.png", model=path)
+    assert (line["mask_area"], line["class"], errors) == (1, "cat", "")
+    torch.save({"state": {"level": torch.tensor(50.0)}, "about": {"name": "bright"}}, path)
+    _, errors = call(tmp_path / "a.png", model=path, code=2)
+    assert errors == f"predict.py: {path}: expected a history, found no config, side in it\n"
+
+
+@pytest.mark.parametrize("ending", ["model.pt", "model_lite.pt"])
+def test_opening_a_network_changes_no_script(tmp_path, ending):
+    import MTL_main
+
+    before = constants(MTL_main)
+    network = script.load("MTL_main").module.Network(widths=(8, 16), units=1, dropout=0.0)
+    config = {"WIDTHS": (8, 16), "UNITS": 1, "DROPOUT": 0.0, "EPOCHS": 9}
+    torch.save(record(name="main", script="MTL_main", config=config), tmp_path / "main_history.pt")
+    for name, content in {"model.pt": network, "model_lite.pt": network.state_dict()}.items():
+        torch.save(content, tmp_path / f"main_{name}")
+    opened, _ = networks.open_network(tmp_path / f"main_{ending}", torch.device("cpu"))
+    assert not opened.training
+    assert sum(p.numel() for p in opened.parameters()) == sum(
+        p.numel() for p in network.parameters()
+    )
+    assert constants(MTL_main) == before == constants(script.load("MTL_main").module)
+    assert sum(p.numel() for p in MTL_main.Network().parameters()) > 1_000_000
+
+
+def test_an_older_history_names_no_script(tmp_path):
+    model = save_run(tmp_path)
+    about = record()
+    del about["script"], about["class_names"]
+    torch.save(about, tmp_path / "bright_history.pt")
+    _, history = networks.open_network(model, torch.device("cpu"))
+    assert (history["script"], history["class_names"]) == ("MTL_bright", ("class 0", "class 1"))
 
 
 class Code:
@@ -229,19 +462,19 @@ class Code:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("file", ["main_model_lite.pt", "main_history.pt"])
-def test_weights_and_histories_run_no_code(call, tmp_path, file):
-    Image.fromarray(upper_half()).save(tmp_path / "a.png")
-    model = save_network(tmp_path / "run", Bright("seg")).with_name("main_model_lite.pt")
-    torch.save({}, model)
-    torch.save(Code(tmp_path / "ran"), model.with_name(file))
+@pytest.mark.parametrize("file", ["model_lite.pt", "history.pt", "last.pt"])
+def test_all_but_whole_networks_run_no_code(call, tmp_path, file):
+    white(tmp_path / "a.png")
+    save_run(tmp_path / "run")
+    torch.save(Code(tmp_path / "ran"), tmp_path / "run" / f"bright_{file}")
+    model = tmp_path / "run" / ("bright_last.pt" if file == "last.pt" else "bright_model_lite.pt")
     _, error = call(tmp_path / "a.png", model=model, code=2)
     assert f"{file}: expected a checkpoint, found a damaged file" in error
     assert not (tmp_path / "ran").exists()
 
 
-def test_mistakes_end_in_one_line(call, model, tmp_path, monkeypatch):
-    Image.fromarray(upper_half()).save(tmp_path / "a.png")
+def test_mistakes_end_in_one_line(call, model, tmp_path, capsys):
+    white(tmp_path / "a.png")
 
     def message(path, *flags, picture=tmp_path / "a.png"):
         lines, error = call(picture, *flags, model=path, code=2)
@@ -249,30 +482,130 @@ def test_mistakes_end_in_one_line(call, model, tmp_path, monkeypatch):
         assert not (tmp_path / "out").exists()
         return error
 
-    assert "expected a file NAME_model.pt or NAME_model_lite.pt, found no such file" in message(
-        tmp_path / "no_model.pt"
-    )
-    assert "found a.png" in message(tmp_path / "a.png")
-    alone = tmp_path / "alone_model.pt"
-    shutil.copy(model, alone)
-    assert "alone_history.pt: expected the history beside the network" in message(alone)
-    state = save_network(tmp_path / "state", {"weight": torch.ones(1)})
-    assert "expected a whole network, found a dict" in message(state)
-    state.write_bytes(b"damaged")
-    assert "main_model.pt: expected a whole network, found a damaged file" in message(state)
-    lite = state.with_name("main_model_lite.pt")
-    torch.save({"weight": torch.ones(1)}, lite)
-    assert "expected the weights of MTL_main.Network, found others" in message(lite)
-    save_network(tmp_path / "state", None, name="sixth")
-    torch.save({}, tmp_path / "state/sixth_model_lite.pt")
-    assert "MTL_sixth.py: expected the run's script" in message(
-        tmp_path / "state/sixth_model_lite.pt"
-    )
-    assert "--device: expected a usable device" in message(model, "--device", "toaster")
+    wanted = "expected a file NAME_model.pt, NAME_model_lite.pt or NAME_last.pt, found "
+    assert wanted + "no such file" in message(tmp_path / "no_model.pt")
+    assert f"{wanted}{tmp_path / 'a.png'}" in message(tmp_path / "a.png")
+    for ending in ("model.pt", "model_lite.pt"):
+        alone = tmp_path / f"alone_{ending}"
+        shutil.copy(model.with_name(f"bright_{ending}"), alone)
+        assert "alone_history.pt: expected the history beside the network" in message(alone)
+    whole = save_run(tmp_path / "run")
+    torch.save({"weight": torch.ones(1)}, whole)
+    assert "expected a whole network, found a dict" in message(whole)
+    whole.write_bytes(b"damaged")
+    assert "bright_model.pt: expected a whole network, found a damaged file" in message(whole)
+    lite = whole.with_name("bright_model_lite.pt")
+    for wrong in ({"weight": torch.ones(1)}, {"level": 1.0}, torch.ones(1), [1], {}):
+        torch.save(wrong, lite)
+        assert "expected the weights of MTL_bright.Network, found others" in message(lite)
+    torch.save(torch.ones(3), whole.with_name("bright_history.pt"))
+    assert "expected a history, found no name, config, side in it" in message(lite)
+    torch.save(record(name="sixth", script="MTL_sixth"), whole.with_name("bright_history.pt"))
+    assert "MTL_sixth: expected a script, found no such file" in message(lite)
+    for device in ("toaster", "meta"):
+        assert "--device: expected a usable device" in message(model, "--device", device)
     (tmp_path / "empty").mkdir()
-    assert "expected .jpg, .jpeg, .png files, found none" in message(
-        model, picture=tmp_path / "empty"
-    )
+    empty = message(model, picture=tmp_path / "empty")
+    assert f"{tmp_path / 'empty'}: expected pictures (.jpg, .png, ...), found none" in empty
+    assert "IMAGE: expected a path, found an empty one" in message(model, picture="")
     with pytest.raises(SystemExit) as stopped:
-        message(model, "--batch-size", "0")
+        predict.main([str(model), "a.png", "--out", "out", "--batch-size", "0"])
     assert stopped.value.code == 2
+    assert "--batch-size: expected a whole number from 1" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- where a tool is run
+
+
+def test_home_and_empty_paths(call, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    white(tmp_path / "a.png")
+    [line], _ = call("~/a.png", out="~/results")
+    assert line["overlay"] == str(tmp_path / "results/a_overlay.png")
+    assert line["image"] == str(tmp_path / "a.png")
+    _, error = call("~/a.png", out="", code=2)
+    assert error == "predict.py: --out: expected a path, found an empty one\n"
+    _, error = call("~/a.png", model="", code=2)
+    assert error == "predict.py: MODEL: expected a path, found an empty one\n"
+
+
+def test_make_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert common.make_folder("~/new/folder", "--out") == tmp_path / "new/folder"
+    assert (tmp_path / "new/folder").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out: cannot make the folder"):
+        common.make_folder(tmp_path / "file/new", "--out")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="--out: expected a writable folder, found"):
+        common.make_folder(tmp_path, "--out")
+
+
+def test_what_torchrun_left_in_the_environment_is_ignored(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    processes = common.choose_device("cpu")
+    assert (processes.rank, processes.size, processes.local_rank) == (0, 1, 0)
+    assert processes.device == torch.device("cpu")
+
+
+def interrupted(argv):
+    raise KeyboardInterrupt
+
+
+def speaks(argv):
+    print("Δ 猫")
+
+
+def refused(argv):
+    Path(argv[0]).read_bytes()
+
+
+def test_ctrl_c_and_what_the_system_refuses(capsys, tmp_path):
+    assert common.run_tool("tool.py", interrupted, None) == 130
+    assert capsys.readouterr().err == "tool.py: interrupted\n"
+    assert common.run_tool("tool.py", refused, [tmp_path / "x"]) == 2
+    assert capsys.readouterr().err == f"tool.py: {tmp_path / 'x'}: No such file or directory\n"
+
+
+def test_streams_that_go_away_or_take_few_letters(monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", os.fdopen(writing, "w"))
+        assert common.run_tool("tool.py", speaks, None) == 0
+    assert capsys.readouterr().err == ""
+    with monkeypatch.context() as patch, open("/dev/full", "w") as full:
+        patch.setattr(sys, "stdout", full)
+        assert common.run_tool("tool.py", speaks, None) == 2
+    assert capsys.readouterr().err == "tool.py: stdout: No space left on device\n"
+    narrow = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(narrow, encoding="cp1252"))
+        assert common.run_tool("tool.py", speaks, None) == 0
+        assert narrow.getvalue() == b"\\u0394 \\u732b\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        patch.setattr(sys, "stderr", None)
+        assert common.run_tool("tool.py", speaks, None) == 0
+        assert common.run_tool("tool.py", interrupted, None) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_has_seen_enough(model, tmp_path):
+    """As a process of its own, under all that a notebook and torchrun leave in the environment."""
+    left = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_NUM_THREADS": "1"}
+    left |= {"WORLD_SIZE": "2", "RANK": "0", "PYTHONIOENCODING": "cp1252"}
+    left["PYTHONPATH"] = str(Path(sys.modules["MTL_bright"].__file__).parent)
+    pictures = [white(tmp_path / f"{number}é猫.png") for number in range(9)]
+    command = [sys.executable, ROOT / "tools/predict.py", model, *pictures, "--batch-size", "1"]
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "out"], env=os.environ | left,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        line = json.loads(process.stdout.readline())
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert line["image"] == str(pictures[0])
+    assert not (tmp_path / "out/8é猫_overlay.png").exists()
