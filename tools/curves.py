@@ -48,14 +48,11 @@ def draw_curves(axis, columns, metric):
     """Mean over runs of a validation metric by epoch, with a band of one sd on each side."""
     for (label, column), (colour, dashes) in zip(columns.items(), cycle(STYLES)):
         series = [run["curves"]["val"].get(metric, []) for run in column]
-        table = np.full((len(series), max(map(len, series))), np.nan)  # a stopped run is shorter
-        for line, values in zip(table, series, strict=True):
-            line[: len(values)] = values
-        known = np.isfinite(table).sum(0) == np.isfinite(table).any(1).sum()  # in all that have it
-        table = table[np.isfinite(table).any(1)][:, known]
-        epochs = np.flatnonzero(known) + 1
-        mean = table.mean(0) if len(table) else []
-        axis.plot(epochs[: len(mean)], mean, color=colour, linestyle=dashes, label=label)
+        longest = max(map(len, series))  # a stopped run is shorter
+        padded = [[*values, *[None] * (longest - len(values))] for values in series if values]
+        table = np.ma.masked_invalid(np.array(padded, float).reshape(len(padded), longest))
+        epochs, mean = np.arange(1, longest + 1), table.mean(0)
+        axis.plot(epochs, mean, color=colour, linestyle=dashes, label=label)
         if len(table) > 1:
             spread = table.std(0, ddof=1)
             axis.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15)
