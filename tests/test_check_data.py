@@ -1,4 +1,4 @@
-"""`python dataload.py FOLDER`, and a data set of another kind from the check to the last epoch."""
+"""`python tools/check_data.py FOLDER`, and a data set of another kind from the check to the last epoch."""
 
 import importlib
 import subprocess
@@ -49,7 +49,7 @@ def test_report_of_usable_data(leaves, capsys):
     assert lines[0] == "train: 6 samples, 96 pixels high, 160 wide"
     assert lines[1].startswith("  images  float64  values 3 to 250, mean 126.")
     assert lines[2:5] == [
-        "  masks   float64  values 0 to 1, foreground 25.0%",
+        "  masks   float64  foreground 25.0%, pixels unknown 0.0%, masks 0 unknown (0.0%)",
         "  bboxes  float64  mean area 45.8%, 3 unknown (50.0%)",
         "  binary  float64  2 sound, 3 ill, 1 unknown (16.7%)",
     ]
@@ -75,7 +75,7 @@ def test_every_problem_is_named(leaves, capsys):
     assert lines[-8:] == [
         f"warning: {leaves}/test/binary.h5: expected both classes, found only 'ill'",
         f"problem: {leaves}/train/images.h5: expected values 0-255, found 300.0 in sample 5",
-        f"problem: {leaves}/train/masks.h5: expected values 0 or 1, found 0.5 in sample 4",
+        f"problem: {leaves}/train/masks.h5: expected 0, 1 or 255, found 0.5 in sample 4",
         f"problem: {leaves}/train/bboxes.h5: expected xmin < xmax and ymin < ymax inside 160 x 96, "
         "or four NaN, found [5.0, 5.0, 5.0, 9.0] in sample 0",
         f"problem: {leaves}/train/binary.h5: expected 0, 1, -1 or NaN, found 7.0 in sample 1",
@@ -95,15 +95,15 @@ def test_sides_that_do_not_fit(leaves, capsys):
     assert main([str(leaves)]) == 2
     problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem")]
     assert problems == [
-        f"problem: {leaves}: expected one image side in all splits, found "
-        "{'train': (40, 40), 'val': (96, 160), 'test': (64, 64)}",
+        f"problem: {leaves}/val/images.h5: expected the side of {leaves}/train/images.h5, "
+        "(40, 40), found (96, 160)",
         f"problem: {leaves}: expected sides that are multiples of 32, found 40 x 40",
     ]
 
 
 def test_the_command(leaves):
     (leaves / "test" / "masks.h5").write_text("x")
-    command = [sys.executable, str(ROOT / "dataload.py"), str(leaves)]
+    command = [sys.executable, str(ROOT / "tools/check_data.py"), str(leaves)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=leaves, check=False)
     assert done.returncode == 2 and done.stderr == ""
     assert done.stdout.count("problem: ") == 1 and "masks.h5: not a readable" in done.stdout
@@ -133,7 +133,7 @@ def test_data_of_another_kind_trains_after_a_warning(leaves, train, capsys):
     out = train(leaves)
     assert capsys.readouterr().err == (
         f"warning: {leaves}/test/images.h5: expected images of this split alone, found 1 that "
-        "another has too, the first: sample 1 of test is sample 4 of train\n"
+        "another has too, or nearly so, the first: sample 1 of test is sample 4 of train\n"
     )
     record = torch.load(out / "main_history.pt", weights_only=True)
     assert list(record["side"]) == [96, 160]

@@ -639,7 +639,7 @@ def test_copies_are_near_duplicates_and_other_photos_are_not(tmp_path):
     copies.append(Image.open(tmp_path / "copy.jpg"))
     found = list(near_duplicates(small(photos), small(copies)))
     assert found == [(1, 2), (3, 3), (4, 4), (7, 0), (290, 1)]
-    blank = torch.full((2, 3, 16, 16), 9, dtype=torch.uint8)
+    blank = torch.full((2, 3, 24, 24), 9, dtype=torch.uint8)
     assert list(near_duplicates(blank, blank)) == []
 
 
