@@ -1,17 +1,17 @@
 """Cats and dogs drawn from formulas, with exact masks, head boxes and classes.
 
-    make_demo(folder)                                         what `--demo` trains on
-    make_demo(folder, counts=(3000, 200, 200), style="varied")  pictures to learn from before real ones
+    make_demo(folder)                                           the data set of `--demo`
+    make_demo(folder, counts=(3000, 96, 96), style="varied")    to learn from before real pictures
 
 The species differ in shape (ears, head, muzzle, trunk, tail), never in colour: furs, background and
-the clutter in it all take their colours from the same palettes. A pet is a list of parts, each a
-signed distance on the pixel grid, in units of the pet's own size: negative inside, positive outside.
-What is painted, the mask and the head box all come from the same distances, so they cannot disagree.
+the clutter in it take their colours alike for both. A pet is a list of parts, each a signed
+distance on the pixel grid, in units of the pet's own size: negative inside, positive outside. What
+is painted, the mask and the head box all come from the same distances, so they cannot disagree.
 
 The style "varied" draws pets that stand, sit, lie, curl up or face the camera, near or far, cut by
-the frame, behind objects, with many coats, backgrounds and lights. Mask and box cover what can be
-seen: not what lies behind an object or outside the frame. Training on pictures made by formulas is
-known from Kataoka et al., Pre-training without Natural Images (arXiv:2101.08515), and for
+the frame, behind objects, with many coats, backgrounds and lights. Mask and box cover only what is
+visible, not what lies behind an object or outside the frame. Training on pictures drawn by formulas
+is known from Kataoka et al., Pre-training without Natural Images (arXiv:2101.08515), and for
 segmentation from Shinoda et al., SegRCDB (arXiv:2309.17083).
 """
 
@@ -19,8 +19,8 @@ import os
 import signal
 import tempfile
 import threading
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import closing
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 CLASS_NAMES = ("cat", "dog")
+CHUNK = 16  # samples that a process draws at a time
+POOLED_PIXELS = 200 * 128**2  # fewer are drawn sooner than other processes start
 PALETTE = np.array(  # RGB 0-255: black, grey, silver, white, cream, ginger, brown, chocolate
     [
         *[(52, 50, 54), (112, 112, 118), (168, 168, 170), (232, 228, 220)],
@@ -37,7 +39,7 @@ PALETTE = np.array(  # RGB 0-255: black, grey, silver, white, cream, ginger, bro
     np.float32,
 )
 DARK = np.array((28, 24, 26), np.float32)  # eyes and nose of both species
-GLINT = np.array((245, 245, 245), np.float32)
+EYES = {"dark": DARK, "glint": np.array((245, 245, 245), np.float32)}
 
 
 # Signed distances, (H, W) each, of coordinates x and y (H, W).
@@ -127,7 +129,7 @@ def cat_body(x, y, rng):
     return [(tail, "fur"), (far, "shade"), (near, "fur")]
 
 
-def cat_head(x, y, rng):
+def cat_head(x, y, rng, label=0):
     """A round face with pointed ears."""
     width, ear_width, ear_height = rng.uniform(0.92, 1.08, 3) * (0.33, 0.28, 0.46)
     face = ellipse(x, y, (0.0, 0.0), (width, 0.28))
@@ -162,7 +164,7 @@ def dog_body(x, y, rng):
     return [(tail, "fur"), (far, "shade"), (near, "fur")]
 
 
-def dog_head(x, y, rng):
+def dog_head(x, y, rng, label=1):
     """A long head with a muzzle and hanging ears."""
     length, ear_width, ear_length = rng.uniform(0.9, 1.1, 3)
     end = 0.16 + 0.22 * length
@@ -308,13 +310,7 @@ def draw_demo(rng, side, label):
     image = backdrop(rng, *grid(side, np.float64), side)
     x, y, scale = place_pet(rng, side)
     coat = fur(rng, x, y, side)
-    paints = {
-        "fur": coat,
-        "shade": coat * 0.72,
-        "light": coat * 0.5 + 120,
-        "dark": DARK,
-        "glint": GLINT,
-    }
+    paints = {"fur": coat, "shade": coat * 0.72, "light": coat * 0.5 + 120, **EYES}
     draw_body, draw_head = ((cat_body, cat_head), (dog_body, dog_head))[label]
     body = draw_body(x, y, rng)
     x, y = rotate(x - 0.56, y + 0.44, rng.uniform(-10, 10))
@@ -333,7 +329,6 @@ def expose(rng, image, side):
 
 
 # The varied style. Its coordinates are float32, which halves the time.
-
 
 # Poses: where the head is, then groups of limbs that flow into each other, from back to front: a
 # paint, and for each limb from x, y to x, y with two radii. The ground is at y = 0.7.
@@ -446,7 +441,7 @@ def frontal_head(x, y, rng, label):
 
 
 def coat(rng, x, y, side):
-    """The paints of a pet by name: a coat with stripes, patches, spots or a gradient, eyes, nose."""
+    """The paints of a pet by name; its coat has stripes, patches, spots or a gradient."""
     share = rng.random((3, 1))
     colours = PALETTE[rng.integers(len(PALETTE), size=(2, 3))]  # (2, 3, RGB)
     main, second, third = colours[0] * share + colours[1] * (1 - share) + rng.normal(0, 8, (3, 3))
@@ -456,11 +451,9 @@ def coat(rng, x, y, side):
         lambda: np.clip(8 * smooth_noise(rng, side, rng.integers(12, 25)) - 2, 0, 1),
         lambda: np.clip(0.5 + rng.uniform(-2, 2) * y + 0.3 * smooth_noise(rng, side, 6), 0, 1),
     )[rng.integers(4)]()
-    hair = rng.uniform(5, 25) * smooth_noise(rng, side, side // 3)
-    hair = hair + rng.uniform(5, 20) * smooth_noise(rng, side, 8)
+    hair = sum(rng.uniform(5, 22) * smooth_noise(rng, side, cells) for cells in (side // 3, 8))
     fur = mix(main, second, pattern * rng.uniform(0, 1), hair)
-    light = rng.uniform(0, 0.9)
-    third = third.astype(np.float32)
+    light, third = rng.uniform(0, 0.9), third.astype(np.float32)
     return {
         "fur": fur,
         "shade": fur * rng.uniform(0.55, 0.9),
@@ -469,8 +462,7 @@ def coat(rng, x, y, side):
         "pink": 0.4 * fur + np.float32((110, 70, 70)),
         "iris": np.float32(((200, 170, 60), (110, 150, 80), (90, 140, 190), DARK)[rng.integers(4)]),
         "nose": DARK + rng.integers(2) * np.float32((90, 50, 45)),
-        "dark": DARK,
-        "glint": GLINT,
+        **EYES,
     }
 
 
@@ -482,9 +474,8 @@ def surface(rng, x, y, side, where=...):
     if rng.random() < 0.4:
         pattern = np.clip(rng.uniform(1, 8) * (stripes(rng, x, y, rng.uniform(1, 8)) - 0.5), 0, 1)
     else:
-        pattern = np.clip(
-            0.5 + rng.uniform(0.5, 3) * smooth_noise(rng, side, rng.integers(2, 9)), 0, 1
-        )
+        contrast, cells = rng.uniform(0.5, 3), rng.integers(2, 9)
+        pattern = np.clip(0.5 + contrast * smooth_noise(rng, side, cells), 0, 1)
     grain = sum(rng.uniform(0, 20) * smooth_noise(rng, side, side // n) for n in (2, 4, 10))
     return mix(*colours, (pattern * rng.uniform(0, 1))[where], grain[where])
 
@@ -540,11 +531,8 @@ def place_varied(rng, side, label):
     x, y = (z + rng.uniform(0, 0.06) * smooth_noise(rng, side, 4) for z in (x, y))
     u, v = rotate(x * rng.uniform(0.9, 1.1), y * rng.uniform(0.9, 1.1), rng.uniform(-15, 15))
     near = window(np.hypot(u, v) < 0.9)
-    u, v = u[near], v[near]
-    if rng.random() < 0.35:
-        head = (cat_head, dog_head)[label](u, v, rng)
-    else:
-        head = frontal_head(u, v, rng, label)
+    draw_head = (cat_head, dog_head)[label] if rng.random() < 0.35 else frontal_head
+    head = draw_head(u[near], v[near], rng, label)
     body, x, y = posed_body(x, y, rng, label)
     fluff = rng.uniform(0, 0.04) * smooth_noise(rng, side, side // 3)
     outer = ("fur", "point", "shade")
@@ -565,7 +553,7 @@ def draw_varied(rng, side, label):
         body, head, near, scale, u, v = place_varied(rng, side, label)
         hidden = np.zeros((side, side), bool)
         if rng.random() < 0.35:
-            thing = clutter(rng, x, y)
+            thing = clutter(rng, u, v)
             hidden = thing < 0
         in_pet, in_head = (shape & ~hidden for shape in silhouettes(body, head, near, side))
         seen = in_head.sum() / scale**2
@@ -573,7 +561,7 @@ def draw_varied(rng, side, label):
     image *= 1 - rng.uniform(0, 0.6) * ground  # its shadow
     paint_pet(image, body, head, near, coat(rng, u, v, side), scale, rng.uniform(0.65, 1))
     if hidden.any():
-        paint(image, thing, lambda where: surface(rng, x, y, side, where), side / 3, 0.9)
+        paint(image, thing, lambda where: surface(rng, x, y, side, where), scale, 0.9)
     return photograph(rng, image, x, y, side), in_pet, in_head
 
 
@@ -593,3 +581,102 @@ def draw_sample(seed, split, index, side, style="demo"):
     rows, columns = window(head)
     box = (columns.start, rows.start, columns.stop, rows.stop)
     return image, mask[..., None].astype(np.uint8), box, index % 2
+
+
+# The data set.
+
+
+def draw_chunk(seed, split, start, stop, side, style):
+    """Samples `start` to `stop` of a split: images, masks, boxes and labels with a leading N."""
+    samples = [draw_sample(seed, split, index, side, style) for index in range(start, stop)]
+    return [np.stack(arrays) for arrays in zip(*samples, strict=True)]
+
+
+def start_worker():
+    """A worker leaves Ctrl-C to the process that started it, and ends when that one does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def draw_chunks(tasks, workers):
+    """Yield `draw_chunk` of every task, in their order, drawn by so many processes at once."""
+    if workers == 1:
+        yield from (draw_chunk(*task) for task in tasks)
+        return
+    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
+        try:
+            yield from pool.map(draw_chunk, *zip(*tasks, strict=True))
+        finally:  # also where the caller was interrupted
+            pool.shutdown(cancel_futures=True)
+
+
+def count_cores():
+    """The number of processor cores that this program may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def make_demo(folder, side=128, counts=(640, 96, 96), seed=0, style="demo"):
+    """Draw pets and write them to `folder`/{train,val,test} in the layout of dataload.py.
+
+    The same arguments give the same pixels; sample i of a split does not depend on the counts or
+    on how many processes draw. A split is held in memory while it is drawn. Where Python starts
+    processes by spawn, a script that calls this needs `if __name__ == "__main__":`, as for every
+    pool of processes; a notebook needs nothing.
+
+    Args:
+        folder: created if missing; must not hold a split yet.
+        side: height and width of the pictures in pixels, at least 32.
+        counts: number of samples in train, val and test, at least 1 each.
+        seed: a whole number from 0.
+        style: "demo" or "varied", see the module docstring.
+
+    Raises:
+        DataError: `folder` already holds a split, the disk is full, or a process died.
+        OSError: `folder` cannot be made.
+        ValueError: there is no such style.
+    """
+    from dataload import SPLITS, DataError, write_split  # here, since no worker needs PyTorch
+
+    folder, is_new = Path(folder), not Path(folder).exists()
+    found = [split for split in SPLITS if (folder / split).exists()]
+    if found:
+        raise DataError(f"{folder}: expected no split there yet, found {', '.join(found)}")
+    if style not in STYLES:
+        raise ValueError(f"style: expected one of {', '.join(STYLES)}, found {style!r}")
+    provenance = {"source": "tools/make_demo.py", "side": side, "seed": seed, "style": style}
+    tasks = [
+        (seed, number, start, min(start + CHUNK, count), side, style)
+        for number, count in enumerate(counts)
+        for start in range(0, count, CHUNK)
+    ]
+    is_large = sum(counts) * side**2 >= POOLED_PIXELS
+    chunks = draw_chunks(tasks, min(count_cores(), len(tasks)) if is_large else 1)
+    bar = tqdm(total=sum(counts), desc="drawing", unit="pet", disable=None, delay=1, leave=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished, closing(chunks), bar:
+            for split, count in zip(SPLITS, counts, strict=True):  # a kill leaves no half split
+                arrays = collect(chunks, count, side, bar)
+                target = Path(unfinished) / split
+                write_split(target, *arrays, class_names=CLASS_NAMES, provenance=provenance)
+            for split in SPLITS:
+                (Path(unfinished) / split).rename(folder / split)
+    except BrokenExecutor as error:
+        raise DataError(f"{folder}: a process that drew pets has died ({error})") from error
+    finally:
+        if is_new and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def collect(chunks, count, side, bar):
+    """Images, masks, boxes and labels of the next `count` samples, as `write_split` takes them."""
+    shapes = {(side, side, 3): np.uint8, (side, side, 1): np.uint8, (4,): np.float32, (): np.int8}
+    arrays = [np.empty((count, *shape), dtype) for shape, dtype in shapes.items()]
+    filled = 0
+    while filled < count:
+        chunk = next(chunks)
+        for array, values in zip(arrays, chunk, strict=True):
+            array[filled : filled + len(values)] = values
+        filled += len(chunk[0])
+        bar.update(len(chunk[0]))
+    return arrays
