@@ -173,29 +173,32 @@ class Decoder(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """One logit from the deepest features, looked at under weight maps.
+    """Logits from the deepest features, looked at under weight maps.
 
-    Shape: x (B, C, h, w), and `looks` maps (B, 1, h, w) >= 0 -> (B,). The mean of x under each map
+    Shape: x (B, C, h, w), and `looks` maps (B, 1, h, w) >= 0 -> (B,), or (B, classes) for more
+    than one. The mean of x under each map
     is taken, and the means are put side by side. The maps learn nothing from the class.
 
     Args:
         channels: C.
         dropout: share of the means that is dropped in training.
         looks: number of maps.
+        classes: number of logits.
     """
 
-    def __init__(self, channels, dropout, looks=1):
+    def __init__(self, channels, dropout, looks=1, classes=1):
         super().__init__()
         if not 0 <= dropout < 1:
             raise SettingError(
                 f"dropout: expected a number of at least 0 and below 1, found {dropout}"
             )
         self.dropout = nn.Dropout(dropout)
-        self.logit = nn.Linear(looks * channels, 1)
+        self.logits = nn.Linear(looks * channels, classes)
 
     def forward(self, x, *maps):
         means = [weighted_mean(x, weight.detach()) for weight in maps]
-        return self.logit(self.dropout(torch.cat(means, dim=1)))[:, 0]
+        logits = self.logits(self.dropout(torch.cat(means, dim=1)))
+        return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
 def weighted_mean(x, weight):

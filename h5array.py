@@ -87,8 +87,8 @@ class H5Array:
             self.expect(False, "the values in the file itself", found)
         properties = dataset.id.get_create_plist()
         for code, _, _, name in map(properties.get_filter, range(properties.get_nfilters())):
-            found = f"{name.decode(errors='replace').split(';')[0]!r}, number {code}"
-            self.expect(has_filter(code), "a filter of HDF5 (or pip install hdf5plugin)", found)
+            found = f"number {code} {name.decode(errors='replace')!r}"
+            self.expect(has_filter(code), "a filter of HDF5's (or pip install hdf5plugin)", found)
         if dataset.chunks:
             pairs = zip(self.shape, dataset.chunks, strict=True)
             needed = math.prod(-(-side // chunk) for side, chunk in pairs)
@@ -154,8 +154,7 @@ class H5Array:
     def source_lines(self):
         """The whole numbers of the file's attribute `source_lines`, one a sample; None if not."""
         with self.opened() as dataset:
-            attributes = dataset.file.attrs
-            lines = attributes["source_lines"] if "source_lines" in attributes else None
+            lines = dataset.file.attrs.get("source_lines")
         fits = isinstance(lines, np.ndarray) and lines.shape == self.shape[:1]
         return lines.tolist() if fits and lines.dtype.kind in "iu" else None
 

@@ -79,8 +79,8 @@ def rates(folder, batch_size):
     paths = {name: folder / "split" / f"{name}.h5" for name in ("images", "masks")}
     files = {name: h5py.File(path, "r", locking=False) for name, path in paths.items()}
     ways = {
-        "H5Dataset, in memory": memory.batch,
-        "H5Dataset, from disk": disk.batch,
+        "H5Dataset, in memory": memory.__getitem__,
+        "H5Dataset, from disk": disk.__getitem__,
         "h5py, one read per index": lambda indices: naive(files, indices),
         "h5py, sorted fancy indexing": lambda indices: fancy(files, indices),
     }

@@ -1,60 +1,79 @@
-"""Minutes of training until a validation IoU is reached, from the histories of finished runs.
+"""Minutes of training until a validation value is reached, from the histories of runs.
 
-    python benchmarks/time_to_quality.py RUN... [--seg-iou 0.80] [--out CURVE.png]
+    python benchmarks/time_to_quality.py RUN... [--level 0.80] [--out CURVE.png]
 
-RUN is a run's folder, or a file as tools/compare.py --export writes it. The minutes are those of
-the whole epochs, validation included.
+RUN is a run's folder, or a file as tools/compare.py --export writes it. The value is the primary
+metric of its first task, which also chooses the best epoch. The minutes are those of whole epochs,
+validation included.
 """
 
-import argparse
 import sys
 from itertools import accumulate
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine.artefacts import replacing
+from engine.settings import Parser
 from tools.common import run_tool
 from tools.histories import find
 
 
-def curve(summary):
-    """Minutes at the end of every epoch, and the validation IoU then."""
-    minutes = [seconds / 60 for seconds in accumulate(summary["seconds"])]
-    return minutes, summary["curves"]["val"]["seg_iou"]
+def curve(run):
+    """The metric's name, minutes at the end of every epoch, and the values then."""
+    task, entry = next(iter(run["tasks"].items()))
+    name = f"{task}_{entry['primary']}"
+    return (
+        name,
+        [seconds / 60 for seconds in accumulate(run["seconds"])],
+        run["curves"]["val"][name],
+    )
 
 
-def first_above(minutes, series, level):
-    """The first of the minutes whose value is `level` or more, as text."""
-    reached = (m for m, value in zip(minutes, series, strict=True) if value >= level)
+def first_to_reach(minutes, series, level, higher_is_better=True):
+    """The first of the minutes whose value is `level` or better, as text."""
+    sign = 1 if higher_is_better else -1
+    pairs = zip(minutes, series, strict=True)
+    reached = (m for m, value in pairs if value is not None and sign * value >= sign * level)
     found = next(reached, None)
     return "not reached" if found is None else f"{found:.1f} min"
 
 
 def main(argv=None):
     """Print a line per run, and draw the curves if a file is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="folders or files of finished runs")
-    parser.add_argument("--seg-iou", type=float, default=0.80, help="validation IoU (0.80)")
-    parser.add_argument("--out", help="PNG of the curves")
-    settings = parser.parse_args(argv)
-    figure, axis = plt.subplots(figsize=(7, 4), dpi=110, layout="constrained")
-    for _, run in find(settings.runs):
-        minutes, series = curve(run)
-        name = f"{run['name']}, seed {run['seed']}, {run['side'][0]} x {run['side'][1]}"
-        print(f"{name}: {first_above(minutes, series, settings.seg_iou)}")
-        axis.plot(minutes, series, label=name)
-    axis.axhline(settings.seg_iou, color="grey", linestyle=":")
-    axis.set(xlabel="minutes of training and validation", ylabel="validation seg IoU")
+    parser = Parser("time_to_quality.py", __doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="[LABEL=] folders or files of runs")
+    parser.add_argument("--level", type=float, default=0.80, help="value to reach (0.80)")
+    parser.add_argument("--out", metavar="FILE", help="PNG of the curves")
+    options = parser.parse_args(argv)
+    curves = []
+    for _, run in find(options.runs):
+        name, minutes, series = curve(run)
+        higher = next(iter(run["tasks"].values()))["higher_is_better"]
+        commit = f", commit {run['commit'][:9]}" if run["commit"] else ""
+        title = f"{run['name']}, seed {run['seed']}, {run['side'][0]} x {run['side'][1]}{commit}"
+        print(f"{title}: {name} {first_to_reach(minutes, series, options.level, higher)}")
+        curves.append((title, name, minutes, series))
+    if options.out:
+        draw(options.out, curves, options.level)
+
+
+def draw(path, curves, level):
+    """One line for each (title, metric, minutes, values)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((7, 4), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    for title, name, minutes, series in curves:
+        axis.plot(minutes, [float("nan") if v is None else v for v in series], label=title)
+        axis.set_ylabel(f"validation {name.replace('_', ' ')}")
+    axis.axhline(level, color="grey", linestyle=":")
+    axis.set_xlabel("minutes of training and validation")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    if settings.out:
-        figure.savefig(settings.out)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool("time_to_quality", main, None))
+    sys.exit(run_tool("time_to_quality.py", main, None))

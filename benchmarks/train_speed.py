@@ -1,14 +1,13 @@
-"""Images per second of a script's whole training step, against plain fp32 and torch.compile.
+"""Where the time of a training step goes: the share of every part, for several sides.
 
-    python benchmarks/train_speed.py [--script MTL_main] [--size 256] [--batch-size 32] [--compile]
+    python benchmarks/train_speed.py [--script MTL_main.py] [--sides 64 128 256] [--compile]
 
-One step is fetching, augmentation, forward, losses, backward, clipping, optimiser and weight
-average. The variants take turns, step by step, so that a machine that slows down slows all of
-them; medians are printed as a Markdown table.
+The parts are fetching and augmenting, forward pass with losses, backward pass, clipping, optimiser
+and weight average. Beside the step as shipped stands the same step with plain AdamW in the place
+of the optimiser. The variants take turns, step by step, so that a machine that slows down slows
+all of them; medians are printed as a Markdown table.
 """
 
-import argparse
-import importlib
 import platform
 import resource
 import sys
@@ -16,23 +15,27 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.loop import gigaflop, loader, train_step
-
 from dataload import SPLITS, write_split
-from engine.optimiser import Optimiser
+from engine.batches import loader
+from engine.precision import native_bf16
 from engine.processes import Processes
-from engine.run import Run
+from engine.run import build, open_data
+from engine.script import ROOT, load
+from engine.settings import Parser, parse, whole_number
+from engine.training import TrainingStep, gigaflop
+from tools.common import run_tool
 
-SAMPLES = 128
-WARM_UP = 3  # steps of each variant before the clock runs
-MATRIX = 4096  # side of the matrix product
+SAMPLES = 64
+WARM_UP = 2  # steps of each variant before the clock runs
+MATRIX = 2048  # side of the matrix product
+PARTS = ("data", "forward", "backward", "clip", "optimiser", "average")
 
 
 def write_random_data(folder, side):
@@ -45,135 +48,130 @@ def write_random_data(folder, side):
         write_split(folder / split, images, masks, boxes, np.arange(SAMPLES) % 2, ("a", "b"), {})
 
 
-def make_run(module, folder, device, compiled=False):
-    """A Run of the script as it ships, on the random data."""
-    processes = Processes()
-    processes.use(device)
-    options = SimpleNamespace(demo=False, quiet=True, tensorboard=False, compile=compiled)
-    run = Run(module, folder, processes, None, options)
-    run.step.train()  # it comes in eval mode, from the check of the image side
-    return run
+class PlainAdamW(torch.optim.AdamW):
+    """torch's AdamW with the one method more that a Trainer asks for."""
+
+    def freeze(self, bad):
+        """Nothing here is ever bad."""
 
 
-def fetch(run, step):
-    """The batch of a step on the device, by the way of the training loop."""
-    first = step * run.module.BATCH_SIZE
-    indices = [i % SAMPLES for i in range(first, first + run.module.BATCH_SIZE)]
-    return next(loader(run.data["train"], [indices], run.processes.device))
+class Clock:
+    """Seconds since the last look, a GPU's part included."""
+
+    def __init__(self, device):
+        self.device, self.last = device, time.perf_counter()
+
+    def lap(self):
+        """The seconds since the last lap."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        before, self.last = self.last, time.perf_counter()
+        return self.last - before
 
 
-def shipped_step(run, step):
-    """The training loop's own step."""
-    train_step(run, *fetch(run, step), torch.Generator().manual_seed(step))
+def timed_step(trainer, data, step):
+    """{part: seconds} of one training step, the parts of `Trainer.learn` one by one."""
+    clock, device, size = Clock(trainer.processes.device), trainer.processes.device, BATCH_SIZE
+    indices = [i % SAMPLES for i in range(step * size, (step + 1) * size)]
+    images, targets = next(loader(data, [indices], device))
+    images, targets = trainer.augment(images, targets, torch.Generator().manual_seed(step))
+    images = images.contiguous(memory_format=torch.channels_last)
+    counts = torch.stack([t.known(targets[n]).sum() for n, t in trainer.tasks.items()]).float()
+    seconds = {"data": clock.lap()}
+    total, _ = trainer.step(images, targets, counts)
+    seconds["forward"] = clock.lap()
+    trainer.optimiser.zero_grad()
+    total.backward()
+    seconds["backward"] = clock.lap()
+    norm = clip_grad_norm_(trainer.step.parameters(), trainer.settings.CLIP_NORM)
+    seconds["clip"] = clock.lap()
+    trainer.optimiser.freeze(~norm.isfinite())
+    trainer.optimiser.step()
+    seconds["optimiser"] = clock.lap()
+    trainer.average.update_parameters(trainer.network)
+    seconds["average"] = clock.lap()
+    return seconds
 
 
-def plain_step(run, step):
-    """The same network, data, losses and optimiser as most would write it: fp32, NCHW memory.
-
-    On a GPU convolutions may round to TF32, which is torch's default.
-    """
-    images, targets = run.augment(*fetch(run, step), torch.Generator().manual_seed(step))
-    outputs = run.network(images.contiguous())
-    losses = {name: task.loss(outputs[name], targets[name]) for name, task in run.tasks.items()}
-    run.optimiser.zero_grad()
-    run.weighting(losses).backward()
-    torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.clip_norm)
-    run.optimiser.step()
-    run.average.update_parameters(run.network)
-
-
-def augment_only(run, step):
-    """Fetching and augmentation, the share of the data in a step."""
-    run.augment(*fetch(run, step), torch.Generator().manual_seed(step))
-
-
-def seconds_of(work, device):
-    """Seconds that `work()` takes, a GPU's part included."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+def make_trainer(script, folder, processes, flags):
+    """A Trainer of the script as a run would make it, and its training data."""
+    paths = ["--h5-save-path", str(folder), "--batch-size", str(BATCH_SIZE)]
+    settings, options = parse(script, [*paths, *flags])
+    data = open_data(folder)["train"]
+    trainer = build(script, settings, options, data, processes)
+    trainer.step.train()  # it comes in eval mode, from the check of its outputs
+    return trainer, data
 
 
 def matrix_rate(device):
-    """GFLOP/s of a large bf16 matrix product, the best this machine has to offer."""
-    a = torch.randn(MATRIX, MATRIX, device=device).bfloat16()
-    times = [seconds_of(lambda: a @ a, device) for _ in range(7)]
-    return 2 * MATRIX**3 / median(times[2:]) / 1e9
+    """GFLOP/s of a large matrix product in the type of the step, the best this machine offers."""
+    kind = torch.bfloat16 if native_bf16(device) else torch.float32
+    a, clock, times = torch.randn(MATRIX, MATRIX, device=device).to(kind), Clock(device), []
+    for _ in range(7):
+        clock.lap()
+        a @ a
+        times.append(clock.lap())
+    return 2 * MATRIX**3 / median(times[2:]) / 1e9, str(kind).removeprefix("torch.")
 
 
-def peak_memory(device):
-    """Megabytes (10^6 bytes) at most: on the GPU, or of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+def measure(script, side, options, processes):
+    """{variant: {part: median seconds}} at one side, and GFLOP of an image."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_data(Path(folder), side)
+        trainers = {"as shipped": make_trainer(script, Path(folder), processes, [])}
+        trainers["with AdamW"] = make_trainer(script, Path(folder), processes, [])
+        plain = trainers["with AdamW"][0]
+        plain.optimiser = PlainAdamW(plain.step.parameters(), 1e-3, fused=True)
+        if options.compile:
+            trainers["compiled"] = make_trainer(script, Path(folder), processes, ["--compile"])
+        rows = {name: [] for name in trainers}
+        for step in range(WARM_UP + options.steps):
+            for name, (trainer, data) in trainers.items():
+                rows[name].append(timed_step(trainer, data, step))
+        trainer, data = trainers["as shipped"]
+        images, targets = next(loader(data, [[0, 1]], processes.device))
+        alone = TrainingStep(trainer.network, trainer.tasks, trainer.weighting)
+        work = gigaflop(alone, images, targets)
+    kept = {name: series[WARM_UP:] for name, series in rows.items()}
+    parts = {n: {p: median(row[p] for row in series) for p in PARTS} for n, series in kept.items()}
+    return parts, work
 
 
-def measure(module, folder, settings):
-    """{variant: median seconds of a step} and the Run as shipped."""
-    run = make_run(module, folder, settings.device)
-    for _ in range(WARM_UP):
-        shipped_step(run, 0)
-    memory = peak_memory(run.processes.device)  # before the other variants add theirs
-    plain = make_run(module, folder, settings.device)
-    for network in (plain.network, plain.average.module):
-        network.to(memory_format=torch.contiguous_format)
-    plain.optimiser = Optimiser(
-        plain.step.parameters(), 1e-3, 0.0, 10**6
-    )  # views of the new memory
-    variants = {
-        "as shipped": lambda step: shipped_step(run, step),
-        "plain fp32": lambda step: plain_step(plain, step),
-        "data alone": lambda step: augment_only(run, step),
-    }
-    if settings.compile:
-        compiled = make_run(module, folder, settings.device, compiled=True)
-        variants["as shipped, compiled"] = lambda step: shipped_step(compiled, step)
-    times = {name: [] for name in variants}
-    for step in range(WARM_UP + settings.steps):
-        for name, work in variants.items():
-            times[name].append(seconds_of(lambda w=work, s=step: w(s), run.processes.device))
-    return {name: median(series[WARM_UP:]) for name, series in times.items()}, run, memory
-
-
-def main():
+def run(argv):
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--script", default="MTL_main", help="MTL_main")
-    parser.add_argument("--size", type=int, default=256, help="image side in pixels (256)")
-    parser.add_argument("--batch-size", type=int, default=32, help="images per step (32)")
-    parser.add_argument("--steps", type=int, default=11, help="timed steps of each variant (11)")
+    global BATCH_SIZE
+    parser = Parser("train_speed.py", __doc__)
+    parser.add_argument("--script", default="MTL_main.py", help="MTL_main.py")
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 128, 256], help="in pixels")
+    parser.add_argument("--batch-size", type=whole_number(2, 4096), default=32, help="32")
+    parser.add_argument("--steps", type=int, default=7, help="timed steps of each variant (7)")
     parser.add_argument("--device", help="cpu, cuda, ... (CUDA where there is one)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
-    settings = parser.parse_args()
-    module = importlib.import_module(settings.script)
-    module.BATCH_SIZE = settings.batch_size
-    with tempfile.TemporaryDirectory() as folder:
-        module.FILE_SAVE_PATH = f"{folder}/run"
-        write_random_data(Path(folder), settings.size)
-        seconds, run, memory = measure(module, folder, settings)
-        work = gigaflop(run.step, *fetch(run, 0))
-    device, best = run.processes.device, matrix_rate(run.processes.device)
+    options = parser.parse_args(argv)
+    BATCH_SIZE = options.batch_size
+    processes = Processes({})
+    processes.use(options.device)
+    script, device = load(ROOT / options.script), processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.platform()
-    print(f"{settings.script}, {settings.size} x {settings.size}, batch {settings.batch_size},")
-    print(f"{device} {name}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| variant | s / step | images/s | against plain fp32 |\n| --- | --- | --- | --- |")
-    for variant in (v for v in seconds if v != "data alone"):
-        rate, gain = settings.batch_size / seconds[variant], seconds["plain fp32"]
-        print(
-            f"| {variant} | {seconds[variant]:.3f} | {rate:.1f} | {gain / seconds[variant]:.2f} |"
-        )
-    reached = work * settings.batch_size / seconds["as shipped"]
-    print(
-        f"\n{work:.2f} GFLOP an image forward and backward; the step reaches {reached:.0f} GFLOP/s,"
-    )
-    print(f"{reached / best:.0%} of the {best:.0f} GFLOP/s of a bf16 matrix product.")
-    print(
-        f"Fetching and augmenting: {seconds['data alone'] / seconds['as shipped']:.1%} of the step."
-    )
-    print(f"Peak memory as shipped: {memory:.0f} MB.")
+    rate, kind = matrix_rate(device)
+    print(f"{script.title}, batch {options.batch_size}, {device} {name}, {kind},")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(f"| side | variant | images/s | {' | '.join(PARTS)} | of the matrix product |")
+    print("| --- " * (len(PARTS) + 4) + "|")
+    for side in options.sides:
+        variants, work = measure(script, side, options, processes)
+        for variant, parts in variants.items():
+            total = sum(parts.values())
+            shares = " | ".join(f"{seconds / total:.1%}" for seconds in parts.values())
+            reached = work * options.batch_size / total / rate
+            speed = options.batch_size / total
+            print(f"| {side} | {variant} | {speed:.0f} | {shares} | {reached:.0%} |", flush=True)
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device) / 1e6
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    print(f"\nPeak memory of all variants together: {memory:.0f} MB.")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool("train_speed.py", run, None))

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import textwrap
+from itertools import cycle
 
 import matplotlib.style
 import torch.nn.functional as F
@@ -85,6 +86,29 @@ def save_loss_picture(path, history, name, task):
         right.set(ylabel=f"{name} {metric}", title=f"{name} {metric} of the validation split")
         _mark_best(left, history["best_epoch"], val_losses)
         _mark_best(right, history["best_epoch"], series)
+        save(figure, path)
+
+
+def save_conflict_picture(path, conflict):
+    """How the tasks' gradients at the shared features agree, and how long they are, by epoch.
+
+    Args:
+        conflict: {"cosine TASK OTHER" or "norm TASK": value of every epoch}.
+    """
+    with plain_style():
+        figure = Figure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
+        for axis, kind in zip(figure.subplots(1, 2), ("cosine", "norm"), strict=True):
+            series = {n: values for n, values in conflict.items() if n.startswith(f"{kind} ")}
+            for (name, values), dashes in zip(series.items(), cycle(("-", "--", "-.", ":"))):
+                epochs = range(1, len(values) + 1)
+                axis.plot(epochs, values, dashes, label=name.removeprefix(f"{kind} "))
+            axis.set(xlabel="epoch", title=f"{kind} of the tasks' gradients")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.grid(alpha=0.3)
+            if series:
+                axis.legend()
+        figure.axes[0].axhline(0, color="grey", linestyle=":")
+        figure.axes[1].set_yscale("log")
         save(figure, path)
 
 

@@ -26,7 +26,6 @@ def about(script, config, tasks, data, trainer):
         "side": tuple(train.side),
         "class_names": tuple(train.class_names),
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
-        "gflop": _gigaflop(trainer, train),
         "device": f"{device}{card}",
         "commit": artefacts.commit(),
         "versions": artefacts.versions(),
@@ -53,15 +52,14 @@ def _summaries(tasks, network, train, device):
 
 def _gigaflop(trainer, train):
     """Of one image, forward and backward; the other processes are not asked."""
-    step, device = trainer.step, trainer.processes.device
+    device = trainer.processes.device
     images, targets = train[[0, 0]]  # batch norm needs more than one value
     targets = {task: target.to(device) for task, target in targets.items()}
-    return gigaflop(
-        TrainingStep(step.network, step.tasks, step.weighting), images.to(device), targets
-    )
+    alone = TrainingStep(trainer.network, trainer.tasks, trainer.weighting)
+    return gigaflop(alone, images.to(device), targets)
 
 
-def tested(about, tasks, table, data):
+def tested(about, trainer, table, data):
     """`about` and the results of the test split, with one row per sample."""
     rows = {
         f"{name}_{metric}": pairs.cpu()
@@ -69,7 +67,8 @@ def tested(about, tasks, table, data):
         for metric, pairs in metrics.items()
     }
     return about | {
-        "test": values(tasks, table),
+        "gflop": _gigaflop(trainer, data["train"]),
+        "test": values(trainer.tasks, table),
         "test_rows": rows,
         "test_lines": data["test"].source_lines,
     }
@@ -81,7 +80,7 @@ def paths(folder, name, tasks):
     The checkpoint is not among them.
     """
     numbers = ("model_lite.pt", "model.pt", "history.csv", "history.pt")
-    endings = (*numbers, f"{next(iter(tasks))}_loss.png", "test.png")
+    endings = (*numbers, f"{next(iter(tasks))}_loss.png", "test.png", "conflict.png")
     return [folder / f"{name}_{ending}" for ending in endings]
 
 
@@ -105,8 +104,9 @@ def write(folder, history, network, tasks, table, data, report):
     pictures = (
         functools.partial(_draw_losses, history, tasks),
         functools.partial(_draw_median, on_cpu, tasks, table, data["test"]),
+        functools.partial(_draw_conflict, history),
     )
-    for draw, path in zip(pictures, files[4:], strict=True):
+    for draw, path in zip(pictures[: 3 if "conflict" in history else 2], files[4:], strict=False):
         try:
             draw(path)
         except UserError as error:
@@ -120,6 +120,12 @@ def _draw_losses(history, tasks, path):
     from engine.pictures import save_loss_picture  # matplotlib takes long to import
 
     save_loss_picture(path, history, *next(iter(tasks.items())))
+
+
+def _draw_conflict(history, path):
+    from engine.pictures import save_conflict_picture
+
+    save_conflict_picture(path, history["conflict"])
 
 
 def _draw_median(network, tasks, table, test, path):

@@ -17,7 +17,7 @@ from engine.processes import Processes, StopSignals
 from engine.report import Report
 from engine.script import check_script, check_tasks
 from engine.settings import UserError, named, plain
-from engine.training import Trainer, known_counts, means
+from engine.training import Trainer, conflict, known_counts, means
 from engine.weights import take_weights
 from h5array import DataError
 from ResBlock import SettingError
@@ -105,20 +105,34 @@ def build(script, settings, options, train, processes):
     try:
         network = script.module.Network(**named(settings, script.module.Network))
         augment = Augment(**named(settings, Augment))
-    except SettingError as error:  # one of ours that the user can mend by a flag
+        weighting = script.module.weighting(**named(settings, script.module.weighting))
+    except SettingError as error:  # one that the user can mend by a flag
         raise UserError(f"--{error}") from error
     network = network.to(device, memory_format=torch.channels_last)
-    weighting = script.module.weighting(**named(settings, script.module.weighting))
     image, targets = train[0]
     check_side(network, train.side, settings, sizes[0] // sizes[1])
     with torch.inference_mode():
         outputs = network.eval()(image[None].to(device))
     check_tasks(options.tasks, weighting.weights(), outputs, targets)
     steps = settings.EPOCHS * len(epoch_batches(train_known(options.tasks, train), sizes[0], 0, 0))
-    trainer = Trainer(network, options.tasks, weighting, augment, settings, steps, processes)
+    check_seam(network, weighting, options.diagnose)
+    trainer = Trainer(
+        network, options.tasks, weighting, augment, settings, steps, processes, options.diagnose
+    )
     if options.compile:
-        trainer.step.compile(dynamic=False)  # one graph for each of SIDES
+        trainer.compile()
     return trainer
+
+
+def check_seam(network, weighting, diagnose):
+    """Refuse a network without the parts at which gradients are looked at, where they are."""
+    asks = "--diagnose" if diagnose else type(weighting).__name__
+    lacks = [name for name in ("encoder", "decode") if not callable(getattr(network, name, None))]
+    if lacks and (diagnose or getattr(weighting, "needs_gradients", False)):
+        raise UserError(
+            f"{asks}: expected a Network with encoder(image), which gives the features that the "
+            f"tasks share, and decode(features), found no {lacks[0]}"
+        )
 
 
 def check_side(network, full, settings, images):
@@ -159,6 +173,7 @@ class Run:
             folder / f"{self.name}_{part}.pt" for part in ("last", "history")
         )
         config = plain(settings) | {"demo": options.demo, "processes": self.processes.size}
+        config |= {"diagnose": options.diagnose} if options.diagnose else {}
         self.about = results.about(script, config, self.tasks, data, trainer)
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}
         self.best, self.done, self.rows, self.seconds = None, 0, [], 0.0
@@ -194,7 +209,6 @@ class Run:
         self.saved = time.monotonic()
         if not somewhere:
             self._checkpoint()
-        self._announce()
 
     def _refuse_another(self, options, there):
         found = [path.name for path in (self.last, self.finished) if path.is_file()]
@@ -227,6 +241,7 @@ class Run:
         if self._is_finished():
             self.report.say(f"{self.name} is finished, nothing is left to do; see {self.folder}")
             return
+        self._announce()
         with self.processes.failing_alike():  # the first one looks at every image
             for line in warnings(self.data) if self.processes.is_first else ():
                 self.report.warn(f"warning: {line}")
@@ -289,6 +304,8 @@ class Run:
         for what, found in (("loss", losses), ("weight", weights), ("known", known)):
             self._record("train", {f"{task}_{what}": value for task, value in found.items()})
         weighting.epoch_end(losses)
+        if self.trainer.diagnose:
+            self._record("conflict", conflict(self.tasks, self.rows))
 
     def _evaluate(self, network, split):
         data, size = self.data[split], self.settings.BATCH_SIZE
@@ -296,7 +313,7 @@ class Run:
 
     def _record(self, part, found):
         for name, value in found.items():
-            self.history[part].setdefault(name, []).append(value)
+            self.history.setdefault(part, {}).setdefault(name, []).append(value)
 
     def _keep_best(self, epoch):
         """Keep the averaged weights if this epoch is the best so far, by the first task.
@@ -364,7 +381,7 @@ class Run:
         table = self._evaluate(network, "test")
         with self.processes.failing_alike():
             if self.processes.is_first:
-                history = self.history | results.tested(self.about, self.tasks, table, self.data)
+                history = self.history | results.tested(self.about, self.trainer, table, self.data)
                 results.write(
                     self.folder, history, network, self.tasks, table, self.data, self.report
                 )

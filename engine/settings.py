@@ -115,7 +115,7 @@ def parse(script, argv):
 
     The settings are a named tuple, which nothing can change. Options are `demo`, `resume`,
     `overwrite`, `quiet`, `tensorboard`, `compile` (bool), `device` and `weights` (text or None),
-    and `tasks`, the script's TASKS under these settings.
+    `diagnose` (int), and `tasks`, the script's TASKS under these settings.
 
     Raises:
         SystemExit: code 2 with one line on stderr, for an unknown flag or a value of another kind.
@@ -215,16 +215,19 @@ def _parser(script, source, defaults):
     summary = (script.module.__doc__ or script.name).strip().splitlines()[0]
     parser = Parser(script.title, summary, usage="%(prog)s [flags]")
     run = parser.add_argument_group("the run")
-    for name, text in {
-        "demo": "train on synthetic data, drawn on the spot",
-        "resume": "continue where a run stopped",
-        "overwrite": "start anew in a folder that holds a run of this script",
-        "quiet": "print warnings and errors only",
-        "tensorboard": "also write scalars and pictures for TensorBoard",
-        "compile": "torch.compile the training step",
-    }.items():
-        run.add_argument(f"--{name}", action="store_true", help=text)
+    earlier = run.add_mutually_exclusive_group()
+    for group, name, text in (
+        (run, "demo", "train on synthetic data, drawn on the spot"),
+        (earlier, "resume", "continue where a run stopped"),
+        (earlier, "overwrite", "start anew in a folder that holds a run of this script"),
+        (run, "quiet", "print warnings and errors only"),
+        (run, "tensorboard", "also write scalars and pictures for TensorBoard"),
+        (run, "compile", "torch.compile the training step"),
+    ):
+        group.add_argument(f"--{name}", action="store_true", help=text)
     run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
+    text = "look at the tasks' gradients every N steps; changes no weights (default: 0, never)"
+    run.add_argument("--diagnose", metavar="N", type=whole_number(0, 10**9), default=0, help=text)
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
     groups, comments = {}, described(source)
     for name, value in defaults.items():

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from itertools import islice
+from itertools import combinations
 
 import torch
 from torch import nn
@@ -23,27 +23,64 @@ class TrainingStep(nn.Module):
     """Network, losses and loss weighting in one module, the one that DDP and torch.compile wrap.
 
     (images, targets, counts) -> (the scalar to minimise, sums (T,) of the unweighted losses over
-    the known samples). `counts` (T,) are the known samples in the batch by the number of processes:
-    a loss is its sum by its count, so that DDP's mean over the processes is the mean over all known
+    the known samples, and (T, T) inner products of the tasks' gradients where they are looked at,
+    else None). `counts` (T,) are the known samples in the batch by the number of processes: a loss
+    is its sum by its count, so that DDP's mean over the processes is the mean over all known
     samples.
+
+    Args:
+        network: with `encoder` and `decode(features)` if gradients are looked at.
+        tasks: {name: Task}.
+        weighting: a loss weighting of MTL_Utils.py; asks for gradients by `needs_gradients`.
+        processes: among which the inner products are summed; None for this one alone.
     """
 
-    def __init__(self, network, tasks, weighting):
+    def __init__(self, network, tasks, weighting, processes=None):
         super().__init__()
         self.network, self.tasks, self.weighting = network, tasks, weighting
+        self.processes = processes
+        self.needs_gradients = getattr(weighting, "needs_gradients", False)
 
-    def forward(self, images, targets, counts):
-        with autocast(images.device):
-            outputs = self.network(images)
+    def forward(self, images, targets, counts, look=False):
+        features, outputs = self._answer(images, look or self.needs_gradients)
         sums = {}
         for name, task in self.tasks.items():
             losses = task.loss(outputs[name], targets[name])  # (B,)
             sums[name] = torch.where(task.known(targets[name]), losses, 0.0).sum()
-        counts = dict(zip(sums, counts.unbind(), strict=True))
-        means = {name: total / counts[name].clamp(min=1e-9) for name, total in sums.items()}
-        known = {name: (count > 0).float() for name, count in counts.items()}
+        each = dict(zip(sums, counts.unbind(), strict=True))
+        means = {name: total / each[name].clamp(min=1e-9) for name, total in sums.items()}
+        known = {name: (count > 0).float() for name, count in each.items()}
+        matrix = self._inner_products(means, features) if features else None
+        if self.needs_gradients:
+            self.weighting.from_gradients(matrix, torch.stack(list(known.values())))
         total = self.weighting(means, known)
-        return total, torch.stack([each.detach() for each in sums.values()])
+        return total, torch.stack([loss.detach() for loss in sums.values()]), matrix
+
+    def _answer(self, images, look):
+        """The features that the tasks share, where they are asked for, and the outputs."""
+        with autocast(images.device):
+            if not look:
+                return None, self.network(images)
+            features = self.network.encoder(images)
+            return features, self.network.decode(features)
+
+    def _inner_products(self, losses, features):
+        """(T, T) fp32 inner products of the gradients of the losses at the shared features.
+
+        The encoder is not passed for them. Those of several processes add up, since each has its
+        own samples.
+        """
+        gradients = []
+        for loss in losses.values():
+            parts = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+            pairs = zip(parts, features, strict=True)
+            flat = [(torch.zeros_like(f) if g is None else g).flatten().float() for g, f in pairs]
+            gradients.append(torch.cat(flat))
+        gradients = torch.stack(gradients)  # (T, all features of the batch)
+        matrix = gradients @ gradients.T
+        if self.processes is None:
+            return matrix
+        return self.processes.sum(matrix) / self.processes.size**2  # of the mean over processes
 
 
 class Trainer:
@@ -57,14 +94,17 @@ class Trainer:
         settings: of the run.
         total_steps: of all epochs together.
         processes: this process among the others.
+        diagnose: steps from one look at the tasks' gradients to the next; 0 for none.
     """
 
     PARTS = ("network", "weighting", "optimiser", "average")  # of a checkpoint
 
-    def __init__(self, network, tasks, weighting, augment, settings, total_steps, processes):
+    def __init__(
+        self, network, tasks, weighting, augment, settings, total_steps, processes, diagnose=0
+    ):
         self.network, self.tasks, self.augment = network, tasks, augment
-        self.settings, self.processes = settings, processes
-        self.step = TrainingStep(network, tasks, weighting).to(processes.device)
+        self.settings, self.processes, self.diagnose = settings, processes, diagnose
+        self.step = TrainingStep(network, tasks, weighting, processes).to(processes.device)
         self.weighting = self.step.weighting
         self.optimiser = Optimiser(
             self.step.parameters(), settings.LEARNING_RATE, settings.WEIGHT_DECAY, total_steps
@@ -84,29 +124,40 @@ class Trainer:
         for part in self.PARTS:
             getattr(self, part).load_state_dict(state[part])
 
+    def compile(self):
+        """Let torch.compile make one graph of the step for each image side.
+
+        A step that looks at gradients goes through the decoder several times. Then the encoder
+        alone is compiled.
+        """
+        part = self.network.encoder if self.diagnose or self.step.needs_gradients else self.step
+        part.compile(dynamic=False)
+
     def distribute(self):
         """Let the processes, if there are several, share every step."""
         if self.processes.size > 1:
             self.step = DistributedDataParallel(self.step)
 
-    def learn(self, images, targets, generator, side=None):
+    def learn(self, images, targets, generator, side=None, look=False):
         """Augment a batch and learn from it; nothing here makes a GPU wait.
 
         Args:
             images, targets: this process's share of the batch, as the data set gives it.
             generator: of this step's random numbers.
             side: (h, w) to train at, if not that of the images.
+            look: whether to look at the inner products of the tasks' gradients.
 
         Returns:
             (2 T + 1,) fp64: for each task the sum of its losses over the known samples of all
             processes, for each task their number, and the norm of the gradient. If one is not
-            finite, the weights stay as they were, in this step and all later ones.
+            finite, the weights stay as they were, in this step and all later ones. With `look`,
+            T x T inner products follow.
         """
         images, targets = self.augment(images, targets, generator, side)
         counts = torch.stack([task.known(targets[n]).sum() for n, task in self.tasks.items()])
         counts = self.processes.sum(counts.float())  # (T,)
         images = images.contiguous(memory_format=torch.channels_last)
-        total, sums = self.step(images, targets, counts / self.processes.size)
+        total, sums, matrix = self.step(images, targets, counts / self.processes.size, look)
         self.optimiser.zero_grad()
         total.backward()
         norm = clip_grad_norm_(self.step.parameters(), self.settings.CLIP_NORM)
@@ -115,10 +166,10 @@ class Trainer:
         self.optimiser.freeze(~row.isfinite().all())
         self.optimiser.step()
         self.average.update_parameters(self.network)
-        return row
+        return torch.cat([row, matrix.flatten().double()]) if look else row
 
     def epoch(self, dataset, batches, epoch, done, report, pause):
-        """Train on `batches[done:]` of an epoch, and yield the rows [2 T + 1] of its steps.
+        """Train on `batches[done:]` of an epoch, and yield the rows of its steps, as of `learn`.
 
         The rows come in groups, one for each look at them. Whatever ends the epoch early, every
         step was looked at, so that what the Trainer holds then may be saved.
@@ -141,12 +192,13 @@ class Trainer:
         with report.bar(epoch, batches, done) as bar:
             for images, targets in loader(dataset, mine, world.device):
                 generator = seeded(settings.SEED, epoch, done, world.rank)
-                recent.append(self.learn(images, targets, generator, side))
+                look = self.diagnose > 0 and done % self.diagnose == 0
+                recent.append(self.learn(images, targets, generator, side, look))
                 done += 1
                 bar.update(len(batches[0]))
                 paused = pause()
                 if paused or done % CHECK_EVERY == 0 or done == len(batches):
-                    rows = torch.stack(recent).tolist()
+                    rows = _lists(recent)
                     first, recent = done - len(rows), []
                     self._refuse_bad(rows, epoch, first, batches[first:done])
                     report.show(bar, epoch, means(self.tasks, rows[-1:]))
@@ -156,10 +208,11 @@ class Trainer:
 
     def _refuse_bad(self, rows, epoch, first, batches):
         """Refuse the first of some steps whose losses or gradient are not finite."""
+        count = len(self.tasks)
         for step, (row, batch) in enumerate(zip(rows, batches, strict=True), first + 1):
-            losses = islice(row, len(self.tasks))
-            bad = [t for t, loss in zip(self.tasks, losses, strict=True) if not math.isfinite(loss)]
-            if bad or not math.isfinite(row[-1]):
+            pairs = zip(self.tasks, row[:count], strict=True)
+            bad = [task for task, loss in pairs if not math.isfinite(loss)]
+            if bad or not math.isfinite(row[2 * count]):
                 what = f"the loss of {', '.join(bad)}" if bad else "the gradient"
                 message = (
                     f"{what} is not finite in epoch {epoch}, step {step}, samples {batch}; the "
@@ -170,17 +223,44 @@ class Trainer:
                     raise UserError(message)
 
 
+def _lists(rows):
+    """Row tensors as lists, by one transfer from the device."""
+    lengths = [len(row) for row in rows]
+    numbers = iter(torch.cat(rows).tolist())
+    return [[next(numbers) for _ in range(length)] for length in lengths]
+
+
 def means(tasks, rows):
     """{task: mean loss over the known samples} of the rows of some steps; NaN where none is."""
-    sums = torch.tensor(rows, dtype=torch.float64).sum(0)  # (2 T + 1,)
     count = len(tasks)
+    sums = torch.tensor([row[: 2 * count] for row in rows], dtype=torch.float64).sum(0)
     return dict(zip(tasks, (sums[:count] / sums[count : 2 * count]).tolist(), strict=True))
 
 
 def known_counts(tasks, rows):
     """{task: number of known targets} in the rows of some steps."""
-    sums = torch.tensor(rows, dtype=torch.float64).sum(0)
-    return dict(zip(tasks, map(int, sums[len(tasks) : 2 * len(tasks)].tolist()), strict=True))
+    count = len(tasks)
+    sums = torch.tensor([row[count : 2 * count] for row in rows], dtype=torch.float64).sum(0)
+    return dict(zip(tasks, map(int, sums.tolist()), strict=True))
+
+
+def conflict(tasks, rows):
+    """What the looks at the gradients in the rows of an epoch say, as means over the looks.
+
+    Returns:
+        {"norm TASK": length of a task's gradient at the shared features,
+        "cosine TASK OTHER": cosine of the angle between two}; NaN where a task knew no target.
+    """
+    count = len(tasks)
+    looks = [row[2 * count + 1 :] for row in rows if len(row) > 2 * count + 1]
+    matrix = torch.tensor(looks, dtype=torch.float64).view(-1, count, count)
+    norms = matrix.diagonal(dim1=1, dim2=2).sqrt()  # (looks, T)
+    norms = torch.where(norms > 0, norms, torch.nan)
+    cosines = matrix / norms[:, :, None] / norms[:, None]
+    found = {f"norm {task}": norms[:, i] for i, task in enumerate(tasks)}
+    for (i, task), (j, other) in combinations(enumerate(tasks), 2):
+        found[f"cosine {task} {other}"] = cosines[:, i, j]
+    return {name: series.nanmean().item() for name, series in found.items()}
 
 
 def gigaflop(step, images, targets):

@@ -1,7 +1,6 @@
 """Runs of a script within the tests' process, or in another that costs no import of torch."""
 
 import contextlib
-import importlib
 import io
 import multiprocessing
 import os
@@ -10,13 +9,12 @@ import sys
 from pathlib import Path
 
 import torch
-from engine.cli import constants
 
 import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("MTL_*.py") if path.stem != "MTL_Utils")
-TINY = ["--epochs", "3", "--batch-size", "4", "--widths", "8", "8", "16", "16", "--size", "1"]
+TINY = ["--epochs", "3", "--batch-size", "4", "--widths", "8", "8", "16", "16", "--units", "1"]
 
 
 def arguments(data, out, *flags):
@@ -25,16 +23,13 @@ def arguments(data, out, *flags):
 
 
 def run(script, data, out, *flags, code=0):
-    """What the script prints on stderr, run here; its constants are put back afterwards."""
-    module = importlib.import_module(script)
-    before, printed, found = constants(module), io.StringIO(), 0
+    """What the script prints on stderr, run here."""
+    printed, found = io.StringIO(), 0
     try:
         with contextlib.redirect_stderr(printed):
-            engine.main(script, arguments(data, out, *flags))
+            engine.main(ROOT / f"{script}.py", arguments(data, out, *flags))
     except SystemExit as stop:
         found = stop.code
-    finally:
-        vars(module).update(before)
     assert found == code, printed.getvalue()
     return printed.getvalue()
 
@@ -49,7 +44,7 @@ class Process:
 
     def __init__(self, script, data, out, *flags, prepare=None, environment=()):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["engine", "running"])
+        context.set_forkserver_preload(["engine.run", "engine.pictures", "MTL_main", "running"])
         out.parent.mkdir(parents=True, exist_ok=True)
         number = len(list(out.parent.glob(f"{out.name}.stderr*")))
         self.stderr = out.parent / f"{out.name}.stderr{number}"
@@ -77,10 +72,10 @@ def _child(argv, stderr, prepare, environment):
     os.dup2(os.open(stderr, os.O_WRONLY), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
-    sys.argv = argv
+    sys.argv = [str(ROOT / argv[0]), *argv[1:]]
     if prepare:
         prepare()
-    runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def load(path):
@@ -92,7 +87,9 @@ def history(out, name="main"):
 
 
 def without_times(record):
-    return {key: value for key, value in record.items() if key not in ("seconds", "config")}
+    return {
+        key: value for key, value in record.items() if key not in ("seconds", "config", "test_rows")
+    }
 
 
 def same(first, second):
@@ -111,7 +108,7 @@ def same(first, second):
 def is_like(reference, out, name="main"):
     """Whether two runs have ended alike: the files there are, all weights, state and history."""
     folders = (reference, out)
-    files = [sorted(path.name for path in folder.iterdir()) for folder in folders]
-    states = [load(folder / f"{name}_last.pt") for folder in folders]
+    files = [sorted(path.name for path in folder.glob("[!.]*")) for folder in folders]
+    states = [load(folder / f"{name}_last.pt") | {"about": None} for folder in folders]
     records = [history(folder, name) | {"config": None} for folder in folders]  # of other paths
     return files[0] == files[1] and same(*states) and same(*records)

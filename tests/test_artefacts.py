@@ -6,10 +6,9 @@ import resource
 
 import pytest
 import torch
-from engine.cli import UserError
 
-from dataload import H5Dataset
 from engine import artefacts
+from engine.settings import UserError
 
 
 @pytest.fixture
@@ -125,13 +124,3 @@ def test_an_unwritable_output_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(UserError, match="--file-save-path: expected a writable folder, found"):
         artefacts.output_folder(tmp_path)
-
-
-def test_the_fingerprint_tells_data_apart(shared_data):
-    same = [artefacts.fingerprint(H5Dataset("val", shared_data)) for _ in range(2)]
-    assert same[0] == same[1] and same[0].startswith("5 samples of checksum ")
-    from_disk = H5Dataset("val", shared_data, memory_limit=0)
-    assert artefacts.fingerprint(from_disk) == same[0]
-    changed = H5Dataset("val", shared_data)
-    changed.bboxes[-1, 0] += 1e-3
-    assert artefacts.fingerprint(changed) != same[0]

@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from engine.cli import constants
 
 import engine
 from dataload import SPLITS, H5Dataset
+from engine.settings import constants
 from tools.check_data import main
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,45 +1,69 @@
-"""The comparison of finished runs: numbers by hand, both forms of a history, refusals."""
+"""The comparison of runs: numbers by hand, three forms of a history, refusals, the picture.
 
+No task, metric or script has one of the repository's names, so none can be known by it.
+"""
+
+import io
 import json
 import math
+import os
+import sys
 
-import matplotlib.pyplot as plt
+import matplotlib
+import numpy as np
 import pytest
 import torch
-from running import history
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
+from benchmarks import time_to_quality
 from tools import compare, curves, histories
-from tools.comparison import interval, mean_gain, relative_gains
+from tools.comparison import FEWEST, estimate, limits
 
-SCORES = {  # name -> task -> main test metric of seeds 0, 1, 2
-    "baseline": {"seg": (0.80, 0.82, 0.84)},
-    "main": {"seg": (0.81, 0.84, 0.84), "bbox": (0.66, 0.66, 0.66), "bin": (0.9, 0.9, 0.9)},
-    "ablation_bbox": {"seg": (0.80, 0.82, 0.84), "bbox": (0.60, 0.60, 0.60)},
-    "ablation_bin": {"seg": (0.80, 0.82, 0.84), "bin": (1.0, 1.0, 1.0)},
-}
-METRICS = {"seg": "seg_iou", "bbox": "bbox_iou", "bin": "bin_accuracy"}
+TASKS = {
+    "outline": {
+        "primary": "overlap", "higher_is_better": True, "metrics": ["overlap", "exact", "both"],
+        "reference": "alone", "means": {"both": ["overlap", "exact"]},
+    },
+    "head_depth": {
+        "primary": "mean_error", "higher_is_better": False, "metrics": ["mean_error"],
+        "reference": "deep",
+    },
+}  # fmt: skip
+OVERLAP = [(5, 10), (20, 40), (30, 30), (0, 10), (45, 60), (0, 0)]  # together 100 of 150
+EXACT = [(1, 1), (0, 1), (1, 1), (0, 1), (1, 1), (0, 0)]  # 3 of 5
+DEPTH = [(4.0, 1), (2.0, 1), (3.0, 1), (3.0, 1), (0, 0), (3.0, 1)]  # 15 of 5
 
 
-def make_history(name, seed, **config):
-    """What engine/run.py leaves after 4 epochs, with the test values of SCORES."""
-    tasks = SCORES[name]
-    test = {METRICS[task]: scores[seed] for task, scores in tasks.items()}
-    val = {metric: [0.1, 0.2, value - 0.1, 0.3] for metric, value in test.items()}
+def make_history(name, seed=0, fold=0, overlap=OVERLAP, exact=EXACT, depth=DEPTH, **config):
+    """What the engine leaves after 4 epochs; a task without rows is none of the network's."""
+    given = {"outline_overlap": overlap, "outline_exact": exact, "head_depth_mean_error": depth}
+    rows = {key: torch.tensor(v, dtype=torch.float64) for key, v in given.items() if v}
+    tasks = {task: TASKS[task] for task in TASKS if any(key.startswith(task) for key in rows)}
+    count = len(next(iter(rows.values())))
+    rows |= {f"{task}_loss": torch.ones(count, 2).double() for task in tasks}
+    test = {key: (table.sum(0)[0] / table.sum(0)[1]).item() for key, table in rows.items()}
     return {
         "name": name,
+        "script": f"MTL_{name}",
         "config": {
-            "H5_SAVE_PATH": "secret/data", "FILE_SAVE_PATH": "secret/out", "EPOCHS": 4,
+            "H5_SAVE_PATH": f"secret/set_fold{fold}", "FILE_SAVE_PATH": "secret/out", "EPOCHS": 4,
             "BATCH_SIZE": 32, "SEED": seed, "WIDTHS": (8, 16), "demo": False, "processes": 1,
         } | config,
+        "tasks": tasks,
         "train": {f"{task}_loss": [4.0, 3.0, 2.0, 1.0] for task in tasks},
-        "val": val | {f"{task}_loss": [2.0, 2.0, 1.0, 2.0] for task in tasks},
+        "val": {key: [0.1, 0.2, value - 0.1, 0.3] for key, value in test.items()},
         "best_epoch": 3,
         "seconds": [20.0, 20.0, 10.0, 50.0],
-        "data": {"train": 330, "val": 5, "test": 7},
+        "data": {"train": 330, "val": 5, "test": count},
+        "data_fingerprint": {split: f"{split} {fold}" for split in ("train", "val", "test")},
         "side": (64, 96),
         "parameters": 1234567,
-        "versions": {"torch": "2"},
-        "test": test | {"seg_loss": 0.5},
+        "gflop": 0.5,
+        "weights_from": None,
+        "test": test,
+        "test_rows": rows,
+        "test_lines": list(range(100 * fold, 100 * fold + count)),
     }  # fmt: skip
 
 
@@ -50,13 +74,32 @@ def save(history, folder):
     return path
 
 
+def stop(history, folder, epochs):
+    """The checkpoint of a run that was stopped after so many epochs."""
+    about = {k: v for k, v in history.items() if not k.startswith("test")}
+    done = {part: {k: v[:epochs] for k, v in about.pop(part).items()} for part in ("train", "val")}
+    seconds, best = about.pop("seconds")[:epochs], min(about.pop("best_epoch"), epochs)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{history['name']}_last.pt"
+    torch.save({"about": about, "history": done | {"seconds": seconds, "best_epoch": best}}, path)
+    return path
+
+
+def shifted(rows, by):
+    return [(n + by * d, d) for n, d in rows]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder of four scripts x three seeds."""
+    """A folder of two single-task networks and a joint one, of two seeds."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in SCORES:
-        for seed in range(3):
-            save(make_history(name, seed), folder / f"{name}_seed{seed}")
+    for seed in range(2):
+        for history in (
+            make_history("alone", seed, depth=None),
+            make_history("deep", seed, overlap=None, exact=None),
+            make_history("joint", seed, overlap=shifted(OVERLAP, 0.1), depth=shifted(DEPTH, -0.6)),
+        ):
+            save(history, folder / f"{history['name']}{seed}")
     return folder
 
 
@@ -78,137 +121,292 @@ def printed(capsys, *arguments, code=0):
     return out.out if code == 0 else out.err
 
 
+# ---- numbers ----
+
+
 def test_the_table_by_hand(runs, capsys):
-    table = rows(printed(capsys, runs))
-    assert table[""] == ["baseline", "main", "ablation_bbox", "ablation_bin"]
-    assert table["seeds"] == ["0, 1, 2"] * 4
-    assert table["seg_iou"][:2] == ["0.8200 ± 0.0200", "0.8300 ± 0.0173"]
-    # gains .01, .02, .00: mean .01, sd .01, half width 4.303 * .01 / sqrt(3) = .0248
-    assert table["seg_iou gain"][:3] == [
-        "-", "+0.0100 [-0.0148, +0.0348]", "+0.0000 [+0.0000, +0.0000]"
-    ]  # fmt: skip
-    assert table["bbox_iou"] == ["-", "0.6600 ± 0.0000", "0.6000 ± 0.0000", "-"]
-    assert "bbox_iou gain" not in table and "seg_loss" not in table
-    assert table["relative gain in bbox_iou, %"] == ["-", "+10.00 [+10.00, +10.00]", "-", "-"]
-    assert table["relative gain in bin_accuracy, %"][1] == "-10.00 [-10.00, -10.00]"
-    # 1.25 + 10 - 10, 2.44 + 10 - 10 and 0 + 10 - 10, each over 3: mean 0.41
-    assert table["Δ MTL, %"][1].startswith("+0.41 [")
-    assert table["Δ MTL, %"][0] == table["Δ MTL, %"][2] == "-"
-    assert table["minutes"] == ["1.7"] * 4
-    assert table["images/s"] == ["13"] * 4  # 4 epochs of 10 batches of 32 in 100 s
-    assert table["parameters"] == ["1,234,567"] * 4
-    assert table["GFLOP per image"] == ["-"] * 4
-    assert table["best epoch"] == ["3"] * 4
+    text = printed(capsys, runs)
+    table = rows(text)
+    assert table[""] == ["alone", "deep", "joint"]
+    assert table["seeds"] == ["0, 1"] * 3
+    assert table["test images"] == ["6"] * 3 and "folds" not in table
+    overlap = table["outline_overlap"]  # 100 / 150, and 115 / 150
+    assert overlap[0].startswith("0.6667 [") and overlap[1] == "-"
+    assert overlap[2].startswith("0.7667 [")
+    # the same images are drawn for both, so that the difference is .1 in every resample
+    assert table["outline_overlap gain"] == ["-", "-", "+0.1000 [+0.1000, +0.1000]"]
+    depth = table["head_depth_mean_error (lower is better)"]
+    assert depth[0] == "-" and depth[1].startswith("3.0000 [") and depth[2].startswith("2.4000 [")
+    assert "head_depth_mean_error (lower is better) gain" not in table  # alone has no depth
+    # (.1 / .6667 + .6 / 3) / 2 = 17.5 %, the lower depth counts as better
+    assert [cell.split(" ")[0] for cell in table["delta MTL, %"]] == ["-", "-", "+17.50"]
+    assert table["minutes"] == ["1.7"] * 3
+    assert table["images/s"] == ["13"] * 3  # 4 epochs of 10 batches of 32 in 100 s
+    assert table["parameters"] == ["1,234,567"] * 3 and table["GFLOP per image"] == ["0.50"] * 3
+    assert table["best epoch"] == ["3"] * 3
+    assert "outline_exact" not in table and "outline_loss" not in table
+    assert "covers the choice of the test images only" in text
+    assert "over their references: outline alone, head_depth deep" in text
+    assert "beyond doubt" not in text and text.isascii()
+
+
+def test_all_metrics(runs, capsys):
+    table = rows(printed(capsys, runs, "--all"))
+    first = [name for name in table if name.startswith(("outline", "head")) and "gain" not in name]
+    assert first[:3] == [
+        "outline_overlap",
+        "head_depth_mean_error (lower is better)",
+        "outline_exact",
+    ]
+    assert "outline_loss" not in table
+    assert table["outline_exact"][0].startswith("0.6000 [")  # 3 of 5
+    assert table["outline_both"][0].startswith("0.6333 [")  # the mean of .6667 and .6
+    assert table["outline_both gain"][2].startswith("+0.0500 [+0.0500")
+
+
+def test_a_mean_whose_parts_are_not_told_is_averaged_over_runs(tmp_path, capsys):
+    for seed, value in ((0, 0.5), (1, 0.7)):
+        history = make_history("alone", seed, depth=None)
+        history["tasks"] = {"outline": {**TASKS["outline"], "means": {}}}
+        history["test"]["outline_both"] = value
+        save(history, tmp_path / str(seed))
+    assert rows(printed(capsys, tmp_path, "--all"))["outline_both"] == ["0.6000"]
+
+
+def test_the_interval_is_that_of_the_binomial(tmp_path, capsys):
+    """Of 10 images 5 are right: 0-10 are in a resample, with the probabilities of a fair coin.
+
+    P(X <= 1) = 11 / 1024 < 2.5 % < P(X <= 2) = 56 / 1024, so the limits are 2 and 8 of 10.
+    """
+    right = [(i % 2, 1) for i in range(10)]
+    save(make_history("alone", overlap=right, exact=right, depth=None), tmp_path)
+    table = rows(printed(capsys, tmp_path, "--all"))
+    assert table["outline_overlap"] == ["0.5000 [0.2000, 0.8000]"]
+    again = estimate({"a": np.array(right, float)[:, None]})
+    assert limits(again) == (0.2, 0.8) and again[0] == 0.5
+
+
+def test_few_images_have_no_interval():
+    few = {"a": np.ones((FEWEST - 1, 1, 2))}
+    assert estimate(few)[0] == 1 and all(map(math.isnan, limits(estimate(few))))
+    assert limits(estimate({"a": np.ones((FEWEST, 1, 2))})) == (1, 1)
+
+
+def test_folds_are_pooled_by_their_sums(tmp_path, capsys):
+    for fold, overlap in enumerate(([(1, 2), (3, 4), (0, 1), (2, 2), (0, 4)], [(10, 90)])):
+        save(make_history("alone", 0, fold, overlap, overlap, None), tmp_path / str(fold))
+    table = rows(printed(capsys, tmp_path))
+    assert table["folds"] == ["2"] and table["test images"] == ["6"]
+    assert table["outline_overlap"][0].startswith("0.1553 [")  # 16 / 103, not (6 / 13 + 1 / 9) / 2
+    assert table["seeds"] == ["0"]
+
+
+def test_an_image_of_several_seeds_counts_once(tmp_path, capsys):
+    """Fold 0 was run with two seeds, .8 and .6; fold 1 with one, .1: (7 + 1) / 20."""
+    for seed, fold, right in ((0, 0, 8), (1, 0, 6), (0, 1, 1)):
+        overlap = [(int(i < right), 1) for i in range(10)]
+        save(make_history("alone", seed, fold, overlap, overlap, None), tmp_path / f"{seed}{fold}")
+    assert rows(printed(capsys, tmp_path))["outline_overlap"][0].startswith("0.4000 [")
+
+
+def test_only_common_images_are_paired(tmp_path, capsys):
+    """alone has folds 0 and 1, joint fold 1 alone, where it is .1 better."""
+    for fold in (0, 1):
+        overlap = shifted([(i, 10) for i in range(6)], 0.5 * fold)  # fold 0 is harder by .5
+        save(make_history("alone", 0, fold, overlap, overlap, None), tmp_path / f"a{fold}")
+    better = shifted(overlap, 0.1)
+    save(make_history("joint", 0, 1, better, better, None), tmp_path / "j1")
+    text = printed(capsys, tmp_path)
+    assert rows(text)["outline_overlap"][0].startswith("0.5000 [")
+    assert rows(text)["outline_overlap gain"] == ["-", "+0.1000 [+0.1000, +0.1000]"]
+    assert "joint has 6 test images, alone has 12: gains are on the 6 that both have." in text
+
+
+def test_another_baseline(runs, capsys):
+    table = rows(printed(capsys, runs, "--baseline", "joint"))
+    assert table["outline_overlap gain"] == ["-0.1000 [-0.1000, -0.1000]", "-", "-"]
+    # 3.0 is worse than 2.4
+    assert table["head_depth_mean_error (lower is better) gain"][1].startswith("-0.6000 [-0.6000")
+    message = printed(capsys, runs, "--baseline", "jiont", code=2)
+    assert "--baseline: expected one of alone, deep, joint, found jiont" in message
+
+
+def test_delta_needs_every_reference(runs, capsys):
+    assert "delta MTL, %" not in rows(printed(capsys, runs / "alone0", runs / "joint0"))
+
+
+def test_nothing_is_relative_to_zero(tmp_path, capsys):
+    nothing = [(0, 10)] * 6
+    save(make_history("alone", overlap=nothing, depth=None), tmp_path / "a")
+    save(make_history("joint", depth=None), tmp_path / "j")
+    assert "delta MTL, %" not in rows(printed(capsys, tmp_path))
 
 
 def test_the_validation_split_is_that_of_the_best_epoch(runs, capsys):
     text = printed(capsys, runs, "--split", "val")
-    assert rows(text)["seg_iou"][0] == "0.7200 ± 0.0200"
-    assert "Validation split at the best epoch" in text
+    # .6667 - .1 in two runs, too few for an interval
+    assert rows(text)["outline_overlap"] == ["0.5667", "-", "0.6667"]
+    assert rows(text)["outline_overlap gain"] == ["-", "-", "+0.1000"]
+    assert text.count("Validation split at the best epoch") == 1 and "Test split" not in text
 
 
-def test_another_baseline(runs, capsys):
-    table = rows(printed(capsys, runs, "--baseline", "main"))
-    assert table["bbox_iou gain"][:3] == ["-", "-", "-0.0600 [-0.0600, -0.0600]"]
-    message = printed(capsys, runs, "--baseline", "mian", code=2)
-    assert "--baseline: expected one of baseline, main" in message and "found mian" in message
+# ---- what is said of the runs ----
 
 
-def test_gains_are_paired_by_seed(tmp_path, capsys):
-    for name, seed in (("baseline", 0), ("baseline", 1), ("main", 1), ("main", 2)):
-        save(make_history(name, seed), tmp_path / f"{name}{seed}")
-    table = rows(printed(capsys, tmp_path))
-    assert table["seg_iou gain"] == ["-", "+0.0200"]  # one pair: no interval
-    assert "Δ MTL, %" not in table  # no reference for box and class
+def test_constants_that_differ_are_told(tmp_path, capsys):
+    for name, decay, more in (("alone", 0.2, {}), ("joint", 0.05, {"DROPOUT": 0.3})):
+        save(make_history(name, WEIGHT_DECAY=decay, **more), tmp_path / name)
+    text = printed(capsys, tmp_path)
+    assert "Not only the networks differ: WEIGHT_DECAY is 0.2 in alone; 0.05 in joint." in text
+    assert "DROPOUT" not in text and "WIDTHS" not in text  # not shared, and the same
 
 
-@pytest.mark.parametrize(("count", "quantile"), [(2, 12.706), (3, 4.303), (31, 2.042)])
-def test_the_interval_is_students(count, quantile):
-    """An oracle for the quantile: 97.5 % of the density of t lies below it."""
-    degrees = count - 1
-    t = torch.linspace(-quantile, quantile, 200_001, dtype=torch.float64)
-    density = torch.distributions.StudentT(float(degrees)).log_prob(t).exp()
-    assert torch.trapezoid(density, t).item() == pytest.approx(0.95, abs=1e-4)
-    differences = torch.arange(count, dtype=torch.float64)
-    mean, half = interval(differences)
-    assert mean == differences.mean()
-    assert half == pytest.approx(quantile * differences.std().item() / math.sqrt(count))
+def test_a_stopped_run_tells_what_it_has_reached(runs, tmp_path, capsys):
+    path = stop(make_history("joint"), tmp_path, 2)
+    line = "joint, seed 0: unfinished, epoch 2 of 4, validation values only."
+    text = printed(capsys, runs / "alone0", path)
+    assert line in text and rows(text)["outline_overlap"][1] == "-"
+    text = printed(capsys, runs / "alone0", tmp_path, "--split", "val", "--out", tmp_path / "o")
+    assert line in text and rows(text)["outline_overlap"] == ["0.5667", "0.2000"]
+    assert "expected a finished run" in printed(capsys, path, "--export", tmp_path / "x", code=2)
+    stop(make_history("joint"), tmp_path, 0)  # before the end of the first epoch
+    assert rows(printed(capsys, tmp_path, "--split", "val"))["outline_overlap"] == ["-"]
+    save(make_history("joint"), tmp_path)  # finished: the checkpoint beside it says no more
+    assert "unfinished" not in printed(capsys, tmp_path)
 
 
-def test_relative_gain_needs_every_task():
-    tasks = {"seg": {0: 1.0, 1: 2.0}, "bbox": {0: 4.0, 1: 5.0}, "bin": {1: -1.0}}
-    assert mean_gain(tasks) == {1: 2.0}
-    assert mean_gain({"seg": {0: 1.0}}) == {}
+def test_variants_of_a_script_are_told_apart(runs, tmp_path, capsys):
+    save(make_history("joint", WIDTHS=(1, 2)), tmp_path / "a")
+    table = rows(printed(capsys, runs / "joint0", tmp_path / "a"))
+    assert table[""] == ["joint (WIDTHS [8, 16])", "joint (WIDTHS [1, 2])"]
+    same = save(make_history("joint"), tmp_path / "b")
+    message = printed(capsys, runs / "joint0", same, code=2)
+    assert "expected one run of joint with seed 0 on its data, found another in" in message
+    table = rows(printed(capsys, runs / "joint0", f"new={same}", "--baseline", "new"))
+    assert table[""] == ["joint", "new"]
+    taught = save(make_history("joint") | {"weights_from": "x.pt"}, tmp_path / "c")
+    table = rows(printed(capsys, runs / "joint0", taught))
+    assert table[""] == ["joint", "joint (weights given)"]
 
 
-def test_nothing_is_relative_to_zero():
-    """A network that has only seen background has IoU 0."""
-    columns = {
-        name: {0: {"test": {"seg_iou": iou}}} for name, iou in (("baseline", 0.0), ("main", 0.5))
-    }
-    assert not any(relative_gains(columns, "test")["main"].values())
+@pytest.mark.parametrize("argument", ["a={}/lr=0.01", "lr=0.01={}/plain", "{}/lr=0.01"])
+def test_labels_and_paths_may_hold_an_equals_sign(tmp_path, capsys, argument):
+    for folder in ("lr=0.01", "plain"):
+        save(make_history("joint"), tmp_path / folder)
+    label = argument.split("={}")[0] if "={}" in argument else "joint"
+    assert rows(printed(capsys, argument.format(tmp_path)))[""] == [label]
 
 
-def test_relative_gains_by_hand(runs):
-    columns = compare.group(histories.find([str(runs)]))
-    gains = relative_gains(columns, "test")
-    assert gains["baseline"] == {}
-    assert gains["main"]["seg"] == pytest.approx({0: 1.25, 1: 100 * 0.02 / 0.82, 2: 0})
+def test_a_reader_that_goes_away_does_no_harm(runs, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as out:  # closing it flushes once more
+        monkeypatch.setattr(sys, "stdout", out)
+        assert compare.main([str(runs)]) == 0
+
+
+def test_a_narrow_encoding_is_no_riddle(runs, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert compare.main([f"Δ={runs / 'joint0'}"]) == 0
+    assert "|  | ? |" in out.buffer.getvalue().decode("cp1252")
+
+
+# ---- the text form ----
 
 
 def test_the_text_form_gives_the_same_table(runs, tmp_path, capsys):
     written = printed(capsys, "--export", tmp_path / "results", runs).split()
-    assert len(written) == 12 and written[-1].endswith("/main_seed2.json")
-    for split in ("test", "val"):
-        flags = ["--split", split]
+    assert len(written) == 6 and written[-1].endswith("/joint_seed1_fold0.json")
+    for flags in (["--split", "test"], ["--split", "val"], ["--all"]):
         assert printed(capsys, tmp_path / "results", *flags) == printed(capsys, runs, *flags)
-    text = (tmp_path / "results/main_seed0.json").read_text()
+    text = (tmp_path / "results/joint_seed0_fold0.json").read_text()
     assert "secret" not in text
-    assert json.loads(text) == histories.read(runs / "main_seed0/main_history.pt")
+    assert json.loads(text) == histories.read(runs / "joint0/joint_history.pt")
     assert printed(capsys, "--export", tmp_path / "results", runs).split() == written
 
 
-def test_a_long_run_stays_small(tmp_path):
-    history = make_history("main", 0)
-    for part in ("train", "val"):
-        history[part] = {k: [0.123456789] * 200 for k in history[part]}
-        history[part] |= {f"seg_more{i}": [0.123456789] * 200 for i in range(9)}
-    history["val"]["bbox_iou"][1] = math.nan
-    history["test"]["bbox_iou"] = math.nan
-    text = histories.to_json(histories.summarise(history))
-    assert len(text) < 12_000
-    assert json.loads(text, parse_constant=pytest.fail)["test"]["bbox_iou"] is None
+def test_data_without_folds_have_none_in_the_name(tmp_path, capsys):
+    path = save(make_history("joint", H5_SAVE_PATH="data/pets"), tmp_path)
+    assert printed(capsys, "--export", tmp_path, path).split() == [
+        str(tmp_path / "joint_seed0.json")
+    ]
+
+
+def test_a_long_run_stays_small():
+    """500 test images, ten metrics with scattered numerators, 250 epochs."""
+    history, random = make_history("joint"), torch.Generator().manual_seed(0)
+    names = [f"m{i}" for i in range(10)]
+    history["tasks"] = {"outline": TASKS["outline"] | {"metrics": names, "primary": "m0"}}
+    history["data"]["test"], history["test_lines"] = 500, list(range(500))
+    scores = torch.rand(10, 500, 1, generator=random, dtype=torch.float64)
+    history["test_rows"] = {
+        f"outline_{n}": torch.cat([score, torch.ones(500, 1)], 1)
+        for n, score in zip(names, scores, strict=True)
+    }
+    history["seconds"] = [1.23456] * 250
+    history["train"] = {"outline_loss": [0.123456] * 250, "outline_weight": [1.0] * 250}
+    history["val"] = {f"outline_{n}": [0.123456] * 250 for n in names}
+    history["test"]["outline_m0"] = math.nan
+    summary = histories.summarise(history)
+    text = histories.to_json(summary)
+    assert len(text) < 60_000
+    assert json.loads(text, parse_constant=pytest.fail)["test"]["outline_m0"] is None
+    kept = histories.rows(summary, ["outline_m3"])
+    assert kept.shape == (500, 1, 2)
+    assert np.allclose(kept[:, 0], history["test_rows"]["outline_m3"], atol=5.1e-6)
 
 
 def test_export_overwrites_no_other_run(runs, tmp_path, capsys):
-    printed(capsys, "--export", tmp_path, runs / "main_seed0")
-    before = (tmp_path / "main_seed0.json").read_bytes()
-    other = save(make_history("main", 0, WIDTHS=(1, 2)), tmp_path / "other")
+    printed(capsys, "--export", tmp_path, runs / "joint0")
+    file = tmp_path / "joint_seed0_fold0.json"
+    before = file.read_bytes()
+    other = save(make_history("joint", WIDTHS=(1, 2)), tmp_path / "other")
     message = printed(capsys, "--export", tmp_path, other, code=2)
-    assert "main_seed0.json: holds another run than" in message
+    assert f"{file.name}: holds another run than" in message
     message = printed(capsys, "--export", tmp_path / "new", other, runs, code=2)
-    assert "expected one run of main with seed 0, found another" in message
-    assert (tmp_path / "main_seed0.json").read_bytes() == before
+    assert f"expected one run for {file.name}, found another" in message
+    assert file.read_bytes() == before
+
+
+# ---- the picture ----
 
 
 def test_out_writes_table_and_picture(runs, tmp_path, capsys):
-    table = printed(capsys, runs, "--out", tmp_path / "new")
+    with matplotlib.rc_context({"text.usetex": True}):  # a user's matplotlibrc
+        table = printed(capsys, runs, f"a $x$ b={runs / 'joint0'}", "--out", tmp_path / "new")
     assert (tmp_path / "new/compare.md").read_text() == table
-    picture = plt.imread(tmp_path / "new/compare.png")
+    picture = imread(tmp_path / "new/compare.png")
     assert picture.shape[1] > 800 and picture.std() > 0.05
 
 
-def test_a_network_that_does_not_segment_is_in_the_legend_all_the_same():
-    columns = {
-        name: {0: {"curves": {"val": val}}}
-        for name, val in (("main", {"seg_iou": [0.1, 0.3]}), ("boxes", {"bbox_iou": [0.2, 0.4]}))
-    }
-    axis = plt.figure().subplots()
-    curves.draw_curves(axis, columns)
-    assert axis.get_legend_handles_labels()[1] == ["main", "boxes"]
-    assert [len(line.get_xdata()) for line in axis.lines] == [2, 0]
-    plt.close()
+def test_the_forest_shows_the_gains_on_their_own_axis():
+    axis = Figure().subplots()
+    found = {"b": (0.01, -0.002, 0.03), "c": (-0.005, -0.02, 0.01)}
+    curves.draw_forest(axis, "outline_overlap", found, {"a": 0, "b": 0, "c": 0})
+    zero, *lines = [list(map(float, line.get_xdata())) for line in axis.lines]
+    assert zero == [0, 0]
+    assert lines == [[-0.002, 0.03], [0.01], [-0.02, 0.01], [-0.005]]
+    low, high = axis.get_xlim()
+    assert -0.04 < low < -0.02 and 0.03 < high < 0.05
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
 
+
+def test_the_curves_are_means_over_runs():
+    def column(*series):
+        return [
+            {"curves": {"val": {"outline_overlap": list(each)} if each else {}}} for each in series
+        ]
+
+    columns = {"two": column((0.1, 0.3, 0.5), (0.3, None)), "other": column(())}
+    axis = Figure().subplots()
+    curves.draw_curves(axis, columns, "outline_overlap")
+    assert axis.get_legend_handles_labels()[1] == ["two", "other"]  # also without such a task
+    assert axis.lines[0].get_ydata().tolist() == pytest.approx([0.2, 0.3, 0.5])
+    assert len(axis.lines[1].get_xdata()) == 0
+
+
+# ---- refusals ----
 
 DIFFERENCES = {
     "epochs": (lambda h: h["config"].update(EPOCHS=5), "EPOCHS = 5, not 4"),
@@ -216,18 +414,24 @@ DIFFERENCES = {
     "demo": (lambda h: h["config"].update(demo=True), "demo = True, not False"),
     "processes": (lambda h: h["config"].update(processes=2), "processes = 2, not 1"),
     "side": (lambda h: h.update(side=(96, 64)), "side = [96, 64], not [64, 96]"),
-    "data": (lambda h: h["data"].update(train=331), "train samples = 331, not 330"),
-    "fingerprint": (lambda h: h["data_fingerprint"].update(test="b"), "test data = b, not a"),
+    "train": (lambda h: h["data"].update(train=331), "train samples = 331, not 330"),
+    "labels": (lambda h: h["data_fingerprint"].update(train="x"), "train data = x, not train 0"),
+    "test": (
+        lambda h: h["data_fingerprint"].update(test="x"),
+        ", ".join(f"data with source line {line} = x, not test 0" for line in range(3)),
+    ),
+    "task": (
+        lambda h: h.update(tasks={"outline": TASKS["outline"] | {"primary": "exact"}}),
+        "task outline = ['exact', True, 'alone'], not ['overlap', True, 'alone']",
+    ),
 }
 
 
 def three_runs(folder, change):
-    """Paths of three runs, the last of which is changed; the first tells no fingerprint."""
+    """Paths of three runs, the last of which is changed."""
     paths = []
-    for place, (name, seed) in enumerate([("baseline", 0), ("main", 0), ("main", 1)]):
+    for place, (name, seed) in enumerate([("alone", 0), ("joint", 0), ("joint", 1)]):
         history = make_history(name, seed)
-        if place != 0:
-            history["data_fingerprint"] = {"train": "a", "val": "a", "test": "a"}
         if place == 2:
             change(history)
         paths.append(save(history, folder / str(place)))
@@ -240,19 +444,26 @@ def test_other_data_or_budgets_are_refused(tmp_path, capsys, case):
     paths = three_runs(tmp_path, change)
     assert printed(capsys, *paths[:2])
     message = printed(capsys, *paths, code=2)
-    assert message.startswith(f"compare.py: {paths[2]}: cannot be compared with ")
-    assert message.endswith(f"it has {how}\n")
-    if case not in ("data", "epochs", "batch"):  # the last two say it of the steps
+    assert message == f"compare.py: {paths[2]}: cannot be compared with {paths[0]}: it has {how}\n"
+    if case not in ("train", "labels", "epochs", "batch"):  # the last two say it of the steps
         assert printed(capsys, *paths, "--train-may-differ", code=2) == message
+
+
+def test_other_test_images_are_refused_where_no_source_lines_are_known(tmp_path, capsys):
+    for name, fold in (("alone", 0), ("joint", 1)):
+        save(make_history(name, 0, fold) | {"test_lines": None}, tmp_path / name)
+    message = printed(capsys, tmp_path, code=2)
+    expected = "joint: cannot be compared with alone: it has test data = test 1, not test 0\n"
+    assert message == f"compare.py: {expected}"
 
 
 def test_training_data_may_be_compared(tmp_path, capsys):
     def change(history):
         history["data"]["train"], history["data_fingerprint"]["train"] = 170, "b"
-        history["config"]["EPOCHS"] = 8  # of 5 steps, the other's are 4 of 10
+        history["config"]["EPOCHS"] = 8  # of 5 steps, the others have 4 of 10
 
     table = printed(capsys, *three_runs(tmp_path, change), "--train-may-differ")
-    assert "4 or 8 epochs, batches of 32, 330 or 170 train, 5 val, 7 test" in table
+    assert "4-8 epochs, batches of 32, 170-330 train, 5 val, 6 test" in table
 
 
 def test_training_data_may_differ_but_not_the_steps(tmp_path, capsys):
@@ -261,56 +472,78 @@ def test_training_data_may_differ_but_not_the_steps(tmp_path, capsys):
     assert message.endswith("it has training steps = 50, not 40\n")
 
 
-def test_variants_of_a_script_are_told_apart(runs, tmp_path, capsys):
-    save(make_history("main", 0, WIDTHS=(1, 2)), tmp_path / "a")
-    table = rows(printed(capsys, runs / "main_seed0", tmp_path / "a"))
-    assert table[""] == ["main (WIDTHS [8, 16])", "main (WIDTHS [1, 2])"]
-    same = save(make_history("main", 0), tmp_path / "b")
-    message = printed(capsys, runs / "main_seed0", same, code=2)
-    assert "expected one run of main with seed 0, found another in" in message
-    table = rows(printed(capsys, runs / "main_seed0", f"new={same}", "--baseline", "new"))
-    assert table[""] == ["main", "new"]
-    assert table["seg_iou gain"] == ["+0.0000", "-"]
-
-
 def test_mistakes_end_in_one_line(tmp_path, capsys):
     message = printed(capsys, tmp_path / "nowhere", code=2)
     assert "nowhere: expected a file or folder with *_history.pt" in message
     assert "found no such path" in message
+    assert "found no such path" in printed(capsys, f"a={tmp_path / 'nowhere'}", code=2)
     assert "found none" in printed(capsys, tmp_path, code=2)
-    for name, content in (("a_history.pt", b"x"), ("a_seed0.json", b"{"), ("b_seed0.json", b"[]")):
+    for name, content in (
+        ("a_history.pt", b"x"),
+        ("a_last.pt", b"x"),
+        ("a_seed0.json", b"{"),
+        ("b_seed0.json", b"[]"),
+    ):
         (tmp_path / name).write_bytes(content)
         message = printed(capsys, tmp_path / name, code=2)
         assert f"{name}: expected" in message and "found" in message
-    history = make_history("main", 0)
-    text = histories.to_json(histories.summarise(history) | {"test": None, "curves": 3})
-    (tmp_path / "c_seed0.json").write_text(text)
-    message = printed(capsys, tmp_path / "c_seed0.json", code=2)
-    assert message.endswith("found no test, curves in it\n")
-    summary = histories.summarise(history)
-    del summary["config"]["EPOCHS"]
-    (tmp_path / "d_seed0.json").write_text(histories.to_json(summary))
-    for flags in ((), ("--train-may-differ",)):
-        message = printed(capsys, tmp_path / "d_seed0.json", *flags, code=2)
-        assert message.endswith("found no EPOCHS in it\n")
-    del history["test"]
-    assert "found no test in it" in printed(capsys, save(history, tmp_path / "part"), code=2)
-    for change in ({"best_epoch": 9}, {"seconds": []}, {"config": {"EPOCHS": 1, "BATCH_SIZE": 0}}):
-        path = save(make_history("main", 0) | change, tmp_path / "part")
-        assert "found a damaged file (" in printed(capsys, path, code=2)
     (tmp_path / "file").write_text("in the way")
-    path = save(make_history("main", 0), tmp_path / "good")
+    path = save(make_history("joint"), tmp_path / "good")
     for flag in ("--out", "--export"):
         message = printed(capsys, path, flag, tmp_path / "file" / "out", code=2)
         assert f"{flag}: cannot make the folder" in message
 
 
+def test_damaged_histories_end_in_one_line(tmp_path, capsys):
+    summary = histories.summarise(make_history("joint"))
+    for place, (change, found) in enumerate((
+        ({"test": None, "curves": 3}, "found no test, curves in it\n"),
+        ({"config": {"BATCH_SIZE": 8}}, "found no EPOCHS in it\n"),
+        ({"rows": {"outline_overlap": [[1, 2], 3]}}, "found a damaged file ("),
+        ({"data_fingerprint": {}}, "found a damaged file ('test')"),
+    )):  # fmt: skip
+        (tmp_path / f"{place}_seed0.json").write_text(histories.to_json(summary | change))
+        assert found in printed(capsys, tmp_path / f"{place}_seed0.json", code=2)
+    old = {key: value for key, value in summary.items() if key not in ("tasks", "rows")}
+    (tmp_path / "old_seed0.json").write_text(histories.to_json(old))
+    message = printed(capsys, tmp_path / "old_seed0.json", code=2)
+    assert message.endswith("found no tasks, rows in it\n")
+    for change in ({"best_epoch": 9}, {"config": {"EPOCHS": 1, "BATCH_SIZE": 0}}):
+        path = save(make_history("joint") | change, tmp_path / "part")
+        assert "found a damaged file (" in printed(capsys, path, code=2)
+
+
+# ---- with real runs ----
+
+
 def test_histories_of_real_runs(finished, tmp_path, capsys):
-    """What the engine writes is what the tool reads, in both forms."""
+    """What the engine writes is what the tool reads, in all forms."""
     folders = list(finished.values())
-    table = printed(capsys, *folders)
+    table = printed(capsys, *folders, "--all")
     assert sorted(rows(table)[""]) == sorted(name.removeprefix("MTL_") for name in finished)
     assert printed(capsys, "--export", tmp_path, *folders)
-    assert printed(capsys, tmp_path) == table
-    record = history(finished["MTL_main"])
-    assert f"{record['test']['seg_iou']:.4f}" in table
+    assert printed(capsys, tmp_path, "--all") == table
+    record = torch.load(finished["MTL_main"] / "main_history.pt", weights_only=True)
+    column = rows(table)[""].index("main")
+    for task, entry in record["tasks"].items():
+        for metric in entry["metrics"]:
+            cell = rows(table)[f"{task}_{metric}"][column]
+            assert cell.split(" ")[0] == f"{record['test'][f'{task}_{metric}']:.4f}"
+    last = torch.load(finished["MTL_main"] / "main_last.pt", weights_only=True)
+    (tmp_path / "stopped").mkdir()
+    torch.save(last, tmp_path / "stopped/main_last.pt")
+    text = printed(capsys, tmp_path / "stopped", "--split", "val")
+    assert "main, seed 0: unfinished, epoch 3 of 3, validation values only." in text
+
+
+def test_minutes_to_a_quality(runs, tmp_path, capsys):
+    path = save(make_history("joint") | {"commit": "0123456789abcdef"}, tmp_path)
+    picture = str(tmp_path / "curve.png")
+    time_to_quality.main([str(path), str(runs / "deep0"), "--level", "0.3", "--out", picture])
+    lines = capsys.readouterr().out.splitlines()
+    # .1 and .2 in the first 40 s, .57 after 10 s more
+    assert lines[0] == "joint, seed 0, 64 x 96, commit 012345678: outline_overlap 0.8 min"
+    assert lines[1] == "deep, seed 0, 64 x 96: head_depth_mean_error 0.3 min"  # 0.1 at once
+    assert imread(picture).std() > 0
+    time_to_quality.main([str(path), "--level", "0.99"])
+    assert capsys.readouterr().out.endswith("outline_overlap not reached\n")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import COUNTS, draw
-from torch.utils.data import DataLoader
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, Subset, random_split
 from torchvision.transforms import v2
 
 from dataload import (
@@ -20,8 +21,10 @@ from dataload import (
     DataError,
     H5Dataset,
     affine_grid,
-    first,
+    check_splits,
     move_boxes,
+    near_duplicates,
+    thumbnails,
     warnings,
     write_split,
 )
@@ -54,12 +57,106 @@ def test_a_sample_has_the_documented_form(shared_data):
 def test_a_batch_is_its_samples(shared_data, memory_limit):
     dataset = H5Dataset("train", shared_data, memory_limit)
     assert dataset.in_memory == bool(memory_limit)
-    images, targets = dataset.batch([4, 0, 9])
+    images, targets = dataset[[4, 0, 9]]
     assert images.is_contiguous(memory_format=torch.channels_last)
     for row, index in enumerate([4, 0, 9]):
         image, target = H5Dataset("train", shared_data)[index]
         assert torch.equal(images[row], image)
         assert all(torch.equal(targets[task][row], target[task]) for task in target)
+
+
+WRAPPED = {
+    "plain": lambda dataset: dataset,
+    "subset": lambda dataset: Subset(dataset, range(12)),
+    "concatenated": lambda dataset: ConcatDataset(
+        [Subset(dataset, range(5)), Subset(dataset, range(5, 12))]
+    ),
+    "split": lambda dataset: ConcatDataset(
+        random_split(dataset, [7, 5], torch.Generator().manual_seed(0))
+    ),
+}
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_a_plain_loader_works_on_it_and_on_what_wraps_it(shared_data, wrapper, memory_limit):
+    wrapped = WRAPPED[wrapper](H5Dataset("train", shared_data, memory_limit))
+    batches = list(DataLoader(wrapped, batch_size=8))
+    assert [images.shape for images, _ in batches] == [(8, 3, 32, 32), (4, 3, 32, 32)]
+    images = torch.cat([images for images, _ in batches]).permute(0, 2, 3, 1)
+    labels = torch.cat([targets["bin"] for _, targets in batches])
+    boxes = torch.cat([targets["bbox"] for _, targets in batches])
+    drawn = draw(COUNTS["train"], 0)
+    pixels = torch.from_numpy(drawn[0])
+    order = [int((pixels == image).all((1, 2, 3)).nonzero()) for image in images]
+    assert sorted(order) == list(range(12))
+    assert (order == list(range(12))) == (wrapper != "split")
+    assert labels.tolist() == drawn[3][order].tolist()
+    torch.testing.assert_close(boxes, torch.from_numpy(drawn[2][order] / 32).float())
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+def test_numbers_that_are_no_samples(shared_data, memory_limit):
+    dataset = H5Dataset("train", shared_data, memory_limit)
+    for wrong in (12, -13, [3, 12], [0, -13], torch.tensor([12]), []):
+        with pytest.raises(IndexError):
+            dataset[wrong]
+    for wrong in (1.0, [0.5], "a", None):
+        with pytest.raises(TypeError):
+            dataset[wrong]
+    for last in (-1, 11, np.int64(-1), torch.tensor(11), [-1], np.array([11]), torch.tensor([-1])):
+        image = dataset[last][0]
+        assert torch.equal(image.view(3, 32, 32), dataset[11][0])
+
+
+def test_a_full_memory_is_not_the_files_fault(shared_data, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "concatenate", fail)
+    with pytest.raises(MemoryError):
+        H5Dataset("train", shared_data, memory_limit=0)[0]
+
+
+def test_a_split_moves_to_a_device(shared_data, data_folder):
+    breeds(data_folder, [3] * 12)
+    dataset = H5Dataset("train", data_folder)
+    assert dataset.to("meta") is dataset
+    images, targets = dataset[[0, 1]]
+    assert images.shape == (2, 3, 32, 32) and images.device.type == "meta"
+    assert {target.device.type for target in targets.values()} == {"meta"}
+    assert dataset.known["seg"].device.type == "cpu"
+    on_disk = H5Dataset("train", shared_data, memory_limit=0).to("meta")
+    assert on_disk[[0]][0].device.type == "cpu"
+
+
+def test_breeds_are_an_optional_target(data_folder, shared_data):
+    numbers = [0, 36, -1, np.nan] + [7] * 8
+    breeds(data_folder, np.array(numbers)[:, None])
+    dataset = H5Dataset("train", data_folder)
+    breed = dataset[[0, 1, 2, 3]][1]["breed"]
+    assert breed.dtype == torch.int64 and breed.tolist() == [0, 36, -1, -1]
+    assert dataset[1][1]["breed"].shape == () and dataset[1][1]["breed"] == 36
+    assert dataset.known["breed"].tolist() == [True, True, False, False] + [True] * 8
+    plain = H5Dataset("train", shared_data)
+    assert "breed" not in plain[0][1] and "breed" not in plain.known
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (np.arange(12, dtype=np.uint16) * 3, list(range(0, 36, 3))),
+        (np.arange(11), None),
+        (np.arange(12.0), None),
+        ("lines", None),
+        (None, None),
+    ],
+)
+def test_source_lines(data_folder, lines, expected):
+    with h5py.File(data_folder / "train" / "images.h5", "r+") as file:
+        if lines is not None:
+            file.attrs["source_lines"] = lines
+    assert H5Dataset("train", data_folder).source_lines == expected
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
@@ -68,10 +165,10 @@ def test_workers_read_the_same_from_disk(shared_data, context):
     dataset[0]  # opens and closes the files in this process first
     batches = [[0, 1, 2], [3, 4, 5], [11, 10, 9]]
     options = {"num_workers": 2, "multiprocessing_context": multiprocessing.get_context(context)}
-    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=first, **options)
+    loader = DataLoader(dataset, sampler=batches, batch_size=None, **options)
     for indices, (images, targets) in zip(batches, loader, strict=True):
-        assert torch.equal(images, dataset.batch(indices)[0])
-        assert torch.equal(targets["bbox"], dataset.batch(indices)[1]["bbox"])
+        assert torch.equal(images, dataset[indices][0])
+        assert torch.equal(targets["bbox"], dataset[indices][1]["bbox"])
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.uint8, np.int16])
@@ -93,9 +190,81 @@ def test_unknown_labels(data_folder):
     labels[:2] = -1, np.nan
     rewrite(data_folder, "bboxes", boxes)
     rewrite(data_folder, "binary", labels)
-    _, targets = H5Dataset("train", data_folder).batch(range(4))
+    _, targets = H5Dataset("train", data_folder)[range(4)]
     assert targets["bbox"].isnan().all(1).tolist() == [False, False, True, False]
     assert targets["bin"].tolist() == [-1, -1, 0, 1]
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+@pytest.mark.parametrize(("dtype", "unknown"), [("u1", 255), ("f4", 255), ("f8", np.nan)])
+def test_unknown_pixels(data_folder, dtype, unknown, memory_limit):
+    masks = draw(COUNTS["train"], 0)[1].astype(dtype)
+    expected = masks[..., 0].astype(np.uint8)
+    for where in (1, (slice(4, 6), 3), (7, 0, 0)):  # a whole mask, a row of two, a pixel
+        masks[where], expected[where] = unknown, 255
+    rewrite(data_folder, "masks", masks)
+    dataset = H5Dataset("train", data_folder, memory_limit)
+    assert np.array_equal(dataset[range(12)][1]["seg"][:, 0].numpy(), expected)
+    assert dataset.known["seg"].tolist() == [i != 1 for i in range(12)]
+    assert dataset.known["bbox"].all() and dataset.known["bin"].all()
+
+
+def test_known(data_folder):
+    _, _, boxes, labels = draw(COUNTS["train"], 0)
+    boxes[2], labels = np.nan, labels.astype(float)
+    labels[:2] = -1, np.nan
+    rewrite(data_folder, "bboxes", boxes)
+    rewrite(data_folder, "binary", labels)
+    known = H5Dataset("train", data_folder).known
+    assert known["bbox"].tolist() == [i != 2 for i in range(12)]
+    assert known["bin"].tolist() == [i > 1 for i in range(12)]
+
+
+def test_written_splits_are_read_as_they_were(tmp_path):
+    images, masks, boxes, labels = draw(3, 0)
+    masks[1], masks[2, 0] = 255, 255
+    names = ("Kätzchen", "犬")
+    lines = {"source_lines": np.arange(3)}
+    write_split(tmp_path / "train", images, masks, boxes, labels, names, lines, breeds=[5, -1, 36])
+    dataset = H5Dataset("train", tmp_path)
+    assert torch.equal(dataset.masks, torch.from_numpy(masks[..., 0]))
+    assert dataset.class_names == names and dataset.source_lines == [0, 1, 2]
+    assert dataset.breeds.tolist() == [5, -1, 36]
+    with h5py.File(tmp_path / "train" / "binary.h5") as file:  # no heap that could be damaged
+        assert file["binary"].attrs.get_id("class_names").dtype.kind == "S"
+
+
+CHANGES = {
+    "pixel": ("images", (11, 31, 31, 2), 7),
+    "mask": ("masks", (6, 0, 0, 0), 255),
+    "box": ("bboxes", (5, 0), 0.25),
+    "no box": ("bboxes", 5, np.nan),
+    "label": ("binary", 9, 0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_fingerprint_sees_every_value(data_folder, change):
+    before = H5Dataset("train", data_folder).fingerprint()
+    assert before.startswith("12 samples of checksum ")
+    assert H5Dataset("train", data_folder, memory_limit=0).fingerprint() == before
+    name, position, value = CHANGES[change]
+    arrays = dict(zip(("images", "masks", "bboxes", "binary"), draw(12, 0), strict=True))
+    array = arrays[name].astype(np.float64)
+    rewrite(data_folder, name, array)
+    assert H5Dataset("train", data_folder).fingerprint() == before  # whatever the dtype
+    array[position] = value
+    rewrite(data_folder, name, array)
+    assert H5Dataset("train", data_folder).fingerprint() != before
+    assert H5Dataset("train", data_folder, memory_limit=0).fingerprint() != before
+
+
+def test_a_fingerprint_covers_the_breeds(data_folder):
+    prints = {H5Dataset("train", data_folder).fingerprint()}
+    for last in (1, 2):
+        breeds(data_folder, [0] * 11 + [last])
+        prints.add(H5Dataset("train", data_folder).fingerprint())
+    assert len(prints) == 3
 
 
 def test_read_only_folder_stays_as_it_is(data_folder):
@@ -155,6 +324,21 @@ def virtual(folder):
         file.create_virtual_dataset("masks", layout)
 
 
+def blosc(folder):
+    """A chunk that says it went through a filter of which HDF5 has no copy."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((12, 32, 32, 3))
+    properties.set_filter(32999, h5py.h5z.FLAG_OPTIONAL, (2, 2, 1))
+    with h5py.File(folder / "train" / "images.h5", "w") as file:
+        space = h5py.h5s.create_simple((12, 32, 32, 3))
+        dataset = h5py.h5d.create(file.id, b"images", h5py.h5t.NATIVE_UINT8, space, properties)
+        dataset.write_direct_chunk((0, 0, 0, 0), b"compressed")
+
+
+def breeds(folder, numbers):
+    rewrite(folder, "breeds", numbers)
+
+
 def no_values(folder):
     with h5py.File(folder / "train" / "binary.h5", "w") as file:
         file["binary"] = h5py.Empty("f4")
@@ -183,13 +367,12 @@ COMPLAINTS = {
         "images.h5.*0-255, found nan in sample 7",
     ),
     "too big": (damaged("images", put(8, 256)), "images.h5.* found 256.0 in sample 8"),
-    "scaled": (damaged("images", lambda a: a / a.max()), "images.h5.*values 0-1; multiply by 255"),
     "negative": (damaged("images", put(0, -1)), "images.h5.* found -1.0 in sample 0"),
     "mask of 2": (
         damaged("masks", put(4, 2)),
-        "masks.h5: expected values 0-1, found 2.0 in sample 4",
+        "masks.h5: expected 0, 1 or 255, found 2.0 in sample 4",
     ),
-    "soft mask": (damaged("masks", put(4, 0.4)), "masks.h5: expected values 0 or 1, found 0.4 in"),
+    "soft mask": (damaged("masks", put(4, 0.4)), "masks.h5: expected 0, 1 or 255, found 0.4 in"),
     "inverted": (damaged("bboxes", put(5, [9, 1, 3, 8])), "bboxes.h5.*in sample 5"),
     "no area": (damaged("bboxes", put(5, [3, 1, 3, 8])), "bboxes.h5.*in sample 5"),
     "no area in float32": (damaged("bboxes", put(5, [3, 1, 3 + 1e-9, 8])), "bboxes.h5.* sample 5"),
@@ -215,7 +398,19 @@ COMPLAINTS = {
         lambda f: declare(f, "bboxes", 10**9, chunks=None),
         r"bboxes.h5: expected values for all of \(1000000000, 4\), found some never written",
     ),
-    "values elsewhere": (virtual, "masks.h5: expected values for all .* found some never written"),
+    "values elsewhere": (
+        virtual,
+        "masks.h5: expected the values in the file itself, found a virtual .* in 'gone.h5'",
+    ),
+    "missing filter": (
+        blosc,
+        r"images.h5: expected a filter of HDF5's \(or pip install hdf5plugin\), found number 32999",
+    ),
+    "breed 37": (
+        lambda f: breeds(f, [37] + [-1] * 11),
+        "breeds.h5: expected 0-36, -1 or NaN, found 37.0 in sample 0",
+    ),
+    "breeds too few": (lambda f: breeds(f, [1]), r"breeds.h5: expected \(12, 1\), found \(1,\)"),
     "no values": (no_values, "binary.h5: expected real numbers, found shape None of dtype float32"),
 }
 
@@ -249,9 +444,9 @@ def test_damage_that_shows_when_read_is_one_line(data_folder, num_workers):
         H5Dataset("train", data_folder)
     dataset = H5Dataset("train", data_folder, memory_limit=0)
     batches = [[0, 1], [6, 7], [8, 9]]
-    options = {"num_workers": num_workers, "collate_fn": first}
+    options = {"num_workers": num_workers, "batch_size": None}
     with pytest.raises(DataError) as error:
-        list(DataLoader(dataset, batch_sampler=batches, **options))
+        list(DataLoader(dataset, sampler=batches, **options))
     assert str(error.value).startswith(f"{data_folder}/train/images.h5: not a readable HDF5 file (")
     assert "\n" not in str(error.value)
 
@@ -290,24 +485,162 @@ def test_a_file_that_another_process_writes_is_read_or_refused(data_folder):
     assert len(H5Dataset("val", data_folder)) == 12
 
 
-@pytest.mark.parametrize("memory_limit", [0, 2**30])
-def test_warnings(data_folder, memory_limit):
-    def lines():
-        splits = {split: H5Dataset(split, data_folder, memory_limit) for split in COUNTS}
-        return list(warnings(splits))
+def opened(folder, memory_limit=2**30):
+    return {split: H5Dataset(split, folder, memory_limit) for split in COUNTS}
 
-    assert lines() == []
+
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+def test_pictures_of_another_split_are_a_warning(data_folder, memory_limit):
+    assert list(warnings(opened(data_folder, memory_limit))) == []
     images = draw(COUNTS["val"], 1)[0]
     images[3:] = draw(COUNTS["train"], 0)[0][7:9]
+    images[4] = images[4, :, ::-1]  # mirrored
     rewrite(data_folder, "images", images.astype(np.float64), split="val")
-    labels, names = [-1, 1, np.nan, 1, 1, 1, 1], ["cat", "dog"]
-    rewrite(data_folder, "binary", labels, split="test", attributes={"class_names": names})
-    shared, single = lines()
-    assert shared == (
-        f"{data_folder}/val/images.h5: expected images of this split alone, "
-        "found 2 that another has too, the first: sample 3 of val is sample 7 of train"
-    )
-    assert single == f"{data_folder}/test/binary.h5: expected both classes, found only 'dog'"
+    assert list(warnings(opened(data_folder, memory_limit))) == [
+        f"{data_folder}/val/images.h5: expected images of this split alone, found 2 that another "
+        "has too, or nearly so, the first: sample 3 of val is sample 7 of train"
+    ]
+
+
+UNLIKELY = {
+    "one class": (
+        lambda f: rewrite(
+            f, "binary", [-1, 1, np.nan] + [1] * 9, attributes={"class_names": ["cat", "dog"]}
+        ),
+        "binary.h5: expected both classes, found only 'dog'",
+    ),
+    "floats up to 1": (
+        damaged("images", lambda a: a / a.max()),
+        "images.h5: expected values 0-255, found none above 1",
+    ),
+    "integers up to 1": (
+        lambda f: rewrite(f, "images", (draw(12, 0)[0] > 90).astype("i2")),
+        "images.h5: expected values 0-255, found none above 1",
+    ),
+    "boxes as fractions": (
+        damaged("bboxes", lambda a: a / 32),
+        "bboxes.h5: expected boxes in pixels, found none beyond 1",
+    ),
+    "no boxes": (
+        damaged("bboxes", lambda a: a * np.nan),
+        "bboxes.h5: expected boxes, found none that is known",
+    ),
+    "no pet": (
+        damaged("masks", lambda a: a * 0),
+        "masks.h5: expected foreground, found no pixel of value 1",
+    ),
+    "pet as 255": (
+        damaged("masks", lambda a: a * 255),
+        "masks.h5: expected foreground, found no pixel of value 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKELY)
+def test_what_is_probably_a_mistake_is_a_warning(data_folder, case):
+    change, message = UNLIKELY[case]
+    change(data_folder)
+    assert list(warnings({"train": H5Dataset("train", data_folder)})) == [
+        f"{data_folder}/train/{message}"
+    ]
+
+
+def test_splits_that_fit_together(data_folder):
+    check_splits(opened(data_folder))
+
+
+def other_side(folder):
+    shutil.rmtree(folder / "val")
+    shutil.copytree(folder / "test", folder / "val")
+    count = COUNTS["test"]
+    rewrite(folder, "images", np.full((count, 32, 64, 3), 9), split="val")
+    rewrite(folder, "masks", np.ones((count, 32, 64)), split="val")
+
+
+def no_masks(split):
+    def change(folder):
+        rewrite(folder, "masks", np.full((COUNTS[split], 32, 32), 255), split=split)
+
+    return change
+
+
+TOGETHER = {
+    "sides": (
+        other_side,
+        r"val/images.h5: expected the side of .*/train/images.h5, \(32, 32\), found \(32, 64\)",
+    ),
+    "names": (
+        lambda f: rewrite(
+            f, "binary", draw(7, 2)[3], split="test", attributes={"class_names": ["red", "blue"]}
+        ),
+        "test/binary.h5: expected the class_names of .*/train/binary.h5, "
+        r"\('blue', 'red'\), found \('red', 'blue'\)",
+    ),
+    "breeds in train alone": (
+        lambda f: breeds(f, [0] * 12),
+        "val/breeds.h5: expected one like .*/train/breeds.h5",
+    ),
+    "breeds in val alone": (
+        lambda f: rewrite(f, "breeds", [0] * 5, split="val"),
+        "train/breeds.h5: expected one like .*/val/breeds.h5",
+    ),
+    "no masks to learn from": (
+        no_masks("train"),
+        "train/masks.h5: expected at least one sample of train that is known, found none",
+    ),
+    "no masks to test on": (
+        no_masks("test"),
+        "test/masks.h5: expected at least one sample of test that is known, found none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_splits_that_do_not_fit_together(data_folder, case):
+    change, message = TOGETHER[case]
+    change(data_folder)
+    with pytest.raises(DataError, match=message) as error:
+        check_splits(opened(data_folder))
+    assert "\n" not in str(error.value)
+
+
+def test_only_the_tasks_asked_for_must_be_known(data_folder):
+    no_masks("val")(data_folder)
+    check_splits(opened(data_folder), tasks=("bbox", "bin"))
+    rewrite(data_folder, "bboxes", np.full((5, 4), np.nan), split="val")
+    with pytest.raises(DataError, match=r"val/bboxes.h5: expected at least one sample of val"):
+        check_splits(opened(data_folder), tasks=("bbox", "bin"))
+
+
+def photo(seed, side=200):
+    """Something with large and small structures, as photos have: uint8 (side, side, 3)."""
+    random = np.random.default_rng(seed)
+    picture = np.zeros((side, side, 3))
+    for cells in (3, 6, 12, 24, 50):
+        noise = random.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
+        picture += np.asarray(Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC))
+    return (picture / 5).astype(np.uint8)
+
+
+def small(pictures):
+    pictures = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]
+    return torch.cat([thumbnails(picture[None]) for picture in pictures])
+
+
+def test_copies_are_near_duplicates_and_other_photos_are_not(tmp_path):
+    photos = [Image.fromarray(photo(seed)) for seed in range(300)]
+    copies = [
+        photos[7].resize((130, 90)),
+        photos[290].transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        photos[1].point(lambda value: value * 0.7 + 20),
+        photos[3].crop((4, 2, 199, 198)).resize((64, 64)),
+    ]
+    photos[4].save(tmp_path / "copy.jpg", quality=30)
+    copies.append(Image.open(tmp_path / "copy.jpg"))
+    found = list(near_duplicates(small(photos), small(copies)))
+    assert found == [(1, 2), (3, 3), (4, 4), (7, 0), (290, 1)]
+    blank = torch.full((2, 3, 16, 16), 9, dtype=torch.uint8)
+    assert list(near_duplicates(blank, blank)) == []
 
 
 NO_CHANGE = {
@@ -322,7 +655,7 @@ NO_CHANGE = {
 
 def augmented(dataset, **settings):
     augment = Augment(**NO_CHANGE | settings)
-    images, targets = dataset.batch(range(8))
+    images, targets = dataset[range(8)]
     generator = torch.Generator().manual_seed(3)
     return augment, images, targets, augment(images, targets, generator)
 
@@ -423,6 +756,60 @@ def test_images_and_masks_are_resized_together(shared_data):
     torch.testing.assert_close(*means, atol=3.0, rtol=0)
 
 
+MOVES = {"degrees": 40.0, "scale": (0.6, 1.4), "stretch": 1.3, "shift": 0.2}
+
+
+@pytest.mark.parametrize("side", [None, (24, 48)])
+def test_unknown_pixels_move_like_any_others(shared_data, side):
+    """Where only the discs are unknown, they arrive where discs of pet would."""
+    images, targets = H5Dataset("train", shared_data)[range(8)]
+    augment = Augment(**NO_CHANGE | MOVES)
+
+    def moved(masks):
+        generator = torch.Generator().manual_seed(1)
+        return augment(images, {**targets, "seg": masks}, generator, side)[1]["seg"]
+
+    pet = moved(targets["seg"])
+    assert pet.any() and torch.equal(moved(targets["seg"] * 255), pet * 255)
+
+
+def test_unknown_pixels_are_not_mixed_with_others(shared_data):
+    """Half of the pixels are unknown, the others all the same: no third value may come up."""
+    images, targets = H5Dataset("train", shared_data)[range(8)]
+    mask = torch.zeros(8, 1, 32, 32, dtype=torch.uint8)
+    mask[..., 16:] = 255
+    augment = Augment(**NO_CHANGE | MOVES)
+    targets["seg"] = mask
+    for side in (None, (20, 44)):
+        _, moved = augment(images, targets, torch.Generator().manual_seed(0), side)
+        assert set(moved["seg"].unique().tolist()) == {0, 255}
+    targets["seg"] = mask.clamp(min=1)  # and nothing from outside the frame
+    augment = Augment(**NO_CHANGE | {"degrees": 20.0, "scale": (1.5, 2.0)})
+    _, moved = augment(images, targets, torch.Generator().manual_seed(0))
+    assert set(moved["seg"].unique().tolist()) == {1, 255}
+
+
+def test_outside_the_frame_is_known_background(shared_data):
+    images, targets = H5Dataset("train", shared_data)[range(8)]
+    targets["seg"] = torch.full((8, 1, 32, 32), 255, dtype=torch.uint8)
+    expected = torch.nn.functional.pad(targets["seg"][..., :16, :16], (8, 8, 8, 8))
+    augment = Augment(**NO_CHANGE | {"scale": (0.5, 0.5)})
+    _, moved = augment(images, targets, torch.Generator().manual_seed(0))
+    assert torch.equal(moved["seg"], expected)
+
+
+def test_unknown_pixels_are_resized_as_such(shared_data):
+    images, targets = H5Dataset("train", shared_data)[range(8)]
+    blocks = torch.from_numpy(np.random.default_rng(0).choice([0, 1, 255], (8, 1, 8, 8)))
+    blocks = blocks.to(torch.uint8)
+    targets["seg"] = blocks.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    augment = Augment(**NO_CHANGE)
+    _, moved = augment(images, targets, torch.Generator().manual_seed(3), side=(16, 16))
+    expected = blocks.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    for got, mask in zip(moved["seg"], expected, strict=True):
+        assert torch.equal(got, mask) or torch.equal(got, mask.flip(-1))
+
+
 def test_boxes_by_hand():
     boxes = torch.tensor([[0.25, 0.5, 0.5, 0.75]]).repeat(4, 1)
     maps = torch.eye(3).repeat(4, 1, 1)
@@ -440,7 +827,7 @@ def test_boxes_by_hand():
 def test_a_box_follows_its_pixels(shared_data):
     """The box of a mapped disc agrees with torchvision's box of its mapped mask."""
     dataset = H5Dataset("train", shared_data)
-    images, targets = dataset.batch(range(8))
+    images, targets = dataset[range(8)]
     boxes = [
         torch.cat([m.nonzero().flip(1).min(0)[0], m.nonzero().flip(1).max(0)[0] + 1])
         for m in targets["seg"][:, 0]

@@ -8,19 +8,20 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
-from engine.loop import evaluate
 from running import ROOT, SCRIPTS, TINY, Process, history, is_like, load, run, same
 
 import engine.run
+import engine.tasks
 import MTL_main
 from dataload import DataError, H5Dataset
+from engine.evaluation import evaluate, values
 from engine.processes import Processes, StopSignals
-from MTL_Utils import ratios
 
 EPOCHS = ["--epochs", "4"]  # of 3 steps each
 
@@ -76,7 +77,7 @@ def dump_average(path):
     original = engine.run.Run._finish
 
     def finish(self):
-        torch.save(self.average.state_dict(), path)
+        torch.save(self.trainer.average.state_dict(), path)
         original(self)
 
     engine.run.Run._finish = finish
@@ -106,7 +107,7 @@ def test_metrics_count_every_sample_once(pair, shared_data, split, length):
     dataset = H5Dataset(split, shared_data)
     assert len(dataset) == length
     table = evaluate(network, dataset, MTL_main.TASKS, 4, Processes())
-    for name, value in ratios({k: pairs.sum(0) for k, pairs in table.items()}).items():
+    for name, value in values(MTL_main.TASKS, table).items():
         assert found[name] == pytest.approx(value, abs=0.01, nan_ok=True), name
 
 
@@ -128,7 +129,7 @@ def test_more_processes_than_samples(shared_data):
     table = evaluate(network, dataset, MTL_main.TASKS, 4, idle)
     alone = evaluate(network, dataset, MTL_main.TASKS, 4, Processes())
     assert table.keys() == alone.keys()
-    assert all(pairs.eq(1).all() for pairs in table.values())
+    assert all(pairs.eq(1).all() for each in table.values() for pairs in each.values())
 
 
 def signal_at(step, number):
@@ -148,7 +149,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(pair, shared_data, t
     prepares = (None, functools.partial(signal_at, 5, signal.SIGTERM))
     codes, printed = Pair(shared_data, tmp_path / "out", prepares=prepares).wait()
     assert codes == [128 + signal.SIGTERM] * 2
-    assert printed[0].endswith("stopped by signal 15; go on with --resume\n") and not printed[1]
+    assert printed[0].endswith("stopped by signal 15; continue with --resume\n") and not printed[1]
     assert load(tmp_path / "out" / "main_last.pt")["done"] == 2
     codes, printed = Pair(shared_data, tmp_path / "out", "--resume").wait()
     assert codes == [0, 0], printed
@@ -192,13 +193,13 @@ def lose_a_file():
 
 
 def bad_loss(step):
-    original, calls = MTL_main.TASKS["bin"].loss, []
+    original, calls = engine.tasks.BIN.loss, []
 
     def loss(output, target):
         calls.append(1)
         return original(output, target) * (torch.nan if len(calls) == step else 1)
 
-    MTL_main.TASKS["bin"] = MTL_main.TASKS["bin"]._replace(loss=loss)
+    engine.tasks.BIN = replace(engine.tasks.BIN, loss=loss)
 
 
 def full_disk():
@@ -311,10 +312,8 @@ def test_a_device_that_does_not_exist_is_refused():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU")
-def test_cuda_alone_is_the_gpu_of_this_process(monkeypatch):
+def test_cuda_alone_is_the_gpu_of_this_process():
     """set_device takes a device with a number only."""
-    for rank, found in ((None, "cuda:0"), ("3", "cuda:3")):
-        if rank:
-            monkeypatch.setenv("LOCAL_RANK", rank)
+    for environment, found in (({}, "cuda:0"), ({"LOCAL_RANK": "3"}, "cuda:3")):
         with pytest.raises(engine.run.UserError, match=rf"found {found} \("):
-            Processes().use("cuda")
+            Processes(environment).use("cuda")

@@ -1,7 +1,6 @@
 """What a run tells: to a terminal, to a log, with --quiet; its CSV and TensorBoard twins."""
 
 import csv
-import importlib
 import io
 import os
 import pty
@@ -13,13 +12,15 @@ import types
 
 import pytest
 import torch
-from engine.cli import UserError, constants
+from running import ROOT
 
 import engine
 from engine.report import Report, save_csv, summary_writer
 from engine.report import test_table as table_of  # else pytest takes it for a test
+from engine.settings import UserError
+from engine.tasks import BBOX, SEG
 
-FLAGS = ["--device=cpu", "--epochs=2", "--batch-size=4", "--size=1", "--widths", *"8888"]
+FLAGS = ["--device=cpu", "--epochs=2", "--batch-size=4", "--units=1", "--widths", *"8888"]
 
 
 class Writer:
@@ -52,14 +53,9 @@ def fake_tensorboard(monkeypatch):
 
 
 def run(data, out, *flags):
-    """Run MTL_main in this process; its constants are as before afterwards."""
-    module = importlib.import_module("MTL_main")
-    before = constants(module)
-    try:
-        paths = ["--h5-save-path", str(data), "--file-save-path", str(out)]
-        engine.main("MTL_main", [*paths, *FLAGS, *flags])
-    finally:
-        vars(module).update(before)
+    """Run MTL_main in this process."""
+    paths = ["--h5-save-path", str(data), "--file-save-path", str(out)]
+    engine.main(ROOT / "MTL_main.py", [*paths, *FLAGS, *flags])
 
 
 def test_a_log_has_one_line_per_epoch_and_tells_all(shared_data, tmp_path, capfd, fake_tensorboard):
@@ -170,10 +166,17 @@ def test_tensorboard_that_is_not_installed_is_refused_before_training(
         summary_writer()
 
 
+TASKS = {"seg": SEG, "bbox": BBOX}
 HISTORY = {
     "best_epoch": 1,
-    "train": {"seg_loss": [0.5]},
-    "val": {"seg_loss": [0.6], "seg_iou": [0.25], "bbox_iou": [float("nan")]},
+    "tasks": {"seg": {}, "bbox": {}},
+    "train": {"seg_loss": [0.5], "bbox_loss": [0.75], "seg_known": [8], "bbox_known": [4]},
+    "val": {
+        "seg_loss": [0.6],
+        "bbox_loss": [float("nan")],
+        "seg_iou": [0.25],
+        "bbox_iou": [float("nan")],
+    },
     "seconds": [30.0],
     "test": {"seg_loss": 0.1, "seg_iou": 0.123456, "bbox_iou": float("nan")},
     "data": {"test": 9},
@@ -181,9 +184,10 @@ HISTORY = {
 
 
 def test_the_epoch_line_by_hand(capsys):
-    Report(epochs=121).epoch(HISTORY, rate=99.6)
+    Report(121, TASKS).epoch(HISTORY, rate=99.6)
     assert capsys.readouterr().err == (
-        "epoch 1/121: train loss seg 0.500; val loss seg 0.600; seg iou 0.250 bbox iou nan, "
+        "epoch 1/121: train loss seg 0.500 bbox 0.750 (known: 8 seg, 4 bbox); "
+        "val loss seg 0.600 bbox nan; seg iou 0.250 bbox iou nan, "
         "best so far; 100 images/s, 30.0 s, 1:00:00 left\n"
     )
 
@@ -195,7 +199,7 @@ def test_the_table_by_hand():
 
 
 def test_the_time_left_goes_by_the_typical_epoch():
-    report = Report(epochs=10)
+    report = Report(10, TASKS)
     assert report._left(0.5, a_whole_epoch=20) == "03:10"
     report.seconds = [100.0, 10.0, 10.0]  # the first one was slow, as compilation makes it
     assert report._left(3.5, a_whole_epoch=99) == "01:05"
@@ -203,7 +207,7 @@ def test_the_time_left_goes_by_the_typical_epoch():
 
 def test_only_one_process_speaks(capsys, fake_tensorboard, tmp_path):
     Writer.made = None
-    report = Report(epochs=2, speaks=False, tensorboard=True)
+    report = Report(2, TASKS, speaks=False, tensorboard=True)
     report.start(tmp_path, 0)
     report.epoch(HISTORY, rate=1.0)
     report.warn("unheard")
@@ -212,7 +216,7 @@ def test_only_one_process_speaks(capsys, fake_tensorboard, tmp_path):
 
 
 def test_a_resumed_run_replaces_the_scalars_after_its_checkpoint(fake_tensorboard, tmp_path):
-    Report(epochs=9, tensorboard=True).start(tmp_path, done=4)
+    Report(9, TASKS, tensorboard=True).start(tmp_path, done=4)
     assert Writer.made.purge_step == 5
 
 

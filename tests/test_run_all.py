@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.cli import constants
 
 import MTL_main
+from engine.settings import constants
 from tools import run_all
 
 ROOT = Path(__file__).resolve().parent.parent

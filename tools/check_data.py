@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.cli import Parser
+from engine.settings import Parser
 
 from dataload import SPLITS, H5Dataset, split_arrays, warnings
 from h5array import DataError, read_boxes, read_labels

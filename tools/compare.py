@@ -1,6 +1,7 @@
-"""Compare finished runs, scripts x seeds: one Markdown table, and one picture.
+"""Compare runs, scripts x seeds x folds: one Markdown table, and one picture.
 
     python tools/compare.py runs/128                      the table on stdout
+    python tools/compare.py runs/128 --all                with all metrics, not only primary ones
     python tools/compare.py runs/128 --out docs           also docs/compare.md and docs/compare.png
     python tools/compare.py runs/128 --split val          values of the best epoch, for choosing
     python tools/compare.py runs/128 --export results/128 one small text file for each run
@@ -8,43 +9,45 @@
     python tools/compare.py dwa=runs/a fixed=runs/b       runs of one script that are told apart
 
 Folders are searched to any depth. Runs of one name whose constants differ become columns of their
-own. Runs whose data or budget differ are refused: exit code 2 and one line that says how. With
---train-may-differ the training data may, as when images without a box are left out; then not the
-epochs but the steps must be the same.
+own; those whose test images differ are folds of one column. Runs whose data or budget differ are
+refused: exit code 2 and one line that says how. With --train-may-differ the training data may, as
+when images without a box are left out; then not the epochs but the steps must be the same.
 """
 
-import argparse
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import Parser, UserError
-
 from engine.artefacts import replacing
+from engine.settings import Parser, UserError
 from tools import histories
 from tools.common import EXPERIMENTS, make_folder, run_tool
-from tools.comparison import markdown
+from tools.comparison import FREE, markdown, tested
 from tools.curves import save_picture
 
 SAME = (*histories.BUDGET, "demo", "processes")  # settings that must be the same for all runs
-FREE = ("SEED", "DEMO_EPOCHS")  # settings that make no variant
 
 
 def conditions(run, train_may_differ):
-    """{name: value} of what must be the same for all runs; without what a history does not tell."""
-    found = {key: run["config"].get(key) for key in SAME} | {"side": run["side"]}
+    """{(scope, name): value} of what must be the same, for all runs or for those of one fold."""
+    whole = {key: run["config"].get(key) for key in SAME} | {"side": run["side"]}
+    for task, entry in run["tasks"].items():
+        whole[f"task {task}"] = [entry[k] for k in ("primary", "higher_is_better", "reference")]
+    fold = {}
     if train_may_differ:
-        found["training steps"] = found.pop("EPOCHS") * histories.steps_per_epoch(run)
-    for split, count in run["data"].items():
-        if split != "train" or not train_may_differ:
-            found[f"{split} samples"] = count
-            found[f"{split} data"] = (run.get("data_fingerprint") or {}).get(split)
-    return {key: value for key, value in found.items() if value is not None}
+        fold["training steps"] = whole.pop("EPOCHS") * histories.steps_per_epoch(run)
+    for split in [split for split in run["data"] if split != "train" or not train_may_differ]:
+        fold[f"{split} samples"] = run["data"][split]
+        fold[f"{split} data"] = run["data_fingerprint"].get(split)
+    test = fold.pop("test data")
+    whole |= {f"data with source line {line}": test for line in run["test_lines"] or ()}
+    return {("", k): v for k, v in whole.items()} | {(test, k): v for k, v in fold.items()}
 
 
 def refuse_different(runs, train_may_differ):
-    """Refuse runs whose data or budget differ.
+    """Refuse runs whose data or budget differ, and folds that share a test image.
 
     Args:
         runs: [(path, summary)].
@@ -55,32 +58,32 @@ def refuse_different(runs, train_may_differ):
     known = {}
     for path, run in runs:
         found = conditions(run, train_may_differ)
-        differ = {key: v for key, v in found.items() if known.get(key, (path, v))[1] != v}
+        differ = [key for key, v in found.items() if known.get(key, (path, v))[1] != v][:3]
         if differ:
-            other = known[next(iter(differ))][0]
-            how = ", ".join(f"{key} = {v}, not {known[key][1]}" for key, v in differ.items())
+            other = known[differ[0]][0]
+            how = ", ".join(f"{k[1]} = {found[k]}, not {known[k][1]}" for k in differ)
             raise UserError(f"{path}: cannot be compared with {other}: it has {how}")
         known = {key: (path, value) for key, value in found.items()} | known
 
 
 def group(runs):
-    """{column: {seed: summary}} in the order of EXPERIMENTS, then of appearance.
+    """{column: [summary]} in the order of EXPERIMENTS, then of appearance.
 
     Raises:
-        UserError: two runs have the same name, settings and seed.
+        UserError: two runs have the same name, settings, seed and data.
     """
     columns, paths = {}, {}
     for path, run in sorted(runs, key=lambda pair: _place(pair[1]["name"])):
         label = _label(run, [other for _, other in runs if other["name"] == run["name"]])
-        key = label, run["seed"]
+        key = label, run["seed"], histories.test_set(run)
         if key in paths:
             raise UserError(
-                f"{path}: expected one run of {label} with seed {run['seed']}, found another in "
-                f"{paths[key]}; tell them apart with LABEL=FOLDER"
+                f"{path}: expected one run of {label} with seed {run['seed']} on its data, found "
+                f"another in {paths[key]}; tell them apart with LABEL=FOLDER"
             )
         paths[key] = path
-        columns.setdefault(label, {})[run["seed"]] = run
-    return {label: dict(sorted(seeds.items())) for label, seeds in columns.items()}
+        columns.setdefault(label, []).append(run)
+    return columns
 
 
 def _place(name):
@@ -89,11 +92,34 @@ def _place(name):
 
 def _label(run, namesakes):
     """The name, and the settings in which it differs from others of its name."""
-    config = run["config"]
-    names = {name: None for other in namesakes for name in other["config"] if name not in FREE}
-    differ = [n for n in names if any(o["config"].get(n) != config.get(n) for o in namesakes)]
-    settings = ", ".join(f"{name} {config.get(name)}" for name in differ)
+    ours, *others = (
+        {k: v for k, v in r["config"].items() if k.isupper() and k not in FREE}
+        | ({"weights": "given"} if r["weights_from"] else {})
+        for r in (run, *namesakes)
+    )
+    differ = [k for k, v in ours.items() if any(other.get(k) != v for other in others)]
+    settings = ", ".join(f"{name} {ours[name]}" for name in differ)
     return f"{run['name']} ({settings})" if settings else run["name"]
+
+
+def choose_baseline(wanted, columns):
+    """The column that gains are measured against: the wanted, a task's reference, or the first.
+
+    Raises:
+        UserError: it is not there, or a column has no test image in common with it.
+    """
+    if wanted and wanted not in columns:
+        raise UserError(f"--baseline: expected one of {', '.join(columns)}, found {wanted}")
+    tasks = [entry for column in columns.values() for entry in column[0]["tasks"].values()]
+    references = [entry["reference"] for entry in tasks if entry["reference"] in columns]
+    baseline = wanted or [*references, *columns][0]
+    ours = tested(columns[baseline])
+    for label, column in columns.items():
+        theirs = tested(column)
+        if ours and theirs and not ours.keys() & theirs.keys():
+            how = f"it has test data = {', '.join(theirs)}, not {', '.join(ours)}"
+            raise UserError(f"{label}: cannot be compared with {baseline}: {how}")
+    return baseline
 
 
 def compare(argv):
@@ -102,38 +128,43 @@ def compare(argv):
     runs = histories.find(options.runs)
     if options.export:
         folder = make_folder(options.export, "--export")
-        for path in histories.export(runs, folder):
-            print(path)
+        say("".join(f"{path}\n" for path in histories.export(runs, folder)))
         return
     refuse_different(runs, options.train_may_differ)
     columns = group(runs)
-    if options.baseline not in columns and options.baseline != EXPERIMENTS[0]:
-        raise UserError(
-            f"--baseline: expected one of {', '.join(columns)}, found {options.baseline}"
-        )
-    table = markdown(columns, options.split, options.baseline)
-    print(table, end="")
+    baseline = choose_baseline(options.baseline, columns)
+    table = markdown(columns, options.split, baseline, options.all)
     if options.out:
         folder = make_folder(options.out, "--out")
         with replacing(folder / "compare.md") as temporary:
             temporary.write_text(table, encoding="utf-8")
-        save_picture(folder / "compare.png", columns, options.split)
+        save_picture(folder / "compare.png", columns, options.split, baseline)
         print(f"written to {folder}: compare.md and compare.png", file=sys.stderr)
+    say(table)
+
+
+def say(text):
+    """Print; what the terminal cannot show becomes ?, and a reader that goes away does no harm."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+    except BrokenPipeError:  # as from `| head`; without this Python complains again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(argv):
     """The options; a wrong one ends the process with code 2."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser("compare.py", None, __doc__, formatter_class=formatter, allow_abbrev=False)
+    parser = Parser("compare.py", __doc__)
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUNS", help="[LABEL=] file or folder of finished runs")
+    add("runs", nargs="+", metavar="RUNS", help="[LABEL=] file or folder of runs")
     add("--split", choices=("test", "val"), default="test", help="which values (test)")
-    add("--baseline", default=EXPERIMENTS[0], help=f"of the gains ({EXPERIMENTS[0]})")
+    add("--baseline", metavar="COLUMN", help="of the gains (a task's reference, or the first)")
+    add("--all", action="store_true", help="all metrics, not the primary ones only")
     help_text = "only val and test and the number of training steps must be the same"
     add("--train-may-differ", action="store_true", help=help_text)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", metavar="FOLDER", help="also write compare.md and compare.png")
-    target.add_argument("--export", metavar="FOLDER", help="only write NAME_seedK.json of each run")
+    target.add_argument("--export", metavar="FOLDER", help="only write a small file of each run")
     return parser.parse_args(argv)
 
 

@@ -1,174 +1,234 @@
-"""The table of a comparison: means, spreads, and gains paired by seed."""
+"""The table of a comparison: values pooled over test images, and gains on the same images.
 
-import math
+A column is a list of summaries (tools/histories.py): runs of one script that differ in seed and
+fold. An estimate is an array (1 + RESAMPLES,): the value itself, then what it would be on other
+images, drawn with replacement from those there are, the same for all estimates of a table.
+"""
+
+import json
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from tools.histories import BUDGET
+from tools.histories import parts, rows, test_set
 
-MAIN_METRICS = {"seg": "seg_iou", "bbox": "bbox_iou", "bin": "bin_accuracy"}  # higher is better
-REFERENCES = {"seg": "baseline", "bbox": "ablation_bbox", "bin": "ablation_bin"}
-T_QUANTILES = (  # 97.5 % of Student's t for 1, 2, ... degrees of freedom
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+RESAMPLES = 4000
+FEWEST = 5  # of fewer images or runs an interval would say nothing
+FREE = ("SEED", "DEMO_EPOCHS")  # constants that make no variant of a script
 BLANK = "-"
+COSTS = {  # title: key of a summary, format
+    "minutes": ("minutes", ".1f"),
+    "images/s": ("images_per_second", ".0f"),
+    "parameters": ("parameters", ",.0f"),
+    "GFLOP per image": ("gflop", ".2f"),
+    "best epoch": ("best_epoch", ".0f"),
+}
+INTERVALS = {
+    "test": "Test split. Values are pooled over the test images of all folds; an image tested with "
+    "several seeds counts once, with the mean of its numerators and denominators. [low, high] is a "
+    f"95 % percentile bootstrap over the test images ({RESAMPLES} resamples, the same for all "
+    "columns). It covers the choice of the test images only. Training images, seeds and the split "
+    "into folds are averaged over where there are several, but their spread is not in it.",
+    "val": "Validation split at the best epoch, which is chosen on the same images. Values are "
+    f"means over runs. [low, high], from {FEWEST} runs on, is a 95 % percentile bootstrap over "
+    f"runs ({RESAMPLES} resamples): it covers seeds and folds, not the choice of images.",
+}
 
 
-def interval(differences):
-    """Mean of n paired differences, and half the width of its 95 % t interval (NaN for n = 1).
+class Metric(NamedTuple):
+    """What a row of the table measures.
 
-    Beyond 31 pairs the quantile of 30 degrees of freedom is kept, which is 4 % too wide at most.
+    Attributes:
+        name: TASK_METRIC, as histories call it.
+        reference: NAME of the task's single-task script, or None.
+        sign: 1, or -1 where lower is better.
+        pooled: the rows it is computed from; none where only its value for each run is known.
     """
-    differences = np.asarray(differences, float)
-    count = len(differences)
-    if count < 2:
-        return differences.mean(), math.nan
-    quantile = T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1]
-    return differences.mean(), quantile * differences.std(ddof=1) / math.sqrt(count)
+
+    name: str
+    task: str
+    reference: str | None
+    sign: int
+    pooled: tuple
 
 
-def values(seeds, split):
-    """{metric: {seed: value}} of one column, without losses and without what is not known."""
+def metrics(columns, split, everything=False):
+    """The primary metrics of all tasks, then, with `everything`, the others."""
+    runs = [run for column in columns.values() for run in column if not run["unfinished"]]
+    first, others = {}, {}
+    for task, entry in (item for column in columns.values() for item in column[0]["tasks"].items()):
+        tables = [run["rows"] for run in runs if task in run["tasks"]]
+        for metric in entry["metrics"]:
+            names = parts(task, entry, metric)
+            known = split == "test" and all(name in table for table in tables for name in names)
+            sign, pooled = 1 if entry["higher_is_better"] else -1, tuple(names) if known else ()
+            found = Metric(f"{task}_{metric}", task, entry["reference"], sign, pooled)
+            (first if metric == entry["primary"] else others).setdefault(found.name, found)
+    return [*first.values(), *(others.values() if everything else ())]
+
+
+def units(column, metric, split):
+    """{key: (N, parts, 2) numerators and denominators} of what columns are paired by.
+
+    A unit is the set of test images of a fold, with the mean over seeds. Where the rows of images
+    are not known it is a run, (fold, seed), with N = 1.
+    """
     found = {}
-    for seed, run in seeds.items():
-        for name, value in (run["test"] if split == "test" else run["best"]["val"]).items():
-            if value is not None and not name.endswith("_loss"):
-                found.setdefault(name, {})[seed] = value
-    return found
+    for run in column:
+        if metric.pooled:
+            if metric.pooled[0] in run["rows"]:
+                found.setdefault((test_set(run),), []).append(rows(run, metric.pooled))
+            continue
+        values = run["test"] if split == "test" else run["best"].get("val", {})
+        if values.get(metric.name) is not None:
+            found[test_set(run), run["seed"]] = [np.array([[[values[metric.name], 1.0]]])]
+    return {key: np.mean(tables, axis=0) for key, tables in found.items()}
 
 
-def gains(column, reference):
-    """Differences {seed: value} of two {seed: value}, over the seeds they share."""
-    return {seed: column[seed] - reference[seed] for seed in column if seed in reference}
+@lru_cache(maxsize=4)
+def draws(count):
+    """(1 + RESAMPLES, count): how often each image or run counts; in the first line once."""
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    return np.concatenate([np.ones((1, count)), drawn])
 
 
-def relative_gains(columns, split):
-    """{column: {task: {seed: percent}}} against the reference network of each task.
+def estimate(found, keys=None):
+    """The estimate over units, all or those of `keys`; NaN where nothing is known."""
+    table = np.concatenate([found[key] for key in sorted(found if keys is None else keys)])
+    sums = np.tensordot(draws(len(table)), table, axes=1)  # (1 + RESAMPLES, parts, 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = (sums[..., 0] / sums[..., 1]).mean(-1)
+    if len(table) < FEWEST:
+        ratios[1:] = np.nan
+    return ratios
 
-    Maninis et al. 2019 (arXiv:1904.08918), for metrics of which more is better: 100 (m - b) / b.
+
+def limits(found):
+    """Lower and upper limit of the 95 % interval of an estimate; NaN where there is none."""
+    known = found[1:][np.isfinite(found[1:])]
+    return tuple(np.percentile(known, (2.5, 97.5))) if len(known) else (np.nan, np.nan)
+
+
+def gain(columns, label, other, metric, split, relative=False):
+    """How much better a column is than another, an estimate over the images both have.
+
+    In percent of the other with `relative`; None for a column without the metric, or for itself.
     """
-    table = {label: values(seeds, split) for label, seeds in columns.items()}
-    found = {label: {} for label in columns}
-    for task, metric in MAIN_METRICS.items():
-        reference = table.get(REFERENCES[task], {}).get(metric, {})
-        for label, metrics in table.items():
-            difference = gains(metrics.get(metric, {}), reference)
-            if label != REFERENCES[task] and difference:
-                found[label][task] = {
-                    s: 100 * d / reference[s] for s, d in difference.items() if reference[s]
-                }
-    return found
+    if label == other or other not in columns:
+        return None
+    ours, theirs = (units(columns[name], metric, split) for name in (label, other))
+    shared = ours.keys() & theirs.keys()
+    if not shared:
+        return None
+    ours, theirs = estimate(ours, shared), estimate(theirs, shared)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return metric.sign * (ours - theirs) * (100 / theirs if relative else 1)
 
 
-def mean_gain(tasks):
-    """Delta MTL {seed: percent}, the mean over all tasks; empty unless each task has a gain."""
-    if set(tasks) != set(MAIN_METRICS):
-        return {}
-    shared = set.intersection(*(set(by_seed) for by_seed in tasks.values()))
-    return {seed: np.mean([tasks[task][seed] for task in tasks]) for seed in sorted(shared)}
+def delta_mtl(columns, label, split):
+    """Mean over a column's tasks of the relative gain over their references, in percent.
+
+    Maninis et al. 2019 (arXiv:1904.08918). None unless the columns hold all references.
+    """
+    tasks = columns[label][0]["tasks"]
+    chosen = [metric for metric in metrics(columns, split) if metric.task in tasks]
+    gains = [gain(columns, label, m.reference, m, split, relative=True) for m in chosen]
+    return None if any(found is None for found in gains) else np.mean(gains, axis=0)
 
 
-def markdown(columns, split, baseline):
-    """The table with a footnote.
+def shown(found, form=".4f"):
+    """'value [low, high]' of an estimate, without an interval where there is none, or BLANK."""
+    if found is None or not np.isfinite(found[0]):
+        return BLANK
+    low, high = limits(found)
+    return f"{found[0]:{form}}" + (f" [{low:{form}}, {high:{form}}]" if np.isfinite(low) else "")
+
+
+def markdown(columns, split, baseline, everything=False):
+    """The table with its footnotes, in ASCII but for the labels.
 
     Args:
-        columns: {label: {seed: summary}}.
+        columns: {label: [summary]}.
         split: "test", or "val" for the values of the best epoch.
-        baseline: the column that gains are measured against; there are none if it is not there.
+        baseline: the column that gains are measured against.
+        everything: all metrics, not only the primary ones.
     """
-    table = {label: values(seeds, split) for label, seeds in columns.items()}
-    rows = [("seeds", [", ".join(map(str, seeds)) for seeds in columns.values()])]
-    names = list(dict.fromkeys(name for metrics in table.values() for name in metrics))
-    for name in names:
-        rows.append((name, [spread(table[label].get(name, {})) for label in columns]))
-        reference = table.get(baseline, {}).get(name)
-        if reference and len(columns) > 1:
-            row = [
-                BLANK if label == baseline else gain(gains(table[label].get(name, {}), reference))
-                for label in columns
-            ]
-            rows.append((f"gain over {baseline}", row))
-    rows += relative_rows(columns, split) + cost_rows(columns)
-    lines = [("", list(columns)), ("---", ["---"] * len(columns)), *rows]
+    table = run_rows(columns)
+    for metric in metrics(columns, split, everything):
+        found = [units(column, metric, split) for column in columns.values()]
+        name = metric.name if metric.sign > 0 else f"{metric.name} (lower is better)"
+        table.append((name, [shown(estimate(each)) if each else BLANK for each in found]))
+        gains = [gain(columns, label, baseline, metric, split) for label in columns]
+        if any(found is not None for found in gains):
+            table.append((f"gain over {baseline}", [shown(found, "+.4f") for found in gains]))
+    delta = [shown(delta_mtl(columns, label, split), "+.2f") for label in columns]
+    if set(delta) != {BLANK}:
+        table.append(("delta MTL, %", delta))
+    for title, (key, form) in COSTS.items():
+        known = [[r[key] for r in column if r[key] is not None] for column in columns.values()]
+        table.append((title, [format(np.mean(each), form) if each else BLANK for each in known]))
+    lines = [("", list(columns)), ("---", ["---"] * len(columns)), *table]
     text = "".join(f"| {name} | {' | '.join(cells)} |\n" for name, cells in lines)
-    return text + "\n" + footnotes(columns, split, baseline) + "\n"
+    return text + "\n" + "\n".join(footnotes(columns, split, baseline)) + "\n"
 
 
-def relative_rows(columns, split):
-    """Rows of the relative gains by task and of their mean; none without references."""
-    relative = relative_gains(columns, split)
-    rows = []
-    for task, metric in MAIN_METRICS.items():
-        if any(task in tasks for tasks in relative.values()):
-            cells = [gain(tasks.get(task, {}), ".2f") for tasks in relative.values()]
-            rows.append((f"relative gain in {metric}, %", cells))
-    means = [mean_gain(tasks) for tasks in relative.values()]
-    if any(means):
-        rows.append(("Δ MTL, %", [gain(by_seed, ".2f") for by_seed in means]))
-    return rows
+def tested(column):
+    """{test set: number of images} of a column's finished runs."""
+    return {test_set(run): run["data"]["test"] for run in column if not run["unfinished"]}
 
 
-def cost_rows(columns):
-    """Rows of what the runs cost."""
-    kinds = (
-        ("minutes", "minutes", ".1f"),
-        ("images/s", "images_per_second", ".0f"),
-        ("parameters", "parameters", ",.0f"),
-        ("GFLOP per image", "gflop", ".2f"),
-        ("best epoch", "best_epoch", ".0f"),
-    )
-    rows = []
-    for title, key, form in kinds:
-        found = [[run.get(key) for run in seeds.values()] for seeds in columns.values()]
-        found = [[value for value in column if value is not None] for column in found]
-        rows.append((title, [format(np.mean(c), form) if c else BLANK for c in found]))
-    return rows
-
-
-def spread(by_seed):
-    """'mean ± sd' of {seed: value}."""
-    if not by_seed:
-        return BLANK
-    numbers = np.array(list(by_seed.values()))
-    deviation = f" ± {numbers.std(ddof=1):.4f}" if len(numbers) > 1 else ""
-    return f"{numbers.mean():.4f}{deviation}"
-
-
-def gain(by_seed, form=".4f"):
-    """'+mean [low, high]' of paired differences {seed: value}; without the interval for one."""
-    if not by_seed:
-        return BLANK
-    mean, half = interval(list(by_seed.values()))
-    limits = f" [{mean - half:+{form}}, {mean + half:+{form}}]" if math.isfinite(half) else ""
-    return f"{mean:+{form}}{limits}"
+def run_rows(columns):
+    """Rows that say which runs a column is made of."""
+    seeds = [", ".join(map(str, sorted({r["seed"] for r in c}))) for c in columns.values()]
+    folds = [len({test_set(run) for run in column}) for column in columns.values()]
+    images = [str(sum(tested(column).values())) for column in columns.values()]
+    several = [("folds", [str(count) for count in folds])] if max(folds) > 1 else []
+    return [("seeds", seeds), *several, ("test images", images)]
 
 
 def footnotes(columns, split, baseline):
-    """What the numbers are: split, budget, intervals and references."""
-    runs = [run for seeds in columns.values() for run in seeds.values()]
-    what = "Test split" if split == "test" else "Validation split at the best epoch"
-    counts = {name: dict.fromkeys(run["data"][name] for run in runs) for name in runs[0]["data"]}
-    data = ", ".join(f"{' or '.join(map(str, each))} {name}" for name, each in counts.items())
-    config = {key: dict.fromkeys(run["config"][key] for run in runs) for key in BUDGET}
-    epochs, batch = (" or ".join(map(str, config[key])) for key in BUDGET)
+    """Lines: what the numbers are, what the intervals cover, what else differs between columns."""
+    runs = [run for column in columns.values() for run in column]
+    epochs, batch = (_range(r["config"][key] for r in runs) for key in ("EPOCHS", "BATCH_SIZE"))
+    data = ", ".join(f"{_range(r['data'][name] for r in runs)} {name}" for name in runs[0]["data"])
     side = " x ".join(map(str, runs[0]["side"]))
-    lines = [
-        f"{what}: mean ± standard deviation over seeds. Budget: {epochs} epochs, "
-        f"batches of {batch}, {data} images of {side}."
-    ]
-    if baseline in columns and len(columns) > 1:
-        lines.append("Gains are paired by seed, with the 95 % t interval of their mean.")
-    if any(relative_gains(columns, split).values()):
-        references = ", ".join(f"{t} {name}" for t, name in REFERENCES.items())
-        lines.append(
-            "Relative gains and their mean over all tasks, Δ MTL, follow Maninis et al. 2019 "
-            f"(arXiv:1904.08918). References: {references}. No network has the box or the class "
-            "as its only task, so the smallest network with the task stands in."
-        )
-    lines.append(
-        "Minutes are of training and validation, images/s the training images by that time; "
-        "GFLOP are of a forward and backward pass."
+    yield INTERVALS[split]
+    references = ", ".join(f"{m.task} {m.reference}" for m in metrics(columns, split))
+    yield (
+        f"Budget of a run: {epochs} epochs, batches of {batch}, {data} images of {side}. Minutes "
+        "are of training and validation, images/s the training images by that time; GFLOP are of a "
+        f"forward and backward pass. A gain over {baseline} above 0 is better. Delta MTL (Maninis "
+        "et al. 2019, arXiv:1904.08918) is the mean relative gain in the primary metrics of a "
+        f"network's tasks over their references: {references}."
     )
-    return "\n".join(lines)
+    ours = tested(columns[baseline])
+    for label, column in columns.items():
+        for run in (run for run in column if run["unfinished"]):
+            yield f"{label}, seed {run['seed']}: {run['unfinished']}, validation values only."
+        theirs = tested(column)
+        if split == "test" and theirs and theirs.keys() != ours.keys():
+            shared = sum(count for images, count in theirs.items() if images in ours)
+            yield (
+                f"{label} has {sum(theirs.values())} test images, {baseline} has "
+                f"{sum(ours.values())}: gains are on the {shared} that both have."
+            )
+    yield from different_constants(columns)
+
+
+def different_constants(columns):
+    """Lines for constants that scripts share by name but not by value."""
+    found = {}
+    for label, column in columns.items():
+        for name, value in column[0]["config"].items():
+            if name.isupper() and name not in FREE:
+                found.setdefault(name, {}).setdefault(json.dumps(value), []).append(label)
+    for name, values in found.items():
+        if len(values) > 1:
+            each = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in values.items())
+            yield f"Not only the networks differ: {name} is {each}."
+
+
+def _range(numbers):
+    numbers = sorted(set(numbers))
+    return "-".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))

@@ -1,72 +1,79 @@
-"""The picture of a comparison: validation curves with bands, and bars of the main metrics."""
+"""The picture of a comparison: validation curves, and a forest plot of the paired differences."""
 
 from itertools import cycle
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from engine.artefacts import replacing
-from tools.comparison import MAIN_METRICS, values
+from tools.comparison import gain, limits, metrics
 
 STYLES = (  # colours of Okabe and Ito, told apart by all readers, and dashes for grey print
     *(("#0072B2", "-"), ("#E69F00", "--"), ("#009E73", "-."), ("#CC79A7", ":")),
-    *(("#D55E00", "-"), ("#56B4E9", "--"), ("#F0E442", "-.")),
+    *(("#D55E00", "-"), ("#56B4E9", "--"), ("#000000", "-.")),
 )
+PLAIN = {"text.usetex": False, "text.parse_math": False}  # a label may hold $
 
 
-def save_picture(path, columns, split):
-    """Validation seg IoU over epochs, and main metrics of `split`, of {label: {seed: summary}}."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 4.4), dpi=110, layout="constrained", width_ratios=(1, 1.2)
-    )
-    draw_curves(left, columns)
-    draw_bars(right, columns, split)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
-    plt.close(figure)
+def save_picture(path, columns, split, baseline):
+    """Curves of the first task's primary metric; gains over `baseline` in all primary metrics."""
+    chosen = metrics(columns, split)
+    forest = [(metric, gains(columns, metric, split, baseline)) for metric in chosen]
+    forest = [(metric, found) for metric, found in forest if found]
+    height = max(3.6, 1.6 + 0.36 * len(columns))
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **PLAIN}):
+        figure = Figure((5 + 3.2 * len(forest), height), dpi=110, layout="constrained")
+        curves, *panels = figure.subplots(
+            1, 1 + len(forest), squeeze=False, width_ratios=[1.6, *[1] * len(forest)]
+        )[0]
+        draw_curves(curves, columns, chosen[0].name)
+        for panel, (metric, found) in zip(panels, forest, strict=True):
+            draw_forest(panel, metric.name, found, columns)
+            panel.tick_params(labelleft=panel is panels[0])
+        if panels:
+            panels[0].set_title(f"{split}: gain over {baseline}, 95 %", fontsize=11, loc="left")
+        curves.legend(fontsize=8)
+        with replacing(path) as temporary:
+            figure.savefig(temporary)
 
 
-def draw_curves(axis, columns):
-    """Mean over seeds of the validation seg IoU by epoch, with a band of one sd on each side."""
-    metric = MAIN_METRICS["seg"]
-    for (label, seeds), (colour, dashes) in zip(columns.items(), cycle(STYLES)):
-        if any(metric not in run["curves"]["val"] for run in seeds.values()):
-            axis.plot([], [], color=colour, linestyle=dashes, label=label)  # for the legend
-            continue  # a network without this task
-        series = np.array([run["curves"]["val"][metric] for run in seeds.values()], float)
-        epochs, mean = np.arange(1, series.shape[1] + 1), series.mean(0)  # (seeds, epochs)
+def gains(columns, metric, split, baseline):
+    """{label: (value, low, high)} of the columns that have the metric, as the baseline does."""
+    found = {label: gain(columns, label, baseline, metric, split) for label in columns}
+    return {c: (g[0], *limits(g)) for c, g in found.items() if g is not None and np.isfinite(g[0])}
+
+
+def draw_curves(axis, columns, metric):
+    """Mean over runs of a validation metric by epoch, with a band of one sd on each side."""
+    for (label, column), (colour, dashes) in zip(columns.items(), cycle(STYLES)):
+        series = [run["curves"]["val"].get(metric, []) for run in column]
+        longest = max(map(len, series))  # a stopped run is shorter
+        padded = [[*values, *[None] * (longest - len(values))] for values in series if values]
+        table = np.ma.masked_invalid(np.array(padded, float).reshape(len(padded), longest))
+        epochs, mean = np.arange(1, longest + 1), table.mean(0)
         axis.plot(epochs, mean, color=colour, linestyle=dashes, label=label)
-        if len(series) > 1:
-            spread = series.std(0, ddof=1)
+        if len(table) > 1:
+            spread = table.std(0, ddof=1)
             axis.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15)
-    axis.set_title("validation, mean ± sd over seeds", fontsize=11)
+    axis.set_title("validation, mean and sd over runs", fontsize=11)
     axis.set_xlabel("epoch")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_ylabel(metric.replace("_iou", " IoU"))
+    axis.set_ylabel(metric.replace("_", " "))
     axis.grid(alpha=0.3)
 
 
-def draw_bars(axis, columns, split):
-    """A bar for each column in each main metric, with its sd and the seeds as dots."""
-    width = 0.8 / len(columns)
-    for place, (seeds, (colour, _)) in enumerate(zip(columns.values(), cycle(STYLES))):
-        metrics = values(seeds, split)
-        for position, metric in enumerate(MAIN_METRICS.values()):
-            numbers = np.array(list(metrics.get(metric, {}).values()))
-            if not len(numbers):
-                continue
-            x = position + (place + 0.5) * width - 0.4
-            spread = numbers.std(ddof=1) if len(numbers) > 1 else None
-            axis.bar(x, numbers.mean(), 0.9 * width, color=colour, alpha=0.75, yerr=spread)
-            axis.plot(np.full(len(numbers), x), numbers, ".", color="black", markersize=4)
-            axis.text(x, 0.02, f"{numbers.mean():.3f}", rotation=90, ha="center", fontsize=9)
-    names = [name.replace("_iou", " IoU").replace("_", " ") for name in MAIN_METRICS.values()]
-    axis.set_xticks(range(len(names)), names)
-    axis.set_ylim(0, 1)
-    axis.set_title(f"{split}, mean ± sd over seeds, one dot a seed", fontsize=11)
-    axis.grid(alpha=0.3, axis="y")
+def draw_forest(axis, name, found, columns):
+    """A line for each column but the baseline: its gain as a dot, the interval as a bar."""
+    labels = list(columns)
+    axis.axvline(0, color="grey", linewidth=1)
+    for place, (label, (colour, _)) in enumerate(zip(columns, cycle(STYLES))):
+        if label in found:
+            value, low, high = found[label]
+            axis.plot([low, high], [place, place], color=colour, linewidth=2)
+            axis.plot([value], [place], "o", color=colour)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.set_xlabel(f"{name.replace('_', ' ')} (better to the right)")
+    axis.locator_params(axis="x", nbins=5)
+    axis.grid(alpha=0.3, axis="x")

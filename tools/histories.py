@@ -1,83 +1,109 @@
-"""Finished runs as small summaries: read from NAME_history.pt or NAME_seedK.json, and written.
+"""Runs as small summaries: read from NAME_history.pt, NAME_last.pt or NAME_seedK.json, and written.
 
-A summary is a plain dict, small enough to be kept in a repository:
+A summary is a plain dict, small enough to be kept in a repository: of the history the keys in SAME
+and
 
-    name, seed                    of the script, without MTL_
-    config                        its constants but the two paths; demo, processes
-    data, data_fingerprint, side  samples by split, what identifies them, (H, W) of the images
-    parameters, gflop             of the network; forward and backward pass of one image
-    seconds                       of every epoch, validation included
-    minutes, images_per_second    training and validation; training images by that time
-    best_epoch, versions
-    test                          every value of the test split, to 6 digits
-    best                          {"train", "val"}: every value of the best epoch, to 6 digits
-    curves                        {"train", "val"}: losses, IoU and accuracy by epoch, to 4 digits
+    seed, fold                  fold: the number behind "fold" in the data folder's name, or None
+    config                      without the two paths
+    minutes, images_per_second  training and validation; training images by that time
+    unfinished                  None, or "unfinished, epoch E of EPOCHS" of a stopped run
+    test, best                  values of the test split; of the best epoch in "train" and "val"
+    curves                      {"train", "val"}: losses and primary metrics by epoch, to 4 digits
+    rows                        {TASK_METRIC: [numerators, denominators]} of every test image, to 5
+                                digits; one number stands for all where they are the same
 
 What a history lacks, and what is not a number, is None.
 """
 
 import json
 import math
+import re
 from pathlib import Path
 
-from engine.cli import UserError
+import numpy as np
 
 from engine import artefacts
+from engine.settings import UserError
 
-NEEDED = {  # of a history, and below of a summary, with their types
-    "name": str,
-    "config": dict,
-    "train": dict,
-    "val": dict,
-    "best_epoch": int,
-    "seconds": list,
-    "data": dict,
-    "side": tuple,
-    "test": dict,
+SAME = (
+    *("name", "script", "tasks", "data", "data_fingerprint", "side", "parameters", "gflop"),
+    *("seconds", "best_epoch", "device", "commit", "versions", "weights_from", "test_lines"),
+)
+NEEDED = {
+    **{"name": str, "config": dict, "tasks": dict, "data": dict, "data_fingerprint": dict},
+    **{"seconds": list, "side": tuple, "best_epoch": int, "test": dict},
 }
-KEPT = {
-    **{key: kind for key, kind in NEEDED.items() if key not in ("train", "val")},
-    **{"seed": int, "side": list, "best": dict, "curves": dict},
+IN_HISTORY = NEEDED | {"train": dict, "val": dict, "test_rows": dict}
+IN_SUMMARY = {
+    **dict.fromkeys((*SAME, "fold", "minutes", "images_per_second", "unfinished"), object),
+    **NEEDED,
+    **{"seed": int, "side": list, "best": dict, "curves": dict, "rows": dict},
 }
 BUDGET = ("EPOCHS", "BATCH_SIZE")  # settings without which runs cannot be compared
 PATHS = ("H5_SAVE_PATH", "FILE_SAVE_PATH")
-CURVES = {"train": ("loss",), "val": ("iou", "accuracy")}  # what is kept of every epoch
 
 
-def summarise(history):
-    """The summary of a history as engine/run.py writes it."""
-    config, seconds = history["config"], history["seconds"]
+def summarise(history, unfinished=None):
+    """The summary of a history as the engine writes it."""
+    config, seconds, tasks = history["config"], history["seconds"], history["tasks"]
     best = history["best_epoch"] - 1
-    batch = min(config["BATCH_SIZE"], history["data"]["train"])
-    images = steps_per_epoch(history) * batch
-    curves = {
-        part: {k: v for k, v in history[part].items() if k.split("_", 1)[1] in kept}
-        for part, kept in CURVES.items()
+    images = steps_per_epoch(history) * min(config["BATCH_SIZE"], history["data"]["train"])
+    kept = {
+        "train": [f"{task}_loss" for task in tasks],
+        "val": [f"{task}_{entry['primary']}" for task, entry in tasks.items()],
     }
-    return {
-        "name": history["name"],
+    fold = re.search(r"fold_?(\d+)", Path(config.get("H5_SAVE_PATH", "")).name)
+    return {key: _plain(history.get(key), 3) for key in SAME} | {
         "seed": config["SEED"],
-        "config": _plain({k: v for k, v in config.items() if k not in PATHS}),
-        "data": history["data"],
-        "data_fingerprint": _plain(history.get("data_fingerprint")),
-        "side": list(history["side"]),
-        "parameters": history.get("parameters"),
-        "gflop": _plain(history.get("gflop"), 3),
-        "seconds": _plain(seconds, 1),
+        "fold": int(fold[1]) if fold else None,
+        "config": _plain({key: value for key, value in config.items() if key not in PATHS}),
         "minutes": round(sum(seconds) / 60, 2),
-        "images_per_second": round(images * len(seconds) / sum(seconds), 1),
-        "best_epoch": history["best_epoch"],
-        "versions": history.get("versions"),
+        "images_per_second": round(images * len(seconds) / sum(seconds), 1) if seconds else None,
+        "unfinished": unfinished,
         "test": _plain(history["test"], 6),
-        "best": {p: _plain({k: v[best] for k, v in history[p].items()}, 6) for p in CURVES},
-        "curves": _plain(curves, 4),
-    }
+        "best": {
+            part: _plain({k: v[best] for k, v in history[part].items() if best >= 0}, 6)
+            for part in kept
+        },
+        "curves": {
+            part: _plain({k: history[part][k] for k in names if k in history[part]}, 4)
+            for part, names in kept.items()
+        },
+        "rows": {
+            name: _row(table) for name, table in history["test_rows"].items()
+            if name not in kept["train"]
+        },
+    }  # fmt: skip
 
 
 def steps_per_epoch(run):
     """Of a history or a summary; a last incomplete batch is left out in training."""
     images = run["data"]["train"]
     return images // min(run["config"]["BATCH_SIZE"], images)
+
+
+def test_set(run):
+    """What identifies the test images of a run."""
+    return run["data_fingerprint"]["test"]
+
+
+def parts(task, entry, metric):
+    """Names of the rows that a metric is pooled from: its own, or those it is the mean of."""
+    return [f"{task}_{name}" for name in entry.get("means", {}).get(metric, [metric])]
+
+
+def rows(run, names):
+    """float64 (N, len(names), 2): numerators and denominators of every test image."""
+    count = run["data"]["test"]
+    columns = [[np.broadcast_to(np.array(c, float), count) for c in run["rows"][n]] for n in names]
+    return np.array(columns).transpose(2, 0, 1)
+
+
+def _row(table):
+    """[numerators, denominators] of a (N, 2) tensor, as lists or one number."""
+    columns = table.double().round(decimals=5).T.tolist()
+    columns = [[int(n) if n == int(n) else n for n in numbers] for numbers in columns]
+    return [numbers[0] if len(set(numbers)) == 1 else numbers for numbers in columns]
 
 
 def _plain(value, digits=15):
@@ -92,21 +118,29 @@ def _plain(value, digits=15):
 
 
 def read(path):
-    """The summary in one file of either form.
+    """The summary in one file of any of the three forms.
 
     Raises:
         UserError: the file is damaged or something else.
     """
-    expected = f"{path}: expected the history of a finished run"
+    expected = f"{path}: expected a run's history"
     try:
-        if path.suffix == ".json":
-            found, needed = json.loads(path.read_text(encoding="utf-8")), KEPT
-        else:
-            found, needed = artefacts.load(path), NEEDED
-        wrong = [key for key, kind in needed.items() if not isinstance(found.get(key), kind)]
+        is_text = path.suffix == ".json"
+        found = json.loads(path.read_text(encoding="utf-8")) if is_text else artefacts.load(path)
+        unfinished = None
+        if path.name.endswith("_last.pt"):
+            found = {**found["about"], **found["history"], "test": {}, "test_rows": {}}
+            reached = f"epoch {len(found['seconds'])} of {found['config']['EPOCHS']}"
+            unfinished = f"unfinished, {reached}"
+        needed = (IN_SUMMARY if is_text else IN_HISTORY).items()
+        wrong = [k for k, kind in needed if k not in found or not isinstance(found[k], kind)]
         wrong = wrong or [key for key in BUDGET if not isinstance(found["config"].get(key), int)]
         if not wrong:
-            return found if needed is KEPT else summarise(found)
+            run = found if is_text else summarise(found, unfinished)
+            test_set(run)
+            for name in run["rows"]:
+                rows(run, [name])  # one number for each test image
+            return run
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{expected}, found a damaged file ({reason})") from error
@@ -116,49 +150,53 @@ def read(path):
 def find(arguments):
     """[(path, summary)] of all runs in files and folders, searched to any depth.
 
+    A checkpoint counts where there is no history beside it.
+
     Args:
         arguments: PATH or LABEL=PATH; a label takes the place of the scripts' names there.
 
     Raises:
-        UserError: no such path, or no history in it.
+        UserError: no such path, or no run in it.
     """
     found = []
     for argument in arguments:
-        label, _, place = argument.rpartition("=")
-        if Path(argument).exists():
-            label, place = "", argument
-        paths = _history_files(Path(place))
+        words = argument.split("=")  # which may be in the label and in the path
+        cuts = [("=".join(words[:n]), "=".join(words[n:])) for n in range(len(words))]
+        cuts = [(label, Path(place).expanduser()) for label, place in cuts]
+        label, place = next((cut for cut in cuts if cut[1].exists()), cuts[min(1, len(cuts) - 1)])
+        paths = [place] if place.is_file() else _run_files(place)
         if not paths:
             raise UserError(
-                f"{place}: expected a file or folder with *_history.pt or *_seed*.json of "
-                f"finished runs, found {'none' if Path(place).exists() else 'no such path'}"
+                f"{place}: expected a file or folder with *_history.pt, *_last.pt or *_seed*.json "
+                f"of runs, found {'none' if place.exists() else 'no such path'}"
             )
-        for path in paths:
-            summary = read(path)
-            found.append((path, summary | {"name": label or summary["name"]}))
+        runs = [(path, read(path)) for path in paths]
+        found += [(path, run | {"name": label or run["name"]}) for path, run in runs]
     return found
 
 
-def _history_files(place):
-    if place.is_file():
-        return [place]
-    return sorted([*place.rglob("*_history.pt"), *place.rglob("*_seed*.json")])
+def _run_files(folder):
+    finished = sorted([*folder.rglob("*_history.pt"), *folder.rglob("*_seed*.json")])
+    beside = {path.with_name(path.name.replace("_history.pt", "_last.pt")) for path in finished}
+    return [*finished, *sorted({*folder.rglob("*_last.pt")} - beside)]
 
 
 def export(runs, folder):
-    """Write each of [(path, summary)] as folder/NAME_seedK.json; returns the paths.
+    """Write each of [(path, summary)] as folder/NAME_seedK[_foldF].json; returns the paths.
 
     Raises:
-        UserError: two runs want one name, or a file of that name holds another run.
+        UserError: a run is unfinished, two want one name, or a file of that name holds another.
     """
     written = {}
-    for source, summary in runs:
-        path = folder / f"{summary['name']}_seed{summary['seed']}.json"
-        text = to_json(summary)
+    for source, run in runs:
+        fold = "" if run["fold"] is None else f"_fold{run['fold']}"
+        path, text = folder / f"{run['name']}_seed{run['seed']}{fold}.json", to_json(run)
+        if run["unfinished"]:
+            raise UserError(f"{source}: expected a finished run, found it {run['unfinished']}")
         if path in written:
             raise UserError(
-                f"{source}: expected one run of {summary['name']} with seed {summary['seed']}, "
-                f"found another in {written[path]}; name them apart with LABEL=FOLDER"
+                f"{source}: expected one run for {path.name}, found another in {written[path]}; "
+                "name them apart with LABEL=FOLDER"
             )
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise UserError(f"{path}: holds another run than {source}; remove it first")

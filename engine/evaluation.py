@@ -1,0 +1,79 @@
+"""Losses and metrics of every sample of a split, and the answers of a network."""
+
+import torch
+
+from engine.batches import loader
+from engine.precision import autocast
+
+
+def predict(network, images):
+    """The outputs for images (B, 3, H, W), fp32 on the CPU, as a list of {task: output}.
+
+    Computed as in training. A logit per image has the shape (1,).
+    """
+    with torch.inference_mode(), autocast(images.device):
+        outputs = network(images)
+    outputs = {k: v.float().cpu() for k, v in outputs.items()}
+    outputs = {k: v[:, None] if v.ndim == 1 else v for k, v in outputs.items()}
+    return [{k: v[i] for k, v in outputs.items()} for i in range(len(images))]
+
+
+@torch.inference_mode()
+def evaluate(network, dataset, tasks, batch_size, processes):
+    """Loss and metrics of every sample of a split, in eval mode.
+
+    Each process takes its share, and all get the whole table.
+
+    Returns:
+        {task: {"loss" or metric: (N, 2) fp64 numerators and denominators}}.
+
+    Raises:
+        RuntimeError: not every sample was seen exactly once.
+    """
+    network.eval()
+    device, mine = processes.device, range(processes.rank, len(dataset), processes.size)
+    batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+    batches = batches or [[0]]  # more processes than samples: what is found does not count
+    table = {(None, "seen"): torch.zeros(len(dataset), 2, dtype=torch.float64, device=device)}
+    for indices, (images, targets) in zip(batches, loader(dataset, batches, device), strict=True):
+        with autocast(device):
+            outputs = network(images)
+        places = torch.tensor(indices, device=device)  # once, since a GPU waits for it
+        rows = {(None, "seen"): torch.ones(len(images), 2, device=device)}
+        for name, task in tasks.items():
+            pairs = sample_pairs(task, outputs[name], targets[name])
+            rows |= {(name, metric): pair for metric, pair in pairs.items()}
+        for key, pairs in rows.items():
+            empty = torch.zeros_like(table[None, "seen"])
+            table.setdefault(key, empty)[places] += pairs if mine else torch.zeros_like(pairs)
+    if not processes.sum(table.pop((None, "seen"))).eq(1).all():
+        raise RuntimeError(f"evaluation did not see each of the {len(dataset)} samples once")
+    found = {name: {} for name in tasks}
+    for (name, metric), pairs in table.items():
+        found[name][metric] = processes.sum(pairs)
+    return found
+
+
+def sample_pairs(task, output, target):
+    """{"loss" or metric: (B, 2) numerators and denominators} of one task for a batch."""
+    known = task.known(target)
+    loss = torch.where(known, task.loss(output, target), 0.0)
+    pairs = torch.stack([loss.double(), known.double()], dim=1)
+    return {"loss": pairs, **task.metrics(output, target)}
+
+
+def values(tasks, table):
+    """{"TASK_loss" or "TASK_METRIC": value} of the samples of a table, NaN for what none tells.
+
+    Every value is the sum of the numerators by that of the denominators.
+    """
+    found = {}
+    for name, pairs in table.items():
+        ratios = tasks[name].ratios({metric: each.sum(0) for metric, each in pairs.items()})
+        found |= {f"{name}_{metric}": value for metric, value in ratios.items()}
+    return found
+
+
+def sample_scores(pairs):
+    """Numerators and denominators (N, 2) of a metric -> (N,); 1 where both are 0, so all right."""
+    return (pairs[:, 0] / pairs[:, 1]).nan_to_num(1.0).cpu()

@@ -1,0 +1,120 @@
+"""A fourth task on real data: the breed, 37 classes, beside those of MTL_main.
+
+python tools/prepare_pets.py --root data --out data/pets_breeds --breeds --add-unboxed
+python -m examples.breed --h5-save-path data/pets_breeds
+"""
+
+from torch import nn
+
+import engine
+from engine.tasks import BBOX, BIN, SEG
+from MTL_Utils import FixedWeights, Task, class_known, class_loss, class_metrics
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
+
+# ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
+# paths
+H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
+FILE_SAVE_PATH = "runs/breed"  # folder for weights, history and pictures
+
+# training
+EPOCHS = 250  # passes over the training split
+DEMO_EPOCHS = 40  # EPOCHS of --demo
+BATCH_SIZE = 32  # images per step, over all processes
+LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
+SIDES = (0.5, 0.75, 1.0)  # progressive resizing: one share of the side per equal part of EPOCHS
+WEIGHT_DECAY = 0.2  # decoupled
+EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
+CLIP_NORM = 5.0  # largest norm of the gradient
+SEED = 0  # of weights, order, augmentation and dropout
+
+# losses
+LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2, "breed": 0.2}  # of the tasks in the loss
+
+# network
+WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
+UNITS = 1  # residual units per block
+DROPOUT = 0.3  # before the class logit
+
+# augmentation
+DEGREES = 15.0  # largest rotation, in degrees
+SCALE = (0.75, 1.6)  # smallest and largest magnification
+STRETCH = 1.2  # largest ratio of the magnifications of width and height
+SHIFT = 0.15  # largest shift, of the side
+COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
+ERASE = 0.2  # share of the images that lose a rectangle
+
+
+breeds = 37  # of Oxford-IIIT Pet; in small letters, so it is no setting
+
+
+def draw_breed(image, value, class_names):
+    """The number of the breed in words: of a target, shape (), or of logits (37,)."""
+    number = int(value.argmax() if value.ndim else value)
+    return image, f"breed {number}" if number >= 0 else "breed unknown"
+
+
+def describe_breed(output, size, class_names):
+    """The likeliest breed and its probability."""
+    probability = output.softmax(0)
+    return {
+        "breed": int(probability.argmax()),
+        "breed_probability": round(probability.max().item(), 4),
+    }
+
+
+BREED = Task(
+    loss=class_loss,
+    metrics=class_metrics,
+    known=class_known,
+    primary="accuracy",
+    draw=draw_breed,
+    describe=describe_breed,
+)
+
+
+class Network(nn.Module):
+    """Shape: image (B, 3, H, W) in [0, 255] -> {"seg": (B, 1, H, W) logits, "bbox": (B, 4) xyxy in
+    [0, 1], "bin": (B,) logits,
+    "breed": (B, 37) logits}; H and W multiples of 32.
+    """
+
+    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+        super().__init__()
+        self.encoder = Encoder(widths, units)
+        self.stride = self.encoder.stride
+        self.seg = Decoder(widths, units)
+        self.bbox = BoxHead(widths[-1])
+        self.bin = ClassHead(widths[-1], dropout)
+        self.breed = ClassHead(widths[-1], dropout, classes=breeds)
+
+    def forward(self, image):
+        return self.decode(self.encoder(image))
+
+    def decode(self, features):
+        """The outputs from the features that the tasks share."""
+        seg = self.seg(features)
+        pet = presence(seg, features[-1])
+        return {
+            "seg": seg,
+            "bbox": self.bbox(features[-1]),
+            "bin": self.bin(features[-1], pet),
+            "breed": self.breed(features[-1], pet),
+        }
+
+
+# ---- losses and metrics: the first task chooses the best epoch ----
+TASKS = {
+    "seg": SEG,
+    "bbox": BBOX,
+    "bin": BIN,
+    "breed": BREED,
+}
+
+
+def weighting(loss_weights=LOSS_WEIGHTS):
+    """A new loss weighting."""
+    return FixedWeights(loss_weights)
+
+
+if __name__ == "__main__":
+    engine.main(__file__)

@@ -1,0 +1,123 @@
+"""MTL_main under another loss weighting; METHOD names it.
+
+python -m examples.weighting --method upgrad --h5-save-path data/pets
+python -m examples.weighting --method uncertainty --loss-weights bbox=1 bin=1
+"""
+
+from functools import partial
+
+from torch import nn
+
+import engine
+from engine.tasks import BBOX, BIN, SEG
+from MTL_Utils import (
+    DynamicWeightAverage,
+    FixedWeights,
+    GradientWeights,
+    InverseLossWeights,
+    RandomWeights,
+    UncertaintyWeights,
+    aligned_mtl,
+    cagrad,
+    equal_norms,
+    imtl_g,
+    mgda,
+    pcgrad,
+    upgrad,
+)
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, SettingError, presence
+
+# ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
+# paths
+H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
+FILE_SAVE_PATH = "runs/weighting"  # folder for weights, history and pictures
+
+# training
+EPOCHS = 250  # passes over the training split
+DEMO_EPOCHS = 40  # EPOCHS of --demo
+BATCH_SIZE = 32  # images per step, over all processes
+LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
+SIDES = (0.5, 0.75, 1.0)  # progressive resizing: one share of the side per equal part of EPOCHS
+WEIGHT_DECAY = 0.2  # decoupled
+EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
+CLIP_NORM = 5.0  # largest norm of the gradient
+SEED = 0  # of weights, order, augmentation and dropout
+
+# losses
+LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # of the tasks in the loss
+METHOD = "upgrad"  # a key of `weightings` below
+
+# network
+WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
+UNITS = 1  # residual units per block
+DROPOUT = 0.3  # before the class logit
+
+# augmentation
+DEGREES = 15.0  # largest rotation, in degrees
+SCALE = (0.75, 1.6)  # smallest and largest magnification
+STRETCH = 1.2  # largest ratio of the magnifications of width and height
+SHIFT = 0.15  # largest shift, of the side
+COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
+ERASE = 0.2  # share of the images that lose a rectangle
+
+
+class Network(nn.Module):
+    """Shape: image (B, 3, H, W) in [0, 255] -> {"seg": (B, 1, H, W) logits, "bbox": (B, 4) xyxy in
+    [0, 1], "bin": (B,) logits}; H and W multiples of 32.
+    """
+
+    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+        super().__init__()
+        self.encoder = Encoder(widths, units)
+        self.stride = self.encoder.stride
+        self.seg = Decoder(widths, units)
+        self.bbox = BoxHead(widths[-1])
+        self.bin = ClassHead(widths[-1], dropout)
+
+    def forward(self, image):
+        return self.decode(self.encoder(image))
+
+    def decode(self, features):
+        """The outputs from the features that the tasks share."""
+        seg = self.seg(features)
+        return {
+            "seg": seg,
+            "bbox": self.bbox(features[-1]),
+            "bin": self.bin(features[-1], presence(seg, features[-1])),
+        }
+
+
+# ---- losses and metrics: the first task chooses the best epoch ----
+TASKS = {
+    "seg": SEG,
+    "bbox": BBOX,
+    "bin": BIN,
+}
+
+
+weightings = {
+    "fixed": FixedWeights,
+    "uncertainty": UncertaintyWeights,
+    "dwa": DynamicWeightAverage,
+    "random": RandomWeights,
+    "inverse_loss": InverseLossWeights,
+    **{
+        method.__name__: partial(GradientWeights, method=method)
+        for method in (pcgrad, mgda, cagrad, upgrad, imtl_g, aligned_mtl, equal_norms)
+    },
+}
+
+
+def weighting(loss_weights=LOSS_WEIGHTS, method=METHOD):
+    """A new loss weighting.
+
+    Raises:
+        SettingError: there is no such method.
+    """
+    if method not in weightings:
+        raise SettingError(f"method: expected one of {', '.join(weightings)}, found {method}")
+    return weightings[method](loss_weights)
+
+
+if __name__ == "__main__":
+    engine.main(__file__)
