@@ -22,7 +22,7 @@ from tools.common import as_path, choose_device, run_tool
 from tools.networks import LAST, LITE, open_network, tasks_of
 
 BATCH_SIZE = 32
-PANEL, DPI = 1.7, 110  # inches that a picture is wide, and their pixels
+PANEL, DPI = 1.7, 200  # inches that a picture is wide, and their pixels: enough for thin lines
 MOST = 20  # samples of a group, so that the sheet can be opened
 
 
