@@ -383,7 +383,7 @@ def test_out_writes_table_and_picture(runs, tmp_path, capsys):
 def test_the_forest_shows_the_gains_on_their_own_axis():
     axis = Figure().subplots()
     found = {"b": (0.01, -0.002, 0.03), "c": (-0.005, -0.02, 0.01)}
-    curves.draw_forest(axis, "outline_overlap", found, {"a": 0, "b": 0, "c": 0})
+    curves.draw_forest(axis, "outline_overlap", found, "abc", dict.fromkeys("abc", "black"))
     zero, *lines = [list(map(float, line.get_xdata())) for line in axis.lines]
     assert zero == [0, 0]
     assert lines == [[-0.002, 0.03], [0.01], [-0.02, 0.01], [-0.005]]

@@ -13,7 +13,7 @@ import numpy as np
 
 from tools.histories import parts, rows, test_set
 
-RESAMPLES = 4000
+RESAMPLES = 2000
 FEWEST = 5  # of fewer images or runs an interval would say nothing
 FREE = ("SEED", "DEMO_EPOCHS")  # constants that make no variant of a script
 BLANK = "-"

@@ -21,6 +21,7 @@ def save_picture(path, columns, split, baseline):
     chosen = metrics(columns, split)
     forest = [(metric, gains(columns, metric, split, baseline)) for metric in chosen]
     forest = [(metric, found) for metric, found in forest if found]
+    colours = {label: colour for label, (colour, _) in zip(columns, cycle(STYLES))}
     height = max(3.6, 1.6 + 0.36 * len(columns))
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **PLAIN}):
         figure = Figure((5 + 3.2 * len(forest), height), dpi=110, layout="constrained")
@@ -29,10 +30,12 @@ def save_picture(path, columns, split, baseline):
         )[0]
         draw_curves(curves, columns, chosen[0].name)
         for panel, (metric, found) in zip(panels, forest, strict=True):
-            draw_forest(panel, metric.name, found, columns)
+            draw_forest(panel, metric.name, found, [c for c in columns if c != baseline], colours)
             panel.tick_params(labelleft=panel is panels[0])
-        if panels:
-            panels[0].set_title(f"{split}: gain over {baseline}, 95 %", fontsize=11, loc="left")
+        for panel in panels[:1]:
+            unit = "images" if split == "test" else "runs"
+            title = f"{split}: gain over {baseline}, 95 % intervals over {unit}"
+            panel.set_title(title, fontsize=11, loc="left")
         curves.legend(fontsize=8)
         with replacing(path) as temporary:
             figure.savefig(temporary)
@@ -56,6 +59,11 @@ def draw_curves(axis, columns, metric):
         if len(table) > 1:
             spread = table.std(0, ddof=1)
             axis.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15)
+    late = [line.get_ydata()[len(line.get_ydata()) // 4 :] for line in axis.lines]
+    late = np.ma.concatenate(late).compressed()  # the first quarter would hide the rest
+    if len(late):
+        margin = 0.05 * np.ptp(late) + 1e-3
+        axis.set_ylim(late.min() - margin, late.max() + margin)
     axis.set_title("validation, mean and sd over runs", fontsize=11)
     axis.set_xlabel("epoch")
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -63,15 +71,14 @@ def draw_curves(axis, columns, metric):
     axis.grid(alpha=0.3)
 
 
-def draw_forest(axis, name, found, columns):
-    """A line for each column but the baseline: its gain as a dot, the interval as a bar."""
-    labels = list(columns)
+def draw_forest(axis, name, found, labels, colours):
+    """A line for each label: its gain as a dot, the interval as a bar, nothing if not `found`."""
     axis.axvline(0, color="grey", linewidth=1)
-    for place, (label, (colour, _)) in enumerate(zip(columns, cycle(STYLES))):
+    for place, label in enumerate(labels):
         if label in found:
             value, low, high = found[label]
-            axis.plot([low, high], [place, place], color=colour, linewidth=2)
-            axis.plot([value], [place], "o", color=colour)
+            axis.plot([low, high], [place, place], color=colours[label], linewidth=2)
+            axis.plot([value], [place], "o", color=colours[label])
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set_xlabel(f"{name.replace('_', ' ')} (better to the right)")
