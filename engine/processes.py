@@ -130,8 +130,8 @@ class StopSignals:
     """Ctrl-C, SIGTERM and, where a terminal goes away, SIGHUP.
 
     The first is only noted in `received` once `patient` is set, so that the run may stop after its
-    current step; before, and the second time, it ends the program at once. A signal that is
-    ignored, as SIGHUP under nohup, stays ignored.
+    current step; before, and the second time, it ends the program at once. SIGHUP stays ignored
+    under nohup.
 
     Attributes:
         patient: whether someone looks at `received`.
@@ -146,7 +146,9 @@ class StopSignals:
     def __enter__(self):
         self.old = {}
         if threading.current_thread() is threading.main_thread():  # others may not set handlers
-            heard = [n for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN]
+            hung_up = getattr(signal, "SIGHUP", None)  # Windows has none
+            ignored = hung_up and signal.getsignal(hung_up) is signal.SIG_IGN
+            heard = [number for number in STOPPING if not (ignored and number == hung_up)]
             self.old = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
