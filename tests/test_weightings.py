@@ -1,0 +1,350 @@
+"""Loss weightings by hand; the methods that look at gradients against torchjd, which puts the same
+papers into code, or against what the paper says of the solution.
+
+torchjd takes means over the tasks where the factors here are sums, hence K times its weights.
+"""
+
+import functools
+import itertools
+import math
+
+import pytest
+import torch
+from torchjd.aggregation import (
+    AlignedMTLWeighting,
+    IMTLGWeighting,
+    MGDAWeighting,
+    PCGradWeighting,
+    UPGradWeighting,
+)
+from torchjd.linalg import QuadprogProjector
+
+from MTL_Utils import (
+    DynamicWeightAverage,
+    FixedWeights,
+    GradientWeights,
+    InverseLossWeights,
+    RandomWeights,
+    UncertaintyWeights,
+    aligned_mtl,
+    cagrad,
+    equal_norms,
+    imtl_g,
+    mgda,
+    pcgrad,
+    upgrad,
+)
+
+NAN = math.nan
+METHODS = [pcgrad, mgda, cagrad, upgrad, imtl_g, aligned_mtl, equal_norms]
+
+
+def scalars(**values):
+    return {task: torch.tensor(float(value)) for task, value in values.items()}
+
+
+def told(weighting):
+    return {task: torch.as_tensor(weight).item() for task, weight in weighting.weights().items()}
+
+
+# ------------------------------------------------------------------------- weights from losses
+
+
+def test_fixed_weights():
+    weighting = FixedWeights({"seg": 1.0, "bin": 0.5})
+    assert weighting(scalars(seg=2, bin=3), scalars(seg=1, bin=1)).item() == 3.5
+    assert not weighting.needs_gradients
+
+
+def test_uncertainty_weights_settle_at_one_over_the_loss():
+    weighting, known = UncertaintyWeights({"seg": 1.0, "bin": 0.5}), scalars(seg=1, bin=1)
+    total = weighting(scalars(seg=2, bin=3), known)
+    assert total.item() == pytest.approx(2 + 1.5 - math.log(0.5))
+    optimiser = torch.optim.SGD(weighting.parameters(), lr=0.3)
+    for _ in range(300):
+        optimiser.zero_grad()
+        weighting(scalars(seg=2, bin=4), known).backward()
+        optimiser.step()
+    assert told(weighting) == pytest.approx({"seg": 0.5, "bin": 0.25}, rel=1e-3)
+
+
+def test_uncertainty_weights_learn_nothing_of_a_task_that_is_unknown_in_the_batch():
+    weighting = UncertaintyWeights({"seg": 1.0, "bin": 0.5})
+    total = weighting(scalars(seg=2, bin=0), scalars(seg=1, bin=0))
+    assert total.item() == 2
+    total.backward()
+    assert weighting.log_variance["bin"].grad.item() == 0
+    assert weighting.log_variance["seg"].grad.item() == 1 - 2
+
+
+def test_dynamic_weight_average_favours_the_slower_task():
+    weighting = DynamicWeightAverage({"seg": 1.0, "bin": 0.5})
+    weighting.epoch_end({"seg": 2.0, "bin": 1.0})
+    total = weighting(scalars(seg=2, bin=1), scalars(seg=1, bin=1))
+    assert total.item() == pytest.approx(2.5)
+    weighting.epoch_end({"seg": 1.0, "bin": 1.0})
+    fast, slow = math.exp(0.5 / 2), math.exp(1 / 2)
+    expected = {"seg": 2 * fast / (fast + slow), "bin": 0.5 * 2 * slow / (fast + slow)}
+    assert told(weighting) == pytest.approx(expected)
+
+
+def test_dynamic_weight_average_of_an_unknown_epoch_keeps_the_factor_and_the_last_mean():
+    weighting = DynamicWeightAverage({"a": 1.0, "b": 1.0, "c": 1.0}, temperature=1.0)
+    weighting.epoch_end({"a": 2.0, "b": 4.0, "c": NAN})
+    weighting.epoch_end({"a": 1.0, "b": 4.0, "c": NAN})
+    fast, slow = math.exp(0.5), math.exp(1)
+    a, b = 2 * fast / (fast + slow), 2 * slow / (fast + slow)
+    assert told(weighting) == pytest.approx({"a": a, "b": b, "c": 1.0})
+    weighting.epoch_end({"a": 1.0, "b": NAN, "c": 3.0})  # a alone has two means
+    assert told(weighting) == pytest.approx({"a": a, "b": b, "c": 1.0})
+    weighting.epoch_end({"a": NAN, "b": 2.0, "c": 3.0})  # b against its mean of two epochs ago
+    share = [x / (fast + slow) for x in (fast, slow)]
+    expected = {"a": a, "b": (b + 1) * share[0], "c": (b + 1) * share[1]}
+    assert told(weighting) == pytest.approx(expected)
+
+
+def test_a_resumed_dynamic_weight_average_goes_on_where_it_was():
+    first, second = (DynamicWeightAverage({"seg": 1.0, "bin": 0.5}) for _ in range(2))
+    for means in ({"seg": 2.0, "bin": 1.0}, {"seg": 1.0, "bin": 0.9}):
+        first.epoch_end(means)
+    second.load_state_dict(first.state_dict())
+    assert told(second) == told(first)
+    for weighting in (first, second):
+        weighting.epoch_end({"seg": 0.9, "bin": 0.5})
+    assert told(second) == told(first)
+
+
+def test_random_weights_are_new_in_each_batch_and_those_of_the_seed():
+    weighting, known = RandomWeights({"seg": 1.0, "bbox": 1.0, "bin": 0.5}), scalars(seg=1)
+    rows = []
+    for seed in (*range(2000), 0):
+        torch.manual_seed(seed)
+        total = weighting(scalars(seg=1, bbox=10, bin=100), known)
+        weights = told(weighting)
+        assert total.item() == pytest.approx(sum(w * 10**i for i, w in enumerate(weights.values())))
+        rows.append(list(weights.values()))
+    rows = torch.tensor(rows)
+    assert torch.equal(rows[0], rows[-1])
+    assert rows[:2000].unique(dim=0).shape == (2000, 3)
+    torch.testing.assert_close((rows / torch.tensor([1, 1, 0.5])).sum(1), torch.full((2001,), 3.0))
+    torch.testing.assert_close(rows.mean(0), torch.tensor([1, 1, 0.5]), rtol=0.05, atol=0)
+    z = torch.randn(100_000, 3, generator=torch.Generator().manual_seed(0))  # normal, softmax
+    assert rows[:, 0].std().item() == pytest.approx(3 * z.softmax(1)[:, 0].std().item(), rel=0.05)
+
+
+def test_inverse_loss_weights_by_hand():
+    """softmax((1/L) / T) of L = 1 and 2 at T = 0.5 is that of 2 and 1."""
+    weighting = InverseLossWeights({"seg": 1.0, "bin": 0.5}, temperature=0.5)
+    losses = scalars(bin=2, seg=1)
+    for loss in losses.values():
+        loss.requires_grad_()
+    total = weighting(losses, scalars(seg=1, bin=1))
+    seg, bin_ = 2 * math.e / (math.e + 1), 0.5 * 2 / (math.e + 1)
+    assert told(weighting) == pytest.approx({"seg": seg, "bin": bin_})
+    assert total.item() == pytest.approx(seg + 2 * bin_)
+    total.backward()  # a weight is a constant
+    assert losses["seg"].grad.item() == pytest.approx(seg)
+    assert losses["bin"].grad.item() == pytest.approx(bin_)
+
+
+def test_inverse_loss_weights_leave_out_a_task_that_is_unknown_in_the_batch():
+    weighting = InverseLossWeights({"seg": 1.0, "bbox": 1.0, "bin": 0.5})
+    weighting(scalars(seg=1, bbox=0, bin=1), scalars(seg=1, bbox=0, bin=1))
+    assert told(weighting) == pytest.approx({"seg": 1, "bbox": 0, "bin": 0.5})
+    total = weighting(scalars(seg=0, bbox=0, bin=0), scalars(seg=0, bbox=0, bin=0))
+    assert total.item() == 0
+    weighting(scalars(seg=0, bbox=1, bin=1), scalars(seg=1, bbox=1, bin=1))  # a loss of 0, known
+    assert told(weighting) == pytest.approx({"seg": 3, "bbox": 0, "bin": 0})
+
+
+# ---------------------------------------------------------------------- weights from gradients
+
+
+def gradients(kind):
+    """Matrices (K, 6) of gradients: random ones, with a row of zeros, with nearly parallel rows."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    for k in (1, 2, 3, 3, 4, 5):
+        rows = normal(k, 6) * normal(k, 1).exp()
+        if kind == "zero":
+            rows[k // 2] = 0
+        elif kind != "random" and k > 1:
+            sign = 1 if kind == "parallel" else -1
+            rows[-1] = sign * (rows[0] + 0.01 * rows[0].norm() * normal(6))
+        yield rows
+
+
+def each(*kinds):
+    return pytest.mark.parametrize(
+        "rows", [rows for kind in kinds for rows in gradients(kind)], ids=lambda r: str(len(r))
+    )
+
+
+everything = each("random", "zero", "parallel", "opposite")
+
+
+@everything
+def test_upgrad_is_torchjds(rows):
+    oracle = UPGradWeighting(projector=QuadprogProjector(norm_eps=1e-12, reg_eps=1e-12))
+    expected = len(rows) * oracle(rows @ rows.T)
+    torch.testing.assert_close(upgrad(rows @ rows.T), expected, rtol=1e-4, atol=1e-6)
+
+
+@everything
+def test_imtl_g_is_torchjds(rows):
+    expected = len(rows) * IMTLGWeighting()(rows @ rows.T)
+    torch.testing.assert_close(imtl_g(rows @ rows.T), expected, rtol=1e-6, atol=1e-9)
+
+
+@everything
+def test_aligned_mtl_is_torchjds(rows):
+    """As far as fp32 can tell the rank, which is what torchjd then goes by as well."""
+    matrix = (rows @ rows.T).float()
+    expected = len(rows) * AlignedMTLWeighting()(matrix)
+    torch.testing.assert_close(aligned_mtl(matrix.double()).float(), expected, rtol=0.02, atol=1e-3)
+
+
+@everything
+def test_pcgrad_is_the_mean_of_torchjds_over_all_orders(rows, monkeypatch):
+    orders = list(itertools.permutations(range(len(rows))))
+    expected = 0
+    for order in orders:
+        monkeypatch.setattr(torch, "randperm", lambda k, order=order: torch.tensor(order))
+        expected = expected + PCGradWeighting()(rows @ rows.T) / len(orders)
+    torch.testing.assert_close(pcgrad(rows @ rows.T), expected, rtol=1e-6, atol=1e-9)
+
+
+@everything
+def test_mgda_is_the_shortest_of_the_convex_combinations(rows):
+    """The shortest one has at least its own square as its product with each gradient; torchjd's
+    iterations come close to it, and never below.
+    """
+    matrix, point = rows @ rows.T, mgda(rows @ rows.T) / len(rows)
+    square = point @ matrix @ point
+    assert (point >= 0).all()
+    assert point.sum().item() == pytest.approx(1)
+    assert (matrix @ point >= square - 1e-9 * matrix.trace()).all()
+    other = MGDAWeighting(epsilon=1e-9, max_iters=500)(matrix)
+    other = other @ matrix @ other
+    assert square <= other + 1e-12 * matrix.trace()
+    torch.testing.assert_close(square, other, rtol=0.02, atol=1e-3 * matrix.trace().item())
+
+
+@pytest.mark.parametrize("c", [0.2, 0.5, 0.9])
+@everything
+def test_cagrad_is_best_for_the_worst_task_within_its_ball(rows, c):
+    """min_i <g_i, d> of the step d is at most g_w . mean + c |mean| |g_w| for any w of the simplex
+    (the paper's dual); they are equal for the w that the factors tell, so both are optimal.
+    """
+    factors, mean = cagrad(rows @ rows.T, c), rows.mean(0)
+    step, radius = rows.T @ factors / len(rows), c * mean.norm()
+    if (factors == 1).all():  # w combines the gradients to 0, which a zero among them allows
+        assert (rows == 0).all(1).any()
+        return
+    assert (step - mean).norm().item() == pytest.approx(radius.item(), rel=1e-6)
+    combined = rows.T @ (factors - 1) / (factors - 1).sum()
+    bound = combined @ mean + radius * combined.norm()
+    assert (factors >= 1).all()
+    assert (rows @ step).min().item() == pytest.approx(bound.item(), rel=1e-6, abs=1e-9)
+
+
+def test_cagrad_by_hand():
+    """No step helps both (1, 0) and (-1, 0): the mean. Of (1, 0) and (-2, 0) the mean is (-1/2, 0),
+    which harms the first: the step is shorter by c = 1/2 of it.
+    """
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0]]).double()
+    assert cagrad(rows @ rows.T).tolist() == [1, 1, 1]
+    rows = torch.tensor([[1.0, 0.0], [-2.0, 0.0]]).double()
+    assert cagrad(rows @ rows.T).tolist() == pytest.approx([1.5, 1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_orthogonal_gradients_of_one_length_are_added_up(method):
+    for k in (1, 2, 3, 6):
+        expected = torch.full((k,), 1.5 if method is cagrad else 1.0, dtype=torch.float64)
+        torch.testing.assert_close(method(4e-6 * torch.eye(k, dtype=torch.float64)), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_factors_are_the_same_for_equal_gradients_and_at_any_scale_and_finite_for_zeros(method):
+    rows = next(gradients("random")).new_tensor([[1, 0, 0], [1, 0, 0], [-0.5, 2, 0], [-1, 1, 3]])
+    factors = method(rows @ rows.T)
+    torch.testing.assert_close(factors[0], factors[1])
+    for scale in (1e-12, 1e12):
+        torch.testing.assert_close(method(scale * rows @ rows.T), factors, rtol=1e-6, atol=1e-9)
+    assert method(torch.zeros(3, 3, dtype=torch.float64)).isfinite().all()
+
+
+def test_equal_norms_by_hand():
+    rows = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]]).double()
+    assert equal_norms(rows @ rows.T).tolist() == pytest.approx([1, 2, 0])
+    for rows in gradients("random"):
+        lengths = equal_norms(rows @ rows.T) * rows.norm(dim=1)
+        torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths))
+
+
+def test_a_conflict_of_two_by_hand():
+    """Gradients (1, 0) and (-1, 1): each loses its part against the other."""
+    matrix = torch.tensor([[1.0, -1.0], [-1.0, 2.0]]).double()
+    expected = [1 + 1, 0.5 + 1]  # (1, 0) + (-1, 1) / 2 and (-1, 1) + (1, 0)
+    assert pcgrad(matrix).tolist() == pytest.approx(expected)
+    assert upgrad(matrix).tolist() == pytest.approx(expected)
+    assert mgda(matrix).tolist() == pytest.approx([2 * 0.6, 2 * 0.4])  # (0.2, 0.4) is the shortest
+
+
+def test_gradient_weights_see_the_weighted_losses():
+    weighting = GradientWeights({"a": 2.0, "b": 0.5}, equal_norms)
+    assert weighting.needs_gradients
+    assert told(weighting) == {"a": 2.0, "b": 0.5}
+    weights = weighting.from_gradients(torch.eye(2), torch.ones(2))  # weighted norms 2 and 0.5
+    assert weights.tolist() == pytest.approx([2 * 0.4, 0.5 * 1.6])
+    assert told(weighting) == pytest.approx({"a": 0.8, "b": 0.8})
+    total = weighting(scalars(b=10, a=1), scalars(b=1, a=1))
+    assert total.item() == pytest.approx(0.8 * 11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_without_a_known_target_has_no_vote(method):
+    weighting = GradientWeights({"a": 1.0, "b": 1.0, "c": 1.0}, method)
+    rows = torch.tensor([[1.0, 0.0], [5.0, -7.0], [-1.0, 1.0]])
+    weights = weighting.from_gradients(rows @ rows.T, torch.tensor([1.0, 0.0, 1.0]))
+    alone = method((rows[::2] @ rows[::2].T).double()).float()
+    torch.testing.assert_close(weights, torch.stack([alone[0], torch.tensor(0.0), alone[1]]))
+    nothing = weighting.from_gradients(torch.zeros(3, 3), torch.zeros(3))
+    assert nothing.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_that_are_not_finite_leave_the_given_weights(method):
+    """So the loss that the engine reports is the true one, and no solver ends in a traceback."""
+    weighting = GradientWeights({"a": 1.0, "b": 0.5}, method)
+    weights = weighting.from_gradients(torch.tensor([[1.0, NAN], [NAN, NAN]]), torch.ones(2))
+    assert weights.tolist() == [1, 0.5]
+
+
+def test_a_negative_factor_is_zero_so_that_no_head_unlearns():
+    rows = torch.tensor([[1.0, 0.5, 0.0], [1.0, -0.5, 0.0], [1.0, 0.0, 0.1]]).double()
+    factors = imtl_g(rows @ rows.T)
+    assert (factors < 0).tolist() == [False, False, True]
+    weighting = GradientWeights({"a": 1.0, "b": 1.0, "c": 1.0}, imtl_g)
+    weights = weighting.from_gradients(rows @ rows.T, torch.ones(3))
+    assert weights.tolist() == pytest.approx([*factors[:2].tolist(), 0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_of_zero_has_no_vote_and_keeps_its_weight(method):
+    """MGDA, for one, would otherwise stop the other tasks where one has nothing left to learn."""
+    weighting = GradientWeights({"a": 1.0, "b": 0.3, "c": 1.0}, method)
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 1.0]])
+    weights = weighting.from_gradients(rows @ rows.T, torch.ones(3))
+    alone = method((rows[::2] @ rows[::2].T).double()).float()
+    torch.testing.assert_close(weights, torch.stack([alone[0], torch.tensor(0.3), alone[1]]))
+
+
+def test_a_method_may_have_settings():
+    weighting = GradientWeights({"a": 1.0, "b": 1.0}, functools.partial(cagrad, c=0.0))
+    weights = weighting.from_gradients(torch.tensor([[1.0, -1.0], [-1.0, 2.0]]), torch.ones(2))
+    assert weights.tolist() == [1, 1]
