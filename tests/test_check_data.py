@@ -1,4 +1,4 @@
-"""`python tools/check_data.py FOLDER`, and a data set of another kind from the check to the last epoch."""
+"""`tools/check_data.py FOLDER`, and data of another kind from the check to the last epoch."""
 
 import importlib
 import subprocess

@@ -1,10 +1,11 @@
 """tools/prepare_pets.py on a drawn folder in the layout of Oxford-IIIT Pet.
 
-Every image is 40 x 20 pixels of one colour, red = 40 x breed and green = 18 x number, so that a
-sample read back tells which file it came from.
+Every image is 40 x 20 pixels, red = 40 x breed and green = 18 x number, so that a sample read back
+tells which file it came from; blue is noise, so that no image is a near-duplicate of another.
 """
 
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -30,9 +31,9 @@ BREEDS = ("Abyssinian", "Bengal", "beagle", "pug", "shiba_inu")  # two cats, thr
 BOXED = (10, 10, 10, 10, 4)  # images of each breed in trainval.txt
 UNBOXED = 2  # of each breed in test.txt
 SPLITS = ("train", "val", "test")
-BOX = (5, 5, 30, 20)
+BOX = (6, 6, 30, 20)  # the first and last pixels inside, from 1
 SIZE = 8
-SCALED_BOX = [1, 2, 6, 8]  # x: 8 / 40, y: 8 / 20
+SCALED_BOX = [1, 2, 6, 8]  # edges 5, 5, 30, 20; x: 8 / 40, y: 8 / 20
 
 
 def draw_trimap():
@@ -40,6 +41,15 @@ def draw_trimap():
     trimap = np.full((20, 40), 2, np.uint8)
     trimap[10:, :20], trimap[10:, 20:] = 1, 3
     return trimap
+
+
+def draw_image(breed, number):
+    """A PIL image of 40 x 20 pixels as the docstring of this module describes them."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = 40 * breed, 18 * number
+    noise = np.random.default_rng([breed, number]).integers(0, 256, (10, 20), np.uint8)
+    pixels[..., 2] = noise.repeat(2, 0).repeat(2, 1)
+    return Image.fromarray(pixels)
 
 
 def write_box(path, box):
@@ -58,8 +68,7 @@ def drawn(tmp_path_factory):
     for breed, (stem, boxed) in enumerate(zip(BREEDS, BOXED, strict=True)):
         for number in range(boxed + UNBOXED):
             name = f"{stem}_{number}"
-            colour = (40 * breed, 18 * number, 100)
-            Image.new("RGB", (40, 20), colour).save(folder / f"images/{name}.jpg", quality=95)
+            draw_image(breed, number).save(folder / f"images/{name}.jpg", format="PNG")
             Image.fromarray(draw_trimap()).save(folder / f"annotations/trimaps/{name}.png")
             part = "trainval" if number < boxed else "test"
             lists[part].append(f"{name} {breed + 1} {1 if breed < 2 else 2} 1\n")
@@ -85,7 +94,10 @@ def out(tmp_path):
 
 def run(root, out, *flags):
     arguments = ("--root", root, "--out", out, "--size", SIZE, *flags)
-    return prepare_pets.main([str(argument) for argument in arguments])
+    try:
+        return prepare_pets.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
 
 
 def members(out, split):
@@ -111,7 +123,7 @@ def contents(folder):
 
 def assert_one_line(capsys, *fragments):
     error = capsys.readouterr().err
-    assert error.startswith("prepare_pets: ") and error.endswith("\n") and error.count("\n") == 1
+    assert error.startswith("prepare_pets.py: ") and error.endswith("\n") and error.count("\n") == 1
     for fragment in fragments:
         assert fragment in error
 
@@ -273,6 +285,10 @@ def test_provenance(drawn, out):
                 "val_fraction": 0.3,
                 "test_fraction": 0.2,
                 "add_unboxed": True,
+                "border": "pet",
+                "mask_share": 1.0,
+                "box_share": 1.0,
+                "label_share": 1.0,
                 "split": split,
             }
 
@@ -298,14 +314,160 @@ def test_script_runs_from_anywhere_and_prints_a_summary(drawn, out, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert rows[0] == ["split", "samples", "cat", "dog", "boxed", "unboxed", "MB"]
-    assert rows[1][:6] == ["train", "36", "16", "20", "26", "10"]
-    assert rows[2][:6] == ["val", "9", "4", "5", "9", "0"]
-    assert rows[3][:6] == ["test", "9", "4", "5", "9", "0"]
+    assert rows[0] == ["split", "samples", "masks", "boxes", "cat", "dog", "MB"]
+    assert rows[1][:6] == ["train", "36", "36", "26", "16", "20"]
+    assert rows[2][:6] == ["val", "9", "9", "9", "4", "5"]
+    assert rows[3][:6] == ["test", "9", "9", "9", "4", "5"]
     assert float(rows[1][6]) == pytest.approx(36 * 64 * 64 * 4 / 1e6, abs=0.1)
     assert "defects: none; left out: 0 of 54 images" in done.stdout
     assert done.stdout.splitlines()[-1].endswith(f"s, written to {out}")
     assert everything(out)[0] == (0, 0)
+
+
+# Folds, near-duplicates, what is known
+
+
+def test_every_boxed_image_is_tested_once_over_the_folds(drawn, out):
+    tested, validated = [], []
+    for fold in range(5):
+        flags = ("--folds", 5, "--fold", fold, "--add-unboxed")
+        assert run(drawn, out.with_name(f"{fold}"), *flags) == 0
+        here = out.with_name(f"{fold}")
+        assert everything(here) == everything(out.with_name("0"))
+        assert 8 <= len(members(here, "test")) <= 9
+        breeds = Counter(breed for breed, _ in members(here, "test"))
+        assert [breeds[breed] for breed in range(4)] == [2, 2, 2, 2]
+        assert set(boxed_names()) >= {*members(here, "test"), *members(here, "val")}
+        tested.append(set(members(here, "test")))
+        validated.append(set(members(here, "val")))
+    assert sorted(member for fold in tested for member in fold) == boxed_names()
+    assert validated == tested[1:] + tested[:1]
+    for flags in (("--size", 16), ("--mask-share", 0.5)):
+        run(drawn, out, "--folds", 5, "--fold", 1, *flags)
+        other = H5Dataset("test", out).source_lines
+        assert other == H5Dataset("test", out.with_name("1")).source_lines
+        shutil.rmtree(out)
+
+
+def copy_image(root, name, other, change):
+    """Put a changed copy of the image `other` in the place of `name`."""
+    with Image.open(root / f"oxford-iiit-pet/images/{other}.jpg") as image:
+        changed = change(image.convert("RGB"))
+    changed.save(root / f"oxford-iiit-pet/images/{name}.jpg", format="PNG")
+
+
+def split_of(out, names):
+    """The split in which each of these lines of the lists is; None if in none."""
+    lines = {split: H5Dataset(split, out).source_lines for split in SPLITS}
+    return [next((s for s in SPLITS if name in lines[s]), None) for name in names]
+
+
+def mirrored(image):
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def compressed(image):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=40)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_near_duplicates_stay_in_one_split(root, out, seed):
+    copy_image(root, "pug_1", "pug_0", mirrored)
+    copy_image(root, "pug_2", "pug_1", compressed)  # the same picture as pug_0 too
+    copy_image(root, "beagle_5", "Bengal_5", lambda image: image)  # of another breed
+    start = {"Bengal": 10, "beagle": 20, "pug": 30}
+    for flags in (("--seed", seed), ("--seed", seed, "--folds", 4, "--fold", 1)):
+        assert run(root, out, *flags) == 0
+        splits = split_of(out, [start["pug"], start["pug"] + 1, start["pug"] + 2])
+        assert len(set(splits)) == 1 and splits[0]
+        assert len(set(split_of(out, [start["Bengal"] + 5, start["beagle"] + 5]))) == 1
+        shutil.rmtree(out)
+
+
+def test_unboxed_copies_of_tested_images_are_left_out(root, out, capsys):
+    run(root, out)
+    test, train = (H5Dataset(split, out).source_lines[0] for split in ("test", "train"))
+    lists = [root / f"oxford-iiit-pet/annotations/{part}.txt" for part in ("trainval", "test")]
+    names = [line.split()[0] for path in lists for line in path.read_text().splitlines()]
+    copy_image(root, "pug_10", names[test], mirrored)
+    copy_image(root, "pug_11", names[train], mirrored)
+    capsys.readouterr()
+    assert run(root, out, "--add-unboxed", "--force") == 0
+    assert "left out: 1 of 54 images, 1 of them near-dup" in capsys.readouterr().out
+    assert split_of(out, [names.index("pug_10"), names.index("pug_11")]) == [None, "train"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "task"), [("mask", "seg"), ("box", "bbox"), ("label", "bin"), ("label", "breed")]
+)
+def test_shares_are_nested_stratified_and_of_train_alone(drawn, out, flag, task):
+    known = {}
+    for share in (1, 0.5, 0.25):
+        run(drawn, out, "--breeds", f"--{flag}-share", share, "--force")
+        dataset = H5Dataset("train", out)
+        assert len(dataset) == 26
+        lines, is_known = np.array(dataset.source_lines), dataset.known[task].numpy()
+        known[share] = set(lines[is_known])
+        for other in {"seg", "bbox", "bin", "breed"} - {task}:
+            assert dataset.known[other].all() or {other, task} == {"bin", "breed"}
+        for split in ("val", "test"):
+            assert all(known.all() for known in H5Dataset(split, out).known.values())
+    assert known[0.25] < known[0.5] < known[1]
+    assert [len(known[share]) for share in (1, 0.5, 0.25)] == [26, 13, 6]
+    for breed in range(4):  # six of each in train
+        lines = set(range(10 * breed, 10 * breed + 10))
+        assert len(known[0.5] & lines) == 3 and 1 <= len(known[0.25] & lines) <= 2
+
+
+def test_shares_choose_different_images(drawn, out):
+    flags = [f for name in ("mask", "box", "label") for f in (f"--{name}-share", 0.5)]
+    run(drawn, out, *flags, "--add-unboxed")
+    known = H5Dataset("train", out).known
+    assert known["seg"].sum() == known["bin"].sum() == 18 and known["bbox"].sum() == 13
+    assert (known["seg"] != known["bin"]).any() and (known["seg"] & ~known["bbox"]).any()
+    assert (~known["seg"] & known["bbox"]).any()
+
+
+def test_the_border_may_be_unknown(drawn, out):
+    run(drawn, out, "--border", "ignore")
+    masks = H5Dataset("val", out).masks
+    assert (masks[:, :4] == 0).all()
+    assert (masks[:, 4:, :4] == 1).all() and (masks[:, 4:, 4:] == 255).all()
+
+
+def test_breeds_are_written_on_request(drawn, out):
+    run(drawn, out, "--breeds")
+    for split in SPLITS:
+        breeds = H5Dataset(split, out).breeds.tolist()
+        assert breeds == [breed for breed, _ in members(out, split)]
+    run(drawn, out, "--force")  # breeds.h5 is one of the tool's files
+    assert H5Dataset("train", out).breeds is None
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(drawn, out, tmp_path):
+    names = [f"{stem}_{number}" for stem in BREEDS for number in range(4)]
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "names.txt").write_text("\n".join(names), encoding=encoding)
+        flags = ("--val-fraction", 0.25, "--test-fraction", 0.25)
+        assert run(drawn, out, "--names", tmp_path / "names.txt", *flags, "--force") == 0
+        assert len(everything(out)) == 20
+
+
+def test_a_box_of_one_pixel(root, out):
+    write_box(root / "oxford-iiit-pet/annotations/xmls/pug_3.xml", (1, 20, 1, 20))
+    run(root, out)
+    for split in SPLITS:
+        dataset = H5Dataset(split, out)
+        if 33 in dataset.source_lines:
+            box = dataset.bboxes[dataset.source_lines.index(33)].tolist()
+    assert box == pytest.approx([0, 19 / 20, 1 / 40, 1])
+
+
+def test_home_folder(drawn, out, monkeypatch):
+    monkeypatch.setenv("HOME", str(out.parent))
+    assert run(drawn, "~/data") == 0 and (out / "val" / "images.h5").exists()
 
 
 # Damaged sources
@@ -349,7 +511,7 @@ BOX_DAMAGE = {
 WRONG_BOXES = {
     "left and right exchanged": (30, 5, 5, 20),
     "top and bottom exchanged": (5, 15, 30, 5),
-    "no width": (5, 5, 5, 20),
+    "no width": (6, 5, 5, 20),
     "beyond the left": (-1, 5, 30, 20),
     "beyond the top": (5, -1, 30, 20),
     "beyond the right": (5, 5, 41, 20),
@@ -418,6 +580,20 @@ def test_an_unusable_box_becomes_unboxed_on_request(root, out, capsys, damage):
         (["--test-fraction", "0.01"], ["--test-fraction 0.01", "sample in test, found none"]),
         (["--size", "1000000000"], ["--size", "memory"]),
         (["--colour"], ["--colour"]),
+        (["--mask-share", "0"], ["--mask-share: expected a share above 0, at most 1, found 0.0"]),
+        (["--box-share", "1.5"], ["--box-share: expected a share above 0, at most 1, found 1.5"]),
+        (["--label-share", "nan"], ["--label-share: expected a share above 0, ", "found nan"]),
+        (["--folds", "2", "--fold", "0"], ["--folds: expected a whole number from 3 up, found 2"]),
+        (["--folds", "5"], ["--fold: expected a whole number from 0 to 4, found None"]),
+        (["--folds", "5", "--fold", "5"], ["--fold: expected a whole number from 0 to 4, found 5"]),
+        (["--fold", "1"], ["--folds: expected a whole number from 3 up, found None"]),
+        (
+            ["--folds", "5", "--fold", "0", "--val-fraction", "0.2"],
+            ["--val-fraction, --test-fraction: expected none beside --folds, found 0.2 and None"],
+        ),
+        (["--folds", "60", "--fold", "59"], ["--folds 60: expected at least one sample in"]),
+        (["--border", "cat"], ["--border", "'cat'"]),
+        (["--root", ""], ["--root", "expected a path, found an empty one"]),
     ],
 )
 def test_wrong_flags(drawn, out, capsys, flags, fragments):
@@ -427,7 +603,8 @@ def test_wrong_flags(drawn, out, capsys, flags, fragments):
 
 
 def test_missing_flags(capsys):
-    assert prepare_pets.main([]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        prepare_pets.main([])
     assert_one_line(capsys, "--root, --out")
 
 
@@ -560,7 +737,7 @@ def fail_at_second_split(monkeypatch, error):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted, nothing written"),
+        (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(28, "No space left\non device"), 2, "No space left on device"),
     ],
 )
@@ -658,5 +835,5 @@ def test_damaged_download(archives, out, tmp_path, capsys):
     (archives / "images.tar.gz").write_text("something else")
     assert run(tmp_path / "new", out, "--download") == 2
     last = capsys.readouterr().err.splitlines()[-1]  # after torchvision's progress bar
-    assert last.startswith("prepare_pets: --download to") and "corrupted" in last
+    assert last.startswith("prepare_pets.py: --download to") and "corrupted" in last
     assert list(out.parent.iterdir()) == []
