@@ -1,93 +1,263 @@
-"""The synthetic pets: deterministic, well-formed, and not separable by colour."""
+"""The drawn pets: deterministic, exactly labelled, and not separable by colour."""
 
-import subprocess
-import sys
+import hashlib
+import multiprocessing
+import os
+import signal
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import drawn_pets
 from dataload import DataError, H5Dataset
-from tools.make_demo import make_demo
+from drawn_pets import STYLES, draw_sample, make_demo
+from tools.make_demo import main
 
-ROOT = Path(__file__).resolve().parent.parent
 
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+@pytest.fixture(scope="module", params=STYLES)
+def pets(request, tmp_path_factory):
+    """120 pets of each style."""
     folder = tmp_path_factory.mktemp("demo") / "pets"
-    make_demo(folder, side=64, counts=(60, 6, 8), seed=1)
-    return folder
+    make_demo(folder, side=64, counts=(120, 6, 8), seed=1, style=request.param)
+    return folder, request.param
 
 
-def test_the_seed_decides_every_pixel(demo, tmp_path):
-    make_demo(tmp_path / "same", side=64, counts=(60, 6, 8), seed=1)
-    make_demo(tmp_path / "other", side=64, counts=(60, 6, 8), seed=2)
-    for split in ("train", "val", "test"):
-        first, same, other = (
-            H5Dataset(split, f) for f in (demo, tmp_path / "same", tmp_path / "other")
-        )
-        assert torch.equal(first.images, same.images)
-        assert torch.equal(first.bboxes, same.bboxes)
-        assert not torch.equal(first.images, other.images)
-    assert not torch.equal(H5Dataset("val", demo).images, H5Dataset("test", demo).images[:6])
+def same(folder, style, index, seed=1, split=("train", 0)):
+    """Whether a sample of a data set is the one drawn alone."""
+    dataset, (image, mask, box, label) = (
+        H5Dataset(split[0], folder),
+        draw_sample(seed, split[1], index, 64, style),
+    )
+    found, targets = dataset[index]
+    return (
+        np.array_equal(found.permute(1, 2, 0), image)
+        and np.array_equal(targets["seg"][0], mask[..., 0])
+        and np.allclose(targets["bbox"] * 64, box)
+        and targets["bin"] == label
+    )
 
 
-def test_every_sample_is_a_pet_with_its_head_in_the_box(demo):
-    dataset = H5Dataset("train", demo)
-    assert (len(dataset), dataset.side, dataset.class_names) == (60, (64, 64), ("cat", "dog"))
-    assert dataset.binary.mean() == 0.5
+def test_the_demo_is_what_its_published_figures_were_measured_on():
+    digest = hashlib.sha256()
+    for arrays in zip(*(draw_sample(0, 0, index, 128) for index in range(6)), strict=True):
+        digest.update(np.stack(arrays).tobytes())
+    assert digest.hexdigest().startswith("21dc84bd1dde84059d52ccc387f2b707bf15c9724d3ffec833")
+
+
+def test_a_sample_depends_on_seed_split_and_number_alone(pets, tmp_path):
+    folder, style = pets
+    assert all(same(folder, style, index) for index in (0, 17, 119))
+    assert same(folder, style, 5, split=("val", 1)) and same(folder, style, 7, split=("test", 2))
+    images = [draw_sample(*key, 64, style)[0] for key in ((1, 0, 4), (2, 0, 4), (1, 1, 4))]
+    images.append(draw_sample(1, 0, 6, 64, style)[0])
+    assert len({image.tobytes() for image in images}) == 4
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_any_number_of_processes_draws_the_same(pets, tmp_path, monkeypatch, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    folder, style = pets
+    used = []
+
+    def pool(workers, **options):
+        used.append(workers)
+        context = multiprocessing.get_context(method)
+        return ProcessPoolExecutor(workers, mp_context=context, **options)
+
+    monkeypatch.setattr(drawn_pets, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(drawn_pets, "POOLED_PIXELS", 0)
+    monkeypatch.setattr(drawn_pets, "count_cores", lambda: 3)
+    make_demo(tmp_path / "out", side=64, counts=(40, 2, 3), seed=1, style=style)
+    assert used == [3]
+    one, many = H5Dataset("train", folder), H5Dataset("train", tmp_path / "out")
+    assert len(many) == 40 and torch.equal(many.images, one.images[:40])
+    assert torch.equal(many.masks, one.masks[:40]) and torch.equal(many.bboxes, one.bboxes[:40])
+    assert torch.equal(many.binary, one.binary[:40])
+    assert same(tmp_path / "out", style, 2, split=("test", 2))
+
+
+def test_small_jobs_start_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawn_pets, "ProcessPoolExecutor", None)
+    make_demo(tmp_path / "out", side=32, counts=(20, 2, 2))
+
+
+def test_every_sample_is_a_pet_with_its_head_in_the_box(pets):
+    folder, style = pets
+    dataset = H5Dataset("train", folder)
+    assert (len(dataset), dataset.side, dataset.class_names) == (120, (64, 64), ("cat", "dog"))
+    assert dataset.binary.tolist() == [0, 1] * 60
     shares = dataset.masks.float().mean((1, 2))
-    assert shares.min() > 0.02 and shares.max() < 0.6
+    assert shares.min() > 0.02 and shares.max() < (0.6 if style == "demo" else 0.9)
+    areas = (dataset.bboxes[:, 2:] - dataset.bboxes[:, :2]).prod(1)
+    assert areas.min() > 0.005 and areas.max() < (0.3 if style == "demo" else 0.8)
     for mask, box in zip(dataset.masks, dataset.bboxes * 64, strict=True):
         x0, y0, x1, y1 = box.round().int().tolist()
-        inside = mask[y0:y1, x0:x1].float().mean()
-        assert inside > 0.4
-        assert (x1 - x0) * (y1 - y0) < 0.3 * 64 * 64
+        assert mask[y0:y1, x0:x1].float().mean() > 0.3
 
 
-def test_colour_does_not_tell_the_species(demo):
-    dataset = H5Dataset("train", demo)
+def test_the_varied_style_varies_more(tmp_path):
+    """Sizes, places, pets cut by the frame and pets behind something, in both classes."""
+    samples = [draw_sample(3, 0, index, 64, "varied") for index in range(80)]
+    for label in (0, 1):
+        masks = np.stack([mask[..., 0] for _, mask, _, found in samples if found == label])
+        boxes = np.array([box for _, _, box, found in samples if found == label])
+        shares = masks.mean((1, 2))
+        assert shares.min() < 0.12 and shares.max() > 0.45
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        assert (np.ptp(middles, axis=0) > 25).all()
+        border = np.stack([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]])
+        assert 0.2 < border.any((0, 2)).mean() < 1
+    light = [image.mean() for image, *_ in samples]
+    assert min(light) < 70 and max(light) > 150
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_mask_and_box_are_what_is_painted(monkeypatch, style):
+    """On black, the body painted red, the head blue and whatever stands before them green."""
+    paint_pet = drawn_pets.paint_pet
+
+    def paint(image, distance, colour, scale, rim=1):
+        image[distance < 0] = (0, 255, 0) if callable(colour) else colour
+
+    def paint_flat(image, body, head, near, paints, *others):
+        for parts, colour in (((body, []), (255, 0, 0)), (([], head), (0, 0, 255))):
+            paint_pet(image, *parts, near, dict.fromkeys(paints, np.float32(colour)), *others)
+
+    def black(rng, x, y, side):
+        return np.zeros((side, side, 3), np.float32)
+
+    fakes = {"paint": paint, "paint_pet": paint_flat, "backdrop": black, "scenery": black}
+    fakes |= dict.fromkeys(("expose", "photograph"), lambda rng, image, *_: image)
+    for name, fake in fakes.items():
+        monkeypatch.setattr(drawn_pets, name, fake)
+    hidden = 0
+    for index in range(40):
+        image, mask, box, _ = draw_sample(0, 0, index, 96, style)
+        red, green, blue = np.moveaxis(image == 255, -1, 0)
+        assert np.array_equal(mask[..., 0], red | blue)
+        rows, columns = np.nonzero(blue)
+        assert box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        hidden += green.any()
+    assert hidden == 0 if style == "demo" else hidden > 5
+
+
+def test_paint_covers_a_shape_with_one_pixel_of_transition():
+    """Distances of whole pixels from 2 inside to 2 outside, then half a pixel; scale 10."""
+    distance = np.array([[-2, -1, 0, 1, 2, 0.25]]) / 10
+    image = np.full((1, 6, 3), 100.0)
+    drawn_pets.paint(image, distance, np.array((200.0, 0, 100)), 10, rim=0.8)
+    # 0.2 units inside the shade is 1, at 0.1 it is 0.8 + 0.5, cut to 1; from the edge on 0.8
+    expected = [[200, 0, 100], [200, 0, 100], [130, 50, 90], [100, 100, 100], [100, 100, 100]]
+    expected.append([115, 75, 95])  # a quarter of (160, 0, 80)
+    assert np.allclose(image[0], expected)
+
+
+def test_window_is_the_smallest_one():
+    inside = np.zeros((5, 6), bool)
+    assert np.zeros((5, 6))[drawn_pets.window(inside)].size == 0
+    inside[1, 3] = inside[2, 4] = True
+    assert drawn_pets.window(inside) == (slice(1, 3), slice(3, 5))
+
+
+def test_colour_does_not_tell_the_species(pets):
+    dataset = H5Dataset("train", pets[0])
     images = dataset.images.float()
     masks = dataset.masks[..., None].float()
-    colour = (images * masks).sum((1, 2)) / masks.sum((1, 2))  # (N, 3) mean over the pet
-    for channel in colour.T:
-        guess = (channel > channel.median()).float()
-        right = (guess == dataset.binary).float().mean()
-        assert 0.3 < right < 0.7
+    for part in (masks, 1 - masks):
+        colour = (images * part).sum((1, 2)) / part.sum((1, 2))  # (N, 3) mean over the part
+        for channel in colour.T:
+            guess = (channel > channel.median()).float()
+            assert 0.3 < (guess == dataset.binary).float().mean() < 0.7
 
 
-def test_a_split_is_never_overwritten(demo):
-    before = (demo / "train" / "images.h5").read_bytes()
+def test_a_split_is_never_overwritten(pets):
+    file = pets[0] / "train" / "images.h5"
+    before = file.read_bytes()
     with pytest.raises(DataError, match="expected no split there yet, found train"):
-        make_demo(demo)
-    assert (demo / "train" / "images.h5").read_bytes() == before
+        make_demo(pets[0])
+    assert file.read_bytes() == before
 
 
-def command(*flags):
-    arguments = [sys.executable, str(ROOT / "tools" / "make_demo.py"), *flags]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+def test_there_is_no_other_style(tmp_path):
+    with pytest.raises(ValueError, match="expected one of demo, varied, found 'oil'"):
+        make_demo(tmp_path / "out", style="oil")
+    assert not (tmp_path / "out").exists()
+
+
+def mistake(capsys, *flags, code=2):
+    """The one line on stderr with which the command ends."""
+    try:
+        found = main(list(flags))
+    except SystemExit as stop:
+        found = stop.code
+    printed = capsys.readouterr().err
+    assert found == code and printed.count("\n") == 1 and printed.startswith("make_demo.py: ")
+    return printed
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--side", "8"], "--side"),
-        (["--counts", "4", "0", "4"], "--counts"),
+        (["--side", "8"], "--side: expected a whole number from 32 to 1024, found '8'"),
+        (["--counts", "4", "0", "4"], "--counts: expected a whole number from 2 to 100000, found"),
         (["--counts", "4", "4"], "--counts: expected 3 numbers, found 2"),
         (["--seed", "-1"], "--seed"),
+        (["--vried"], "did you mean --varied?"),
+        (["--out", ""], "--out: expected a folder, found ''"),
+        (["--out", "file/pets"], "--out file/pets: "),
     ],
 )
-def test_mistakes_end_in_one_line(tmp_path, flags, message):
-    done = command("--out", str(tmp_path / "out"), *flags)
-    assert done.returncode == 2
-    assert message in done.stderr and done.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert message in mistake(capsys, "--out", "out", *flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_command_writes_what_it_is_asked_for(tmp_path):
+def test_the_command_writes_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ["--side", "64", "--counts", "2", "3", "4", "--seed", "5"]
+    assert main(["--out", "~/out", *flags]) == 0
+    assert main(["--out", "~/varied", "--varied", *flags]) == 0
+    for name, style in (("out", "demo"), ("varied", "varied")):
+        splits = [H5Dataset(split, tmp_path / name) for split in ("train", "val", "test")]
+        assert [len(split) for split in splits] == [2, 3, 4]
+        assert same(tmp_path / name, style, 1, seed=5)
+    assert "found train, val, test" in mistake(capsys, "--out", "~/out")
+
+
+class Interrupted(drawn_pets.tqdm):
+    """A progress bar under which Ctrl-C is pressed."""
+
+    def update(self, n=1):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys, cores, is_there):
+    monkeypatch.setattr(drawn_pets, "POOLED_PIXELS", 0)
+    monkeypatch.setattr(drawn_pets, "count_cores", lambda: cores)
+    monkeypatch.setattr(drawn_pets, "tqdm", Interrupted)
     out = tmp_path / "out"
-    done = command("--out", str(out), "--side", "32", "--counts", "2", "3", "4")
-    assert done.returncode == 0, done.stderr
-    assert [len(H5Dataset(split, out)) for split in ("train", "val", "test")] == [2, 3, 4]
-    assert command("--out", str(out)).returncode == 2
+    if is_there:
+        out.mkdir()
+    flags = ["--out", str(out), "--side", "32", "--counts", "300", "20", "20"]
+    assert "interrupted" in mistake(capsys, *flags, code=130)
+    assert list(tmp_path.rglob("*")) == ([out] if is_there else [])
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path, monkeypatch, capsys):
+    def broken(tasks, workers):
+        yield drawn_pets.draw_chunk(*tasks[0])
+        raise BrokenExecutor("terminated abruptly")
+
+    monkeypatch.setattr(drawn_pets, "draw_chunks", broken)
+    flags = ["--out", str(tmp_path / "out"), "--side", "32", "--counts", "40", "2", "2"]
+    assert "a process that drew pets has died" in mistake(capsys, *flags)
+    assert not (tmp_path / "out").exists()
