@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import box_iou
 
 UNKNOWN = 255  # in a mask: a pixel that may be foreground or background
 
@@ -180,6 +179,8 @@ def bbox_metrics(boxes, target):
 
     Shape: boxes and target (B, 4) xyxy in [0, 1] -> {name: (B, 2)}.
     """
+    from torchvision.ops import box_iou  # takes seconds to import
+
     valid = bbox_known(target)
     iou = box_iou(boxes.float(), torch.nan_to_num(target.float())).diagonal()  # (B,)
     return {

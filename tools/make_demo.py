@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS
 from drawn_pets import make_demo
-from engine.cli import Parser, UserError
+from engine.settings import Parser, UserError
 from tools.common import run_tool
 
 

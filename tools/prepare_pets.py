@@ -53,7 +53,7 @@ from dataload import (
     thumbnails,
     write_split,
 )
-from engine.cli import Parser, UserError
+from engine.settings import Parser, UserError
 from tools.common import run_tool
 
 PETS = "oxford-iiit-pet"  # the folder name torchvision looks for
