@@ -365,7 +365,7 @@ def test_export_overwrites_no_other_run(runs, tmp_path, capsys):
     message = printed(capsys, "--export", tmp_path, other, code=2)
     assert f"{file.name}: holds another run than" in message
     message = printed(capsys, "--export", tmp_path / "new", other, runs, code=2)
-    assert f"expected one run for {file.name}, found another" in message
+    assert f"{file.name}: holds another run than" in message
     assert file.read_bytes() == before
 
 

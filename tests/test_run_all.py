@@ -1,9 +1,8 @@
-"""Series of runs, with stand-ins for the scripts that take no time; one with a real script."""
+"""Series of runs, with stand-ins for the scripts that take no time; one with real scripts."""
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,66 +11,79 @@ from pathlib import Path
 import pytest
 import torch
 
-import MTL_main
-from engine.settings import constants
+from engine import settings
+from engine.script import load
 from tools import run_all
 
 ROOT = Path(__file__).resolve().parent.parent
-STAND_IN = '''"""A script that copies a history instead of making one."""
+SOURCE = (ROOT / "MTL_main.py").read_text(encoding="utf-8")
+STAND_IN = """
 
-{constants}
-
-if __name__ == "__main__":
-    import shutil, signal, sys, time
+if __name__ == "__main__":  # copies a history instead of making one
+    import os, shutil, signal, sys, time
     from pathlib import Path
 
     def flag(name):
         return sys.argv[len(sys.argv) - 1 - sys.argv[::-1].index(name) + 1]
 
-    out, here = Path(flag("--file-save-path")), Path(__file__).parent
+    out, here = Path(flag("--file-save-path")), Path("SCRIPTS")
     name, seed = Path(__file__).stem.removeprefix("MTL_"), flag("--seed")
 
     def stop(number, frame):
-        (out / f"{{name}}_last.pt").touch()
+        (out / f"{name}_last.pt").touch()
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
     out.mkdir(parents=True, exist_ok=True)
     with open(here / "calls", "a") as calls:
-        resumed = " resumed" if "--resume" in sys.argv else ""
-        calls.write(f"{{name}} {{seed}}{{resumed}}\\n")
+        again = " again" if (out / f"{name}_last.pt").exists() else ""
+        quiet = " quiet" if "--quiet" in sys.argv else ""
+        threads = os.environ.get("OMP_NUM_THREADS", "any")
+        assert "--resume" in sys.argv and Path(flag("--h5-save-path")).is_dir()
+        calls.write(f"{out.name}{again}{quiet} {threads}\\n")
     if name == "OEQ":
         sys.exit(7)
-    if (here / "wait").exists():
-        (here / "ready").touch()
-        time.sleep(60)
-    shutil.copy(here / f"seed{{seed}}.pt", out / f"{{name}}_history.pt")
-'''
+    while (here / "wait").exists():
+        (here / f"ready_{out.name}").touch()
+        time.sleep(0.05)
+    shutil.copy(here / f"{out.name}.pt", out / f"{name}_history.pt")
+    sys.exit()
+
+"""
 
 
 @pytest.fixture
 def scripts(shared_data, tmp_path, monkeypatch):
-    """A folder with stand-ins for three scripts, in place of the repository."""
+    """A folder with stand-ins for four scripts, in place of the repository, and their histories."""
     folder = tmp_path / "scripts"
-    folder.mkdir()
-    settings = constants(MTL_main)
-    text = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
-    for name in ("main", "baseline", "OEQ"):
-        (folder / f"MTL_{name}.py").write_text(STAND_IN.format(constants=text))
+    (folder / "examples").mkdir(parents=True)
+    head, imports, rest = SOURCE.partition("from torch import nn\n")
+    text = head + STAND_IN.replace("SCRIPTS", str(folder)) + imports + rest
+    for name in ("MTL_main", "MTL_baseline", "MTL_OEQ", "examples/alone"):
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    plain, _ = settings.parse(load(ROOT / "MTL_main.py"), ["--h5-save-path", str(shared_data)])
     for seed in range(3):
-        config = settings | {"SEED": seed, "demo": False, "H5_SAVE_PATH": str(shared_data)}
-        torch.save({"config": config, "seconds": [90.0, 30.0]}, folder / f"seed{seed}.pt")
+        for name in ("main", "baseline", "alone", "main_fold0", "main_fold1"):
+            config = settings.plain(plain) | {"SEED": seed, "demo": False}
+            if "fold" in name:
+                config["H5_SAVE_PATH"] = str(shared_data) + name[-5:]
+            path = folder / f"{name}_seed{seed}.pt"
+            torch.save({"config": config, "seconds": [90.0, 30.0]}, path)
     monkeypatch.setattr(run_all, "ROOT", folder)
-    return folder
+    monkeypatch.setattr("engine.script.ROOT", folder)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = {name: module for name, module in sys.modules.items() if name.startswith("MTL_")}
+    yield folder
+    sys.modules.update(before)  # others want the repository's
 
 
 @pytest.fixture
 def series(scripts, shared_data, tmp_path):
     """A function that runs the tool and returns its exit code."""
 
-    def call(*arguments, flags=()):
-        out, data = ["--out", str(tmp_path / "out")], ["--h5-save-path", str(shared_data)]
-        return run_all.main([*map(str, arguments), *out, "--", *data, *flags])
+    def call(*arguments, flags=(), data=shared_data):
+        out, place = ["--out", str(tmp_path / "out")], ["--h5-save-path", str(data)]
+        return run_all.main([*map(str, arguments), *out, "--", *place, *flags])
 
     return call
 
@@ -84,55 +96,126 @@ def calls(scripts):
 def test_every_script_with_every_seed_once(scripts, series, tmp_path, capfd):
     chosen = ["--scripts", "baseline", "MTL_main.py", "--seeds", "0", "2"]
     assert series(*chosen) == 0
-    assert calls(scripts) == ["baseline 0", "main 0", "baseline 2", "main 2"]
+    names = ["baseline_seed0", "main_seed0", "baseline_seed2", "main_seed2"]
+    assert calls(scripts) == [f"{name} any" for name in names]
     assert (tmp_path / "out/main_seed2/main_history.pt").exists()
     printed = capfd.readouterr().err
-    assert "0 of 4 done; baseline seed 0 starts" in printed
-    assert "3 of 4 done, about 2 min left; main seed 2 starts" in printed
+    assert "0 of 4 runs are finished; starting baseline_seed0\n" in printed
+    assert "3 of 4 runs are finished, about 2 min left; starting main_seed2\n" in printed
     assert series(*chosen) == 0
     assert len(calls(scripts)) == 4
-    assert "all 4 runs are finished" in capfd.readouterr().err
+    assert capfd.readouterr().err == "run_all.py: 4 of 4 runs are finished\n"
+
+
+def test_an_example_is_run_as_a_module(scripts, series):
+    """Its package is found wherever the command is given."""
+    assert series("--scripts", "examples.alone", "examples/alone.py", "--seeds", "1") == 0
+    assert calls(scripts) == ["alone_seed1 any"]
+
+
+def test_folds_are_in_the_flags_and_in_the_names(scripts, series, shared_data, tmp_path, capfd):
+    data = tmp_path / "copy"
+    for fold in (0, 1):
+        os.symlink(shared_data, f"{shared_data}fold{fold}")
+    try:
+        chosen = ["--scripts", "main", "--seeds", "0", "1", "--folds", "0", "1"]
+        assert series(*chosen, data=f"{shared_data}fold{{fold}}") == 0
+    finally:
+        for fold in (0, 1):
+            os.unlink(f"{shared_data}fold{fold}")
+    names = [f"main_fold{fold}_seed{seed}" for seed in (0, 1) for fold in (0, 1)]
+    assert [call.split()[0] for call in calls(scripts)] == names
+    capfd.readouterr()
+    for arguments, place in (([*chosen], data), (chosen[:-3], f"{data}{{fold}}")):
+        assert series(*arguments, data=place) == 2
+        assert "--folds: expected together with {fold} behind --" in one_line(capfd)
+
+
+def test_two_at_a_time_on_one_thread_each(scripts, series):
+    (scripts / "wait").touch()
+    seen = []
+
+    def see():  # the first two wait for each other
+        while not all((scripts / f"ready_main_seed{seed}").exists() for seed in (0, 1)):
+            time.sleep(0.02)
+        seen.extend(calls(scripts))
+        (scripts / "wait").unlink()
+
+    thread = threading.Thread(target=see)
+    thread.start()
+    assert series("--scripts", "main", "--seeds", "0", "1", "2", "--jobs", "2") == 0
+    thread.join()
+    assert sorted(seen) == ["main_seed0 quiet 1", "main_seed1 quiet 1"]
+    assert calls(scripts)[2:] == ["main_seed2 quiet 1"]
 
 
 def test_a_failure_does_not_keep_others_from_running(scripts, series, capfd):
     assert series("--seeds", "0", "1") == 1
-    assert calls(scripts) == [
-        f"{name} {seed}" for seed in "01" for name in ("baseline", "main", "OEQ")
-    ]
-    printed = capfd.readouterr().err
-    assert (
-        "4 of 6 runs are finished, about 4 min left; failed (exit code): OEQ seed 0 (7)" in printed
-    )
+    names = [f"{name}_seed{seed}" for seed in "01" for name in ("baseline", "main", "OEQ")]
+    assert [call.split()[0] for call in calls(scripts)] == names
+    end = capfd.readouterr().err.splitlines()[-1]
+    finished = "4 of 6 runs are finished, about 4 min left"
+    assert end == f"run_all.py: {finished}; failed (exit code): OEQ_seed0 (7), OEQ_seed1 (7)"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_and_the_next_call_resumes(scripts, series, number):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_stops_all_and_the_next_call_goes_on(scripts, series, name):
+    number = getattr(signal, name)
     (scripts / "wait").touch()
     handler = signal.getsignal(number)
 
     def send():
-        while not (scripts / "ready").exists():
+        while not all((scripts / f"ready_main_seed{seed}").exists() for seed in (0, 1)):
             time.sleep(0.02)
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=send)
     thread.start()
-    assert series("--scripts", "main", "--seeds", "0", "1") == 128 + number
+    chosen = ["--scripts", "main", "--seeds", "0", "1", "2", "--jobs", "2"]
+    assert series(*chosen) == 128 + number
     thread.join()
-    assert calls(scripts) == ["main 0"]
+    assert sorted(calls(scripts)) == ["main_seed0 quiet 1", "main_seed1 quiet 1"]
     assert signal.getsignal(number) is handler
     (scripts / "wait").unlink()
-    assert series("--scripts", "main", "--seeds", "0", "1") == 0
-    assert calls(scripts) == ["main 0", "main 0 resumed", "main 1"]
+    assert series(*chosen) == 0
+    again = ["main_seed0 again quiet 1", "main_seed1 again quiet 1", "main_seed2 quiet 1"]
+    assert sorted(calls(scripts)[2:]) == again
+
+
+def test_an_ignored_signal_stays_ignored(scripts, series):
+    """As under nohup, which lets a series outlive its terminal."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    (scripts / "wait").touch()
+
+    def send():
+        while not (scripts / "ready_main_seed0").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGHUP)
+        (scripts / "wait").unlink()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        assert series("--scripts", "main", "--seeds", "0") == 0
+    finally:
+        thread.join()
+        signal.signal(signal.SIGHUP, old)
 
 
 def test_the_minutes_end_it(scripts, series, capfd):
     (scripts / "wait").touch()
     assert series("--scripts", "main", "--seeds", "0", "1", "--minutes", "0.02") == 3
-    assert not [call for call in calls(scripts) if call != "main 0"]
-    assert "0 of 2 runs are finished; the same command again goes on" in capfd.readouterr().err
+    assert not [call for call in calls(scripts) if not call.startswith("main_seed0")]
+    assert capfd.readouterr().err.endswith("run_all.py: 0 of 2 runs are finished\n")
     (scripts / "wait").unlink()
     assert series("--scripts", "main", "--seeds", "0", "1", "--minutes", "9") == 0
+
+
+def test_a_closed_terminal_ends_no_series(scripts, series, monkeypatch):
+    with open(os.devnull, "w") as closed:
+        pass
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert series("--scripts", "main", "--seeds", "0") == 0
 
 
 def one_line(capfd):
@@ -146,26 +229,30 @@ def test_runs_of_other_settings_or_data_are_refused(scripts, series, shared_data
     assert series(*chosen) == 0
     capfd.readouterr()
     assert series(*chosen, flags=["--epochs", "7"]) == 2
-    message = one_line(capfd)
-    assert f"main_history.pt: a run with EPOCHS = {MTL_main.EPOCHS}, not 7; choose" in message
+    assert "main_history.pt: a run with EPOCHS = 250, not 7; choose" in one_line(capfd)
     other = shutil.copytree(shared_data, tmp_path / "other")
-    assert series(*chosen, flags=["--h5-save-path", str(other)]) == 2
+    assert series(*chosen, data=other) == 2
     message = one_line(capfd)
     assert f"main_history.pt: a run with H5_SAVE_PATH = {shared_data}, not {other}" in message
+    path = tmp_path / "out/main_seed0/main_history.pt"
+    path.write_bytes(b"x")
+    assert series(*chosen) == 2
+    assert f"{path}: expected a checkpoint, found a damaged file" in one_line(capfd)
     assert len(calls(scripts)) == 1
 
 
 def test_mistakes_end_in_one_line_before_anything_runs(scripts, series, tmp_path, capfd):
     main = ["--scripts", "main", "--seeds", "0"]
     assert series("--scripts", "mian", "--seeds", "0") == 2
-    assert "--scripts: expected some of OEQ, baseline, main, found mian" in one_line(capfd)
-    for flag in ("--seed=3", "--resume", "--file-save-path"):
+    assert "--scripts: expected scripts as main or examples.NAME, found mian" in one_line(capfd)
+    for flag in ("--seed=3", "--resume", "--file-save-path", "--overwrite"):
         assert series(*main, flags=[flag]) == 2
         assert f"{flag.split('=')[0]}: this tool sets it for every run" in one_line(capfd)
-    assert series(*main, flags=["--h5-save-path", "nowhere"]) == 2
-    assert "no data: expected train/" in one_line(capfd)
+    assert series(*main, data="nowhere") == 2
+    assert "MTL_main.py: no data: expected train/" in one_line(capfd)
     for arguments, flags in (
         ([*main, "--minutes", "0"], []),
+        ([*main, "--jobs", "0"], []),
         (["--seeds", "x"], []),
         (main, ["--epoch", "3"]),
     ):
@@ -173,17 +260,21 @@ def test_mistakes_end_in_one_line_before_anything_runs(scripts, series, tmp_path
             series(*arguments, flags=flags)
         assert stopped.value.code == 2
         one_line(capfd)
+    (scripts / "MTL_short.py").write_text('SEED, H5_SAVE_PATH, FILE_SAVE_PATH = 0, "a", "b"\n')
+    assert series("--scripts", "short", "--seeds", "0") == 2
+    assert "MTL_short.py: expected a constant EPOCHS, found none" in one_line(capfd)
     assert calls(scripts) == []
 
 
-def test_a_real_script(shared_data, tmp_path):
-    tiny = ["--epochs", "1", "--batch-size", "4", "--widths", "8", "8", "8", "8", "--size", "1"]
-    tool = [sys.executable, str(ROOT / "tools/run_all.py"), "--scripts", "main", "--seeds", "5"]
-    flags = ["--out", "out", "--", "--h5-save-path", str(shared_data), "--device", "cpu", *tiny]
-    done = subprocess.run(
-        [*tool, *flags], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("run_all.py: all 1 runs are finished\n")
-    path = tmp_path / "out/main_seed5/main_history.pt"
+def test_a_real_script(shared_data, tmp_path, capfd):
+    tiny = ["--epochs", "1", "--batch-size", "4", "--widths", "8", "8", "8", "8", "--units", "1"]
+    out = tmp_path / "out"
+    flags = ["--h5-save-path", str(shared_data), "--device", "cpu", *tiny]
+    series = ["--scripts", "main", "--seeds", "5", "--out", str(out), "--", *flags]
+    assert run_all.main(series) == 0
+    assert capfd.readouterr().err.endswith("run_all.py: 1 of 1 runs are finished\n")
+    path = out / "main_seed5/main_history.pt"
     assert torch.load(path, weights_only=True)["config"]["SEED"] == 5
+    before = path.stat().st_mtime_ns
+    assert run_all.main(series) == 0  # the settings of its history are those that are asked for
+    assert path.stat().st_mtime_ns == before

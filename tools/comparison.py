@@ -37,20 +37,13 @@ INTERVALS = {
 
 
 class Metric(NamedTuple):
-    """What a row of the table measures.
+    """What a row of the table measures."""
 
-    Attributes:
-        name: TASK_METRIC, as histories call it.
-        reference: NAME of the task's single-task script, or None.
-        sign: 1, or -1 where lower is better.
-        pooled: the rows it is computed from; none where only its value for each run is known.
-    """
-
-    name: str
+    name: str  # TASK_METRIC, as histories call it
     task: str
-    reference: str | None
-    sign: int
-    pooled: tuple
+    reference: str | None  # NAME of the task's single-task script
+    sign: int  # 1, or -1 where lower is better
+    pooled: tuple  # the rows it is computed from; none where only its value for each run is known
 
 
 def metrics(columns, split, everything=False):

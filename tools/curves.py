@@ -19,8 +19,8 @@ PLAIN = {"text.usetex": False, "text.parse_math": False}  # a label may hold $
 def save_picture(path, columns, split, baseline):
     """Curves of the first task's primary metric; gains over `baseline` in all primary metrics."""
     chosen = metrics(columns, split)
-    forest = [(metric, gains(columns, metric, split, baseline)) for metric in chosen]
-    forest = [(metric, found) for metric, found in forest if found]
+    forest = {metric.name: gains(columns, metric, split, baseline) for metric in chosen}
+    forest = {name: found for name, found in forest.items() if found}
     colours = {label: colour for label, (colour, _) in zip(columns, cycle(STYLES))}
     height = max(3.6, 1.6 + 0.36 * len(columns))
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **PLAIN}):
@@ -29,8 +29,8 @@ def save_picture(path, columns, split, baseline):
             1, 1 + len(forest), squeeze=False, width_ratios=[1.6, *[1] * len(forest)]
         )[0]
         draw_curves(curves, columns, chosen[0].name)
-        for panel, (metric, found) in zip(panels, forest, strict=True):
-            draw_forest(panel, metric.name, found, [c for c in columns if c != baseline], colours)
+        for panel, (name, found) in zip(panels, forest.items(), strict=True):
+            draw_forest(panel, name, found, [c for c in columns if c != baseline], colours)
             panel.tick_params(labelleft=panel is panels[0])
         for panel in panels[:1]:
             unit = "images" if split == "test" else "runs"

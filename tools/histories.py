@@ -185,25 +185,23 @@ def export(runs, folder):
     """Write each of [(path, summary)] as folder/NAME_seedK[_foldF].json; returns the paths.
 
     Raises:
-        UserError: a run is unfinished, two want one name, or a file of that name holds another.
+        UserError: a run is unfinished, or a file of that name holds another.
     """
-    written = {}
+    written = []
     for source, run in runs:
         fold = "" if run["fold"] is None else f"_fold{run['fold']}"
         path, text = folder / f"{run['name']}_seed{run['seed']}{fold}.json", to_json(run)
         if run["unfinished"]:
             raise UserError(f"{source}: expected a finished run, found it {run['unfinished']}")
-        if path in written:
-            raise UserError(
-                f"{source}: expected one run for {path.name}, found another in {written[path]}; "
-                "name them apart with LABEL=FOLDER"
-            )
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UserError(f"{path}: holds another run than {source}; remove it first")
-        written[path] = source
+            raise UserError(
+                f"{path}: holds another run than {source}; remove it, or write that one elsewhere "
+                "or with LABEL=FOLDER"
+            )
+        written.append(path)
         with artefacts.replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return list(written)
+    return written
 
 
 def to_json(summary):

@@ -54,11 +54,14 @@ class Job:
         flags += ["--seed", str(seed), "--file-save-path", str(self.folder)]
         start = ["-m", module] if "." in module else [str(path)]
         self.command = [sys.executable, *start, *flags, "--resume"]
-        values, options = settings.parse(self.script, flags)
-        script.check_script(self.script, values._fields)
-        if not options.demo:
-            with data_folder(values.H5_SAVE_PATH, demo=False):
-                pass  # is there
+        try:
+            values, options = settings.parse(self.script, flags)
+            script.check_script(self.script, values._fields)
+            if not options.demo:
+                with data_folder(values.H5_SAVE_PATH, demo=False):
+                    pass  # is there
+        except UserError as error:
+            raise UserError(f"{self.script.title}: {error}") from error
         self.config = settings.plain(values) | {"demo": options.demo}
         self.seconds = self.finished()
 
