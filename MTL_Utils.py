@@ -477,10 +477,13 @@ def equal_norms(matrix):
 
 
 def _cosines(matrix):
-    """Inner products of the unit gradients, 0 for a gradient of 0, and the norms (K,), 1 for it."""
+    """Inner products of the unit gradients, 0 for a gradient of 0, and the norms (K,), 1 for it.
+
+    A ridge of 1e-6 keeps the rounding of fp32 from deciding between gradients that are dependent.
+    """
     norms = matrix.diagonal().sqrt()
     norms = torch.where(norms > 0, norms, 1.0)
-    return matrix / norms / norms[:, None], norms
+    return matrix / norms / norms[:, None] * (1 + 1e-6 * torch.eye(len(matrix)).to(matrix)), norms
 
 
 def _subsets(k):

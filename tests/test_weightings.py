@@ -183,19 +183,25 @@ def each(*kinds):
     )
 
 
+def ridged(rows):
+    """M as `upgrad` and `imtl_g` see it."""
+    matrix = rows @ rows.T
+    return matrix + 1e-6 * matrix.diagonal().diag()
+
+
 everything = each("random", "zero", "parallel", "opposite")
 
 
 @everything
 def test_upgrad_is_torchjds(rows):
     oracle = UPGradWeighting(projector=QuadprogProjector(norm_eps=1e-12, reg_eps=1e-12))
-    expected = len(rows) * oracle(rows @ rows.T)
+    expected = len(rows) * oracle(ridged(rows))
     torch.testing.assert_close(upgrad(rows @ rows.T), expected, rtol=1e-4, atol=1e-6)
 
 
 @everything
 def test_imtl_g_is_torchjds(rows):
-    expected = len(rows) * IMTLGWeighting()(rows @ rows.T)
+    expected = len(rows) * IMTLGWeighting()(ridged(rows))
     torch.testing.assert_close(imtl_g(rows @ rows.T), expected, rtol=1e-6, atol=1e-9)
 
 
@@ -276,6 +282,21 @@ def test_factors_are_the_same_for_equal_gradients_and_at_any_scale_and_finite_fo
     for scale in (1e-12, 1e12):
         torch.testing.assert_close(method(scale * rows @ rows.T), factors, rtol=1e-6, atol=1e-9)
     assert method(torch.zeros(3, 3, dtype=torch.float64)).isfinite().all()
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method is not imtl_g])
+def test_the_rounding_of_fp32_changes_no_step(method):
+    """Of four gradients in a plane, whose lengths differ by up to 10,000. IMTL-G has no step there:
+    no vector of a plane has equal projections on four.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        rows = torch.randn(4, 2, generator=generator) @ torch.randn(2, 9999, generator=generator)
+        rows *= 10 ** (4 * torch.rand(4, 1, generator=generator) - 2)
+        exact = rows.double() @ rows.double().T
+        factors, rounded = method(exact), method((rows @ rows.T).double())
+        step, error = (v @ exact @ v for v in (factors, rounded - factors))  # squares
+        assert error.sqrt() < 1e-3 * max(step, exact.trace()).sqrt()
 
 
 def test_equal_norms_by_hand():
