@@ -24,6 +24,7 @@ from ResBlock import SettingError
 
 CHECKPOINT_SECONDS = 20  # a kill loses at most this much training
 FREE_SETTINGS = ("H5_SAVE_PATH", "FILE_SAVE_PATH", "LEARNING_RATE")  # may differ on --resume
+COMPILER = ("torch._dynamo", "torch._inductor")  # modules of the errors of torch.compile
 PROGRESS = ("history", "best", "done", "rows", "seconds")  # of a Run, in a checkpoint
 
 
@@ -56,6 +57,14 @@ def execute(script, settings, options):
             run.train_and_test()
         except DataError as error:
             raise UserError(str(error)) from error
+        except Exception as error:
+            if options.compile and type(error).__module__.startswith(COMPILER):
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"--compile: torch.compile failed ({reason}); run without it, or install the "
+                    "C++ compiler that it needs"
+                ) from error
+            raise  # a bug in the user's network keeps its traceback
 
 
 @contextlib.contextmanager
