@@ -136,9 +136,9 @@ def inverse_root(gram):
     arXiv:2506.10935).
     """
     size = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-14)
-    gram, root = gram / size, None
+    gram, factor, root = gram / size, None, None
     for a, b, c, d, e in POLYNOMIALS:
-        if root is not None:
+        if factor is not None:
             gram = gram @ factor @ factor  # that of X after the polynomials so far
         square = gram @ gram
         factor = (e * square).add_(gram, alpha=d)

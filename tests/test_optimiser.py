@@ -1,12 +1,14 @@
 """The optimiser against torch's own, and its freezing."""
 
 import copy
+import io
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.optimiser import Optimiser
+from engine.optimiser import POLYNOMIALS, Optimiser, inverse_root
 
 
 def network():
@@ -23,18 +25,147 @@ def learn(net, optimiser, steps=3):
         optimiser.step()
 
 
-def test_kernels_are_updated_as_matrices_by_muon():
-    net = network()
-    kernel = net[0].weight
-    matrix = nn.Parameter(kernel.detach().permute(0, 2, 3, 1).reshape(24, -1).clone())
-    optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
-    learn(net, optimiser, steps=1)
-    matrix.grad = kernel.grad.permute(0, 2, 3, 1).reshape(24, -1)
-    first_rate = 0.01 / 25  # where torch's one-cycle schedule begins
-    settings = {"lr": first_rate, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    torch.optim.Muon([matrix], **settings).step()
-    updated = kernel.detach().permute(0, 2, 3, 1).reshape(24, -1)
-    torch.testing.assert_close(updated, matrix.detach())
+def polar(matrix, *_):
+    """The orthogonal matrix nearest to it, in place of torch's iteration."""
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+def exact_root(gram):
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors @ (values.clamp(min=1e-12).rsqrt()[..., None] * vectors.mT)
+
+
+def kernels():
+    """Of two numbers of rows, wide and tall, one of them in channels_last memory."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = (24, 16, 3, 3), (32, 16), (16, 40), (16, 40), (40, 24)
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+    tensors[0] = tensors[0].to(memory_format=torch.channels_last)
+    return [nn.Parameter(tensor) for tensor in tensors]
+
+
+def as_matrix(tensor):
+    return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).flatten(1)
+
+
+def torchs_muon(parameters, rate=0.01 / 25):  # where the one-cycle schedule begins
+    twins = [nn.Parameter(as_matrix(p.detach()).clone()) for p in parameters]
+    return torch.optim.Muon(twins, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), twins
+
+
+def test_muon_is_torchs_where_both_orthogonalise_exactly(monkeypatch):
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", polar)
+    monkeypatch.setattr("engine.optimiser.inverse_root", exact_root)
+    mine, generator = kernels(), torch.Generator().manual_seed(4)
+    optimiser = Optimiser(mine, 0.01, 0.1, total_steps=100)
+    muon, theirs = torchs_muon(mine)
+    for _ in range(3):
+        muon.param_groups[0]["lr"] = optimiser.adamw.param_groups[0]["lr"]
+        for kernel, twin in zip(mine, theirs, strict=True):
+            kernel.grad = torch.randn(kernel.shape, generator=generator).to(
+                memory_format=torch.channels_last if kernel.ndim == 4 else torch.contiguous_format
+            )
+            twin.grad = as_matrix(kernel.grad)
+        optimiser.step()
+        muon.step()
+    before = kernels()
+    for kernel, twin, old in zip(mine, theirs, before, strict=True):
+        moved, expected = as_matrix(kernel - old), twin - as_matrix(old)
+        assert expected.norm() > 1e-3
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+
+
+def test_an_update_is_close_to_torchs_own():
+    """torch's five steps of Newton-Schulz leave singular values from 0.68 to 1.2, in bf16."""
+    mine = kernels()
+    before = [as_matrix(kernel.detach()).clone() for kernel in mine]
+    optimiser = Optimiser(mine, 0.01, 0.1, total_steps=100)
+    muon, theirs = torchs_muon(mine)
+    generator = torch.Generator().manual_seed(5)
+    for kernel, twin in zip(mine, theirs, strict=True):
+        kernel.grad = torch.randn(kernel.shape, generator=generator)
+        twin.grad = as_matrix(kernel.grad)
+    optimiser.step()
+    muon.step()
+    for kernel, twin, old in zip(mine, theirs, before, strict=True):
+        a, b = (as_matrix(kernel) - old).flatten(), (twin - old).flatten()
+        assert torch.cosine_similarity(a, b, dim=0) > 0.97
+        assert 0.9 < a.norm() / b.norm() < 1.3
+
+
+def of_singular_values(values, columns=96):
+    """Two random matrices (2, rows, columns) of these singular values, in fp64."""
+    generator = torch.Generator().manual_seed(6)
+
+    def orthogonal(side):
+        return torch.linalg.qr(
+            torch.randn(2, side, side, generator=generator, dtype=torch.float64)
+        )[0]
+
+    return orthogonal(len(values)) * values @ orthogonal(columns)[:, : len(values)]
+
+
+def orthogonalised(matrices):
+    matrices = matrices.float()
+    return inverse_root(matrices @ matrices.mT) @ matrices
+
+
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e4])
+def test_singular_values_come_close_to_1(size):
+    values = torch.logspace(0, -2.5, 32, dtype=torch.float64)  # down to 0.0032
+    reached = torch.linalg.svdvals(orthogonalised(size * of_singular_values(values)).double())
+    assert reached.min() > 0.83 and reached.max() < 1.17
+
+
+def test_singular_values_are_those_of_the_polynomials():
+    """Of the vector (3, 4) the norm is 5, and 5 / 5 = 1 becomes p3(p2(p1(1)))."""
+    vector = torch.tensor([[[3.0, 4.0]]])
+    x = 1.0
+    for a, b, c, d, e in POLYNOMIALS:
+        x = a * x + b * x**3 + c * x**5 + d * x**7 + e * x**9
+    assert 0.83 < x < 1.17
+    torch.testing.assert_close(orthogonalised(vector), x * vector / 5, rtol=0.01, atol=0)
+
+
+def test_small_singular_values_grow_379_fold():
+    values = torch.tensor([1.0, 1e-4], dtype=torch.float64)
+    reached = torch.linalg.svdvals(orthogonalised(of_singular_values(values)).double())
+    torch.testing.assert_close(reached[:, 1], torch.full((2,), 0.0379).double(), atol=1e-3, rtol=0)
+
+
+def test_each_polynomial_is_the_best_one_of_its_range():
+    """An odd polynomial of degree 9 is closest to 1 if it is off by the same, 6 times in turn."""
+    low, high = 0.0025, 1.0
+    for a, b, c, d, e in POLYNOMIALS:
+        x = torch.linspace(low, high, 200_001, dtype=torch.float64)
+        y = a * x + b * x**3 + c * x**5 + d * x**7 + e * x**9
+        slope = y.diff().sign().diff().nonzero().flatten() + 1
+        turns = y[torch.cat([torch.tensor([0]), slope, torch.tensor([len(y) - 1])])]
+        off = 1 - turns[0]
+        signs = torch.tensor([1.0, -1, 1, -1, 1, -1], dtype=torch.float64)
+        torch.testing.assert_close(1 - turns, off * signs, atol=1e-4, rtol=0)
+        low, high = 1 - off.item(), 1 + off.item()
+    assert low == pytest.approx(0.8365, abs=1e-4)
+
+
+def test_a_gradient_of_zeros_changes_nothing_but_by_decay():
+    weight = nn.Parameter(torch.ones(16, 32))
+    optimiser = Optimiser([weight], 0.25, 0.1, total_steps=100)  # the first rate is 0.01
+    weight.grad = torch.zeros(16, 32)
+    optimiser.step()
+    torch.testing.assert_close(weight.detach(), torch.full((16, 32), 0.999))
+
+
+def test_a_kernel_without_a_gradient_stays():
+    used, unused = (nn.Parameter(torch.ones(16, 32)) for _ in range(2))
+    optimiser = Optimiser([used, unused], 0.01, 0.1, total_steps=10)
+    used.grad = torch.eye(16, 32)
+    optimiser.step()
+    assert (unused == 1).all() and (used[0, 0] < 1).all()
+    optimiser.zero_grad()
+    assert used.grad is None
+    optimiser.step()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -71,35 +202,91 @@ def test_the_rate_follows_one_cycle_to_its_end():
     optimiser = Optimiser(net.parameters(), 0.01, 0.0, total_steps=10)
     rates = []
     for _ in range(10):
-        rates.append(optimiser.parts["muon"].param_groups[0]["lr"])
+        rates.append(optimiser.adamw.param_groups[0]["lr"])
         learn(net, optimiser, steps=1)
     assert max(rates) == pytest.approx(0.01) and rates.index(max(rates)) == 1
     assert rates[-1] < 1e-6
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_frozen_weights_stay_for_good(value):
+def test_frozen_weights_and_momentum_stay_for_good(value):
     net = network()
     optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
     learn(net, optimiser)
     before = {name: weight.clone() for name, weight in net.named_parameters()}
+    state = copy.deepcopy(optimiser.state_dict())
     optimiser.zero_grad()
     (net(torch.full((2, 16, 8, 8), value)).square().mean()).backward()
+    assert not net[0].weight.grad.isfinite().any()
     optimiser.freeze(torch.tensor(True))
     optimiser.step()
     optimiser.freeze(torch.tensor(False))
     learn(net, optimiser, steps=1)
     assert all(torch.equal(weight, before[name]) for name, weight in net.named_parameters())
+    for mine, old in zip(optimiser.state_dict()["momentum"], state["momentum"], strict=True):
+        assert torch.equal(mine, old)
+    adamw = optimiser.state_dict()["adamw"]["state"]
+    for key, old in state["adamw"]["state"].items():
+        assert all(torch.equal(adamw[key][name], old[name]) for name in old)
 
 
-def test_a_restored_optimiser_goes_on_in_the_same_way():
-    net, other = network(), network()
+def restored(net, optimiser, rate):
+    """A network and an optimiser that go on where these are, by way of a file."""
+    other, file = network(), io.BytesIO()
+    torch.save({"network": net.state_dict(), "optimiser": optimiser.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    new = Optimiser(other.parameters(), rate, 0.1, total_steps=10)
+    other.load_state_dict(state["network"])
+    new.load_state_dict(state["optimiser"])
+    return other, new
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_restored_optimiser_goes_on_in_the_same_way(steps):
+    net = network()
     optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
+    learn(net, optimiser, steps)
+    other, new = restored(net, optimiser, 0.01)
     learn(net, optimiser)
-    restored = Optimiser(other.parameters(), 0.01, 0.1, total_steps=10)
-    other.load_state_dict(net.state_dict())
-    restored.load_state_dict(copy.deepcopy(optimiser.state_dict()))  # as from a file
-    learn(net, optimiser)
-    learn(other, restored)
+    learn(other, new)
     for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+    assert new.adamw.param_groups[0]["lr"] == optimiser.adamw.param_groups[0]["lr"]
+
+
+def test_a_restored_optimiser_keeps_its_own_learning_rate():
+    net = network()
+    optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
+    learn(net, optimiser, steps=4)
+    other, new = restored(net, optimiser, 0.002)
+    before = net[0].weight.detach().clone()
+    for step in range(4, 10):
+        for group, low in zip(optimiser.adamw.param_groups, new.adamw.param_groups, strict=True):
+            assert low["lr"] == pytest.approx(group["lr"] / 5)
+            assert low["betas"] == group["betas"]
+        if step == 4:
+            learn(net, optimiser, steps=1)
+            learn(other, new, steps=1)
+            mine, theirs = (each[0].weight.detach() - before for each in (net, other))
+            assert (mine.norm() / theirs.norm()).item() == pytest.approx(
+                5, rel=1e-3
+            )  # both have the same gradient
+        else:
+            optimiser.schedule.step()
+            new.schedule.step()
+
+
+def test_a_step_reads_nothing_back_from_a_gpu():
+    """On fake tensors of a GPU, where reading a value is an error."""
+    with FakeTensorMode(), torch.device("cuda"):
+        shapes = (24, 16, 3, 3), (16, 24, 3, 3), (40, 16), (2, 24), (24,)
+        parameters = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+        optimiser = Optimiser(parameters, 0.01, 0.1, total_steps=10)
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            optimiser.freeze(~torch.ones((), device="cuda").isfinite())
+            optimiser.step()
+            optimiser.zero_grad()
+        assert optimiser.muon.momentum[0].device.type == "cuda"
