@@ -29,6 +29,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 CLASS_NAMES = ("cat", "dog")
+HEAD_REACH = 0.8  # no part of a head is farther from its middle
 CHUNK = 16  # samples that a process draws at a time
 POOLED_PIXELS = 200 * 128**2  # fewer are drawn sooner than other processes start
 PALETTE = np.array(  # RGB 0-255: black, grey, silver, white, cream, ginger, brown, chocolate
@@ -314,7 +315,7 @@ def draw_demo(rng, side, label):
     draw_body, draw_head = ((cat_body, cat_head), (dog_body, dog_head))[label]
     body = draw_body(x, y, rng)
     x, y = rotate(x - 0.56, y + 0.44, rng.uniform(-10, 10))
-    near = window(np.hypot(x, y) < 0.8)  # no part of a head is farther from its middle
+    near = window(np.hypot(x, y) < HEAD_REACH)
     head = draw_head(x[near], y[near], rng)
     paint_pet(image, body, head, near, paints, scale)
     return expose(rng, image, side), *silhouettes(body, head, near, side)
@@ -530,7 +531,7 @@ def place_varied(rng, side, label):
     x, y = rotate(x, y, rng.uniform(-15, 15))
     x, y = (z + rng.uniform(0, 0.06) * smooth_noise(rng, side, 4) for z in (x, y))
     u, v = rotate(x * rng.uniform(0.9, 1.1), y * rng.uniform(0.9, 1.1), rng.uniform(-15, 15))
-    near = window(np.hypot(u, v) < 0.9)
+    near = window(np.hypot(u, v) < HEAD_REACH)
     draw_head = (cat_head, dog_head)[label] if rng.random() < 0.35 else frontal_head
     head = draw_head(u[near], v[near], rng, label)
     body, x, y = posed_body(x, y, rng, label)
@@ -604,10 +605,7 @@ def draw_chunks(tasks, workers):
         yield from (draw_chunk(*task) for task in tasks)
         return
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
-        try:
-            yield from pool.map(draw_chunk, *zip(*tasks, strict=True))
-        finally:  # also where the caller was interrupted
-            pool.shutdown(cancel_futures=True)
+        yield from pool.map(draw_chunk, *zip(*tasks, strict=True))  # once closed, it cancels
 
 
 def count_cores():

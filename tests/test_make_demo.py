@@ -145,6 +145,19 @@ def test_mask_and_box_are_what_is_painted(monkeypatch, style):
     assert hidden == 0 if style == "demo" else hidden > 5
 
 
+def test_no_head_is_larger_than_the_window_it_is_drawn_in():
+    x, y = np.meshgrid(*np.linspace([-1.5, -1.5], [1.5, 1.5], 60).T)
+    outside = np.hypot(x, y) > drawn_pets.HEAD_REACH - 0.04  # which is the longest hair
+    x, y = x[outside], y[outside]
+    for seed in range(100):
+        heads = [drawn_pets.frontal_head(x, y, np.random.default_rng(seed), n) for n in (0, 1)]
+        heads += [
+            draw(x, y, np.random.default_rng(seed))
+            for draw in (drawn_pets.cat_head, drawn_pets.dog_head)
+        ]
+        assert min(distance.min() for head in heads for distance, _ in head) > 0
+
+
 def test_paint_covers_a_shape_with_one_pixel_of_transition():
     """Distances of whole pixels from 2 inside to 2 outside, then half a pixel; scale 10."""
     distance = np.array([[-2, -1, 0, 1, 2, 0.25]]) / 10
