@@ -88,7 +88,7 @@ def seg_loss(logits, target):
     """
     valid = target.flatten(1) != UNKNOWN  # (B, H W)
     truth = torch.where(valid, target.flatten(1), 0).float()
-    logits = torch.where(valid, logits.flatten(1).float(), 0.0)  # no gradient elsewhere
+    logits = logits.flatten(1).float()
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * valid
     probability = logits.sigmoid() * valid
     overlap = 2 * (probability * truth).sum(1) + 1  # (B,); 1 keeps empty masks defined
