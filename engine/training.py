@@ -24,9 +24,9 @@ class TrainingStep(nn.Module):
 
     (images, targets, counts) -> (the scalar to minimise, sums (T,) of the unweighted losses over
     the known samples of all processes, and (T, T) inner products of the tasks' gradients where they
-    are looked at, else None). `counts` (T,) are the known samples in the batch by the number of processes: a loss
-    is its sum by its count, so that DDP's mean over the processes is the mean over all known
-    samples.
+    are looked at, else None). `counts` (T,) are the known samples in the batch by the number of
+    processes: a loss is its sum by its count, so that DDP's mean over the processes is the mean
+    over all known samples.
 
     Args:
         network: with `encoder` and `decode(features)` if gradients are looked at.
