@@ -24,6 +24,7 @@ import engine.batches
 import engine.evaluation
 import engine.precision
 import engine.results
+import engine.run
 import engine.training
 import MTL_main
 import MTL_OEQ
@@ -159,13 +160,15 @@ def test_a_last_incomplete_batch_is_left_out(striped, tmp_path):
 
 
 def test_random_numbers_differ_between_samples_steps_epochs_and_seeds(recorded, striped, tmp_path):
-    """Those of the augmentation, here the colours of images that were all alike, and dropout."""
+    """Those of the augmentation (images that were alike), of dropout, and the first weights."""
     others, _ = record(striped, tmp_path / "out", "--seed", "1")
     steps = [step for epoch in recorded[0] + others for step in epoch["steps"]]
     colours = torch.cat([step["image"][:, :, 0, 0] for step in steps])
     assert len(colours.unique(dim=0)) == 2 * EPOCHS * STEPS * BATCH
     masks = torch.cat([step["dropped"] for step in steps])
     assert len(masks.unique(dim=0)) == 2 * EPOCHS * STEPS * BATCH
+    first, second = (epochs[0]["steps"][0]["state"] for epochs in (recorded[0], others))
+    assert not torch.equal(first["hidden.weight"], second["hidden.weight"])
 
 
 def test_the_same_seed_tells_the_same(recorded, striped, tmp_path):
@@ -473,7 +476,7 @@ def test_what_is_unknown_teaches_nothing(striped, tmp_path):
 # -------------------------------------------------------------------------------- weight average
 
 
-def test_the_average_of_the_weights_is_what_is_validated_tested_and_saved(recorded):
+def test_the_average_of_the_weights_is_what_is_validated(recorded):
     """By hand, from the weights with which every step began."""
     epochs, checkpoint = recorded
     states = [step["state"] for epoch in epochs for step in epoch["steps"]]
@@ -492,9 +495,29 @@ def test_the_average_of_the_weights_is_what_is_validated_tested_and_saved(record
         assert not torch.allclose(
             found["hidden.weight"], states[STEPS * (number + 1)]["hidden.weight"]
         )
-    best = epochs[checkpoint["history"]["best_epoch"] - 1]["seen"][0]["state"]
-    for kept in (checkpoint["best"], epochs[-1]["seen"][-1]["state"]):  # saved, tested
-        assert all(torch.equal(kept[name], value) for name, value in best.items())
+
+
+NAN = math.nan
+BEST = {  # IoU and loss of the first task in each epoch; the second epoch is the best
+    "IoU": ((0.2, 0.9, 0.5, 0.4), (1.0, 2.0, 3.0, 4.0)),
+    "loss where the IoU is the same": ((0.5, 0.5, 0.5, 0.5), (3.0, 1.0, 2.0, 1.0)),
+    "loss where the IoU is unknown": ((NAN, NAN, NAN, NAN), (3.0, 1.0, 2.0, 4.0)),
+}
+
+
+@pytest.mark.parametrize("case", BEST)
+def test_the_best_epoch_is_what_is_saved_and_tested(striped, tmp_path, monkeypatch, case):
+    values, scores = engine.run.values, zip(*BEST[case], strict=True)
+
+    def scripted(tasks, table):
+        return values(tasks, table) | dict(zip(("seg_iou", "seg_loss"), next(scores), strict=True))
+
+    monkeypatch.setattr(engine.run, "values", scripted)
+    epochs, checkpoint = record(striped, tmp_path / "out")
+    assert checkpoint["history"]["best_epoch"] == 2
+    best, tested = epochs[1]["seen"][0]["state"], epochs[-1]["seen"][-1]["state"]
+    for state in (checkpoint["best"], tested):
+        assert all(torch.equal(state[name], value) for name, value in best.items())
 
 
 # ------------------------------------------------------------------------------------- processes
