@@ -70,7 +70,7 @@ def output_folder(path):
     Raises:
         UserError: it cannot.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

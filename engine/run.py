@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sys
 import tempfile
 import time
@@ -75,7 +76,7 @@ def data_folder(path, demo):
         UserError: there is no such folder.
     """
     if not demo:
-        folder = Path(path).expanduser()
+        folder = Path(os.path.expanduser(path))
         missing = [folder / split for split in SPLITS if not (folder / split).is_dir()]
         if missing:
             raise UserError(

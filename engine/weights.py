@@ -1,5 +1,6 @@
 """Weights of another run as a start."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ def take_weights(place, *networks):
     Raises:
         UserError: no such file, a damaged one, or nothing in it fits.
     """
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if not path.is_file():
         raise UserError(f"--weights: expected a file of weights, found no such file {path}")
     state = weights_in(path)
