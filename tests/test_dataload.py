@@ -846,6 +846,17 @@ def test_unknown_pixels_are_resized_as_such(shared_data):
         assert torch.equal(got, mask) or torch.equal(got, mask.flip(-1))
 
 
+def test_the_known_part_of_a_pixel_decides(shared_data):
+    """Half as wide, every other pixel shows 3/8 pet, 3/8 unknown and 1/4 background."""
+    images, targets = H5Dataset("train", shared_data)[range(8)]
+    targets["seg"] = torch.tensor([1, 255, 0, 0], dtype=torch.uint8).repeat(8, 1, 32, 8)
+    augment = Augment(**NO_CHANGE)
+    _, moved = augment(images, targets, torch.Generator().manual_seed(3), side=(16, 16))
+    expected = torch.tensor([1, 0], dtype=torch.uint8).repeat(1, 16, 8)
+    for mask in moved["seg"]:
+        assert torch.equal(mask, expected) or torch.equal(mask, expected.flip(-1))
+
+
 def test_boxes_by_hand():
     boxes = torch.tensor([[0.25, 0.5, 0.5, 0.75]]).repeat(4, 1)
     maps = torch.eye(3).repeat(4, 1, 1)
