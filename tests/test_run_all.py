@@ -43,9 +43,10 @@ if __name__ == "__main__":  # copies a history instead of making one
         calls.write(f"{out.name}{again}{quiet} {threads}\\n")
     if name == "OEQ":
         sys.exit(7)
-    while (here / "wait").exists():
-        (here / f"ready_{out.name}").touch()
-        time.sleep(0.05)
+    (here / f"ready_{out.name}").touch()
+    for _ in range(600):  # 30 s, if no one is there any more
+        if (here / "wait").exists():
+            time.sleep(0.05)
     shutil.copy(here / f"{out.name}.pt", out / f"{name}_history.pt")
     sys.exit()
 
@@ -93,6 +94,14 @@ def calls(scripts):
     return path.read_text().splitlines() if path.exists() else []
 
 
+def wait_for(scripts, *names):
+    """Until the runs of these names are waiting; a test must not hang for ever."""
+    end = time.monotonic() + 30
+    while not all((scripts / f"ready_{name}").exists() for name in names):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_every_script_with_every_seed_once(scripts, series, tmp_path, capfd):
     chosen = ["--scripts", "baseline", "MTL_main.py", "--seeds", "0", "2"]
     assert series(*chosen) == 0
@@ -136,8 +145,7 @@ def test_two_at_a_time_on_one_thread_each(scripts, series):
     seen = []
 
     def see():  # the first two wait for each other
-        while not all((scripts / f"ready_main_seed{seed}").exists() for seed in (0, 1)):
-            time.sleep(0.02)
+        wait_for(scripts, "main_seed0", "main_seed1")
         seen.extend(calls(scripts))
         (scripts / "wait").unlink()
 
@@ -165,8 +173,7 @@ def test_a_signal_stops_all_and_the_next_call_goes_on(scripts, series, name):
     handler = signal.getsignal(number)
 
     def send():
-        while not all((scripts / f"ready_main_seed{seed}").exists() for seed in (0, 1)):
-            time.sleep(0.02)
+        wait_for(scripts, "main_seed0", "main_seed1")
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=send)
@@ -188,8 +195,7 @@ def test_an_ignored_signal_stays_ignored(scripts, series):
     (scripts / "wait").touch()
 
     def send():
-        while not (scripts / "ready_main_seed0").exists():
-            time.sleep(0.02)
+        wait_for(scripts, "main_seed0")
         os.kill(os.getpid(), signal.SIGHUP)
         (scripts / "wait").unlink()
 
