@@ -38,9 +38,10 @@ if __name__ == "__main__":  # copies a history instead of making one
     with open(here / "calls", "a") as calls:
         again = " again" if (out / f"{name}_last.pt").exists() else ""
         quiet = " quiet" if "--quiet" in sys.argv else ""
+        module = " module" if __spec__ else ""  # python -m
         threads = os.environ.get("OMP_NUM_THREADS", "any")
         assert "--resume" in sys.argv and Path(flag("--h5-save-path")).is_dir()
-        calls.write(f"{out.name}{again}{quiet} {threads}\\n")
+        calls.write(f"{out.name}{module}{again}{quiet} {threads}\\n")
     if name == "OEQ":
         sys.exit(7)
     (here / f"ready_{out.name}").touch()
@@ -119,7 +120,7 @@ def test_every_script_with_every_seed_once(scripts, series, tmp_path, capfd):
 def test_an_example_is_run_as_a_module(scripts, series):
     """Its package is found wherever the command is given."""
     assert series("--scripts", "examples.alone", "examples/alone.py", "--seeds", "1") == 0
-    assert calls(scripts) == ["alone_seed1 any"]
+    assert calls(scripts) == ["alone_seed1 module any"]
 
 
 def test_folds_are_in_the_flags_and_in_the_names(scripts, series, shared_data, tmp_path, capfd):
@@ -145,9 +146,11 @@ def test_two_at_a_time_on_one_thread_each(scripts, series):
     seen = []
 
     def see():  # the first two wait for each other
-        wait_for(scripts, "main_seed0", "main_seed1")
-        seen.extend(calls(scripts))
-        (scripts / "wait").unlink()
+        try:
+            wait_for(scripts, "main_seed0", "main_seed1")
+            seen.extend(calls(scripts))
+        finally:
+            (scripts / "wait").unlink()
 
     thread = threading.Thread(target=see)
     thread.start()
