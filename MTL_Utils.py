@@ -86,10 +86,10 @@ def seg_loss(logits, target):
 
     Shape: logits (B, 1, H, W), target (B, 1, H, W) in {0, 1, 255} -> (B,).
     """
-    valid = target.flatten(1) != UNKNOWN  # (B, H W)
-    truth = torch.where(valid, target.flatten(1), 0).float()
-    logits = torch.where(valid, logits.flatten(1).float(), 0.0)  # no gradient elsewhere
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * valid
+    logits, target = logits.flatten(1).float(), target.flatten(1)  # (B, H W)
+    valid = (target != UNKNOWN).float()
+    truth = target * valid
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, weight=valid, reduction="none")
     probability = logits.sigmoid() * valid
     overlap = 2 * (probability * truth).sum(1) + 1  # (B,); 1 keeps empty masks defined
     dice = overlap / (probability.sum(1) + truth.sum(1) + 1)

@@ -78,7 +78,7 @@ def timed_step(trainer, data, step):
     images = images.contiguous(memory_format=torch.channels_last)
     counts = torch.stack([t.known(targets[n]).sum() for n, t in trainer.tasks.items()]).float()
     seconds = {"data": clock.lap()}
-    total, _ = trainer.step(images, targets, counts)
+    total, *_ = trainer.step(images, targets, counts)
     seconds["forward"] = clock.lap()
     trainer.optimiser.zero_grad()
     total.backward()

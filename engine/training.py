@@ -23,10 +23,10 @@ class TrainingStep(nn.Module):
     """Network, losses and loss weighting in one module, the one that DDP and torch.compile wrap.
 
     (images, targets, counts) -> (the scalar to minimise, sums (T,) of the unweighted losses over
-    the known samples, and (T, T) inner products of the tasks' gradients where they are looked at,
-    else None). `counts` (T,) are the known samples in the batch by the number of processes: a loss
-    is its sum by its count, so that DDP's mean over the processes is the mean over all known
-    samples.
+    the known samples of all processes, and (T, T) inner products of the tasks' gradients where they
+    are looked at, else None). `counts` (T,) are the known samples in the batch by the number of
+    processes: a loss is its sum by its count, so that DDP's mean over the processes is the mean
+    over all known samples.
 
     Args:
         network: with `encoder` and `decode(features)` if gradients are looked at.
@@ -47,14 +47,20 @@ class TrainingStep(nn.Module):
         for name, task in self.tasks.items():
             losses = task.loss(outputs[name], targets[name])  # (B,)
             sums[name] = torch.where(task.known(targets[name]), losses, 0.0).sum()
-        each = dict(zip(sums, counts.unbind(), strict=True))
-        means = {name: total / each[name].clamp(min=1e-9) for name, total in sums.items()}
-        known = {name: (count > 0).float() for name, count in each.items()}
+        sums = local = torch.stack(list(sums.values()))  # (T,)
+        if self.processes is not None and self.processes.size > 1:
+            sums = self.processes.sum(local.detach().clone())
+            # the same values everywhere, so that all processes weigh alike, with own gradients
+            local = local + (sums / self.processes.size - local).detach()
+        losses = local / counts.clamp(min=1e-9)
+        means = dict(zip(self.tasks, losses.unbind(), strict=True))
+        present = (counts > 0).float()
         matrix = self._inner_products(means, features) if features else None
         if self.needs_gradients:
-            self.weighting.from_gradients(matrix, torch.stack(list(known.values())))
-        total = self.weighting(means, known)
-        return total, torch.stack([loss.detach() for loss in sums.values()]), matrix
+            order = [list(self.tasks).index(name) for name in self.weighting.weights()]
+            self.weighting.from_gradients(matrix[order][:, order], present[order])
+        total = self.weighting(means, dict(zip(self.tasks, present.unbind(), strict=True)))
+        return total, sums.detach(), matrix
 
     def _answer(self, images, look):
         """The features that the tasks share, where they are asked for, and the outputs."""
@@ -161,7 +167,6 @@ class Trainer:
         self.optimiser.zero_grad()
         total.backward()
         norm = clip_grad_norm_(self.step.parameters(), self.settings.CLIP_NORM)
-        sums = self.processes.sum(sums)
         row = torch.cat([sums, counts, norm[None]]).double()
         self.optimiser.freeze(~row.isfinite().all())
         self.optimiser.step()

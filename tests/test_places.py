@@ -418,7 +418,7 @@ def test_weights_of_another_script_are_taken_where_they_fit(finished, shared_dat
     ("content", "message"),
     [
         (None, "--weights: expected a file of weights, found no such file"),
-        ({"x": torch.zeros(2)}, "--weights: expected some that fit this network, found none in"),
+        ({"x": torch.zeros(2)}, "--weights: expected weights that fit this network, found none in"),
         ([1], "expected weights, found something else"),
     ],
 )

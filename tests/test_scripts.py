@@ -155,7 +155,7 @@ def test_a_training_step_runs_on_the_meta_device(monkeypatch, script):
         }
     augment = Augment(**named(freeze(constants(module)), Augment))
     counts = torch.full((len(module.TASKS),), 2.0, device="meta")
-    total, losses = step(*augment(images, targets, torch.Generator(), (32, 32)), counts)
+    total, losses, _ = step(*augment(images, targets, torch.Generator(), (32, 32)), counts)
     total.backward()
     assert losses.device.type == "meta" and losses.shape == (len(module.TASKS),)
     assert all(parameter.grad.device.type == "meta" for parameter in step.parameters())

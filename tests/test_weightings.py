@@ -117,7 +117,7 @@ def test_a_resumed_dynamic_weight_average_goes_on_where_it_was():
 def test_random_weights_are_new_in_each_batch_and_those_of_the_seed():
     weighting, known = RandomWeights({"seg": 1.0, "bbox": 1.0, "bin": 0.5}), scalars(seg=1)
     rows = []
-    for seed in (*range(2000), 0):
+    for seed in (*range(400), 0):
         torch.manual_seed(seed)
         total = weighting(scalars(seg=1, bbox=10, bin=100), known)
         weights = told(weighting)
@@ -125,21 +125,21 @@ def test_random_weights_are_new_in_each_batch_and_those_of_the_seed():
         rows.append(list(weights.values()))
     rows = torch.tensor(rows)
     assert torch.equal(rows[0], rows[-1])
-    assert rows[:2000].unique(dim=0).shape == (2000, 3)
-    torch.testing.assert_close((rows / torch.tensor([1, 1, 0.5])).sum(1), torch.full((2001,), 3.0))
-    torch.testing.assert_close(rows.mean(0), torch.tensor([1, 1, 0.5]), rtol=0.05, atol=0)
+    assert rows[:400].unique(dim=0).shape == (400, 3)
+    torch.testing.assert_close((rows / torch.tensor([1, 1, 0.5])).sum(1), torch.full((401,), 3.0))
+    torch.testing.assert_close(rows.mean(0), torch.tensor([1, 1, 0.5]), rtol=0.1, atol=0)
     z = torch.randn(100_000, 3, generator=torch.Generator().manual_seed(0))  # normal, softmax
-    assert rows[:, 0].std().item() == pytest.approx(3 * z.softmax(1)[:, 0].std().item(), rel=0.05)
+    assert rows[:, 0].std().item() == pytest.approx(3 * z.softmax(1)[:, 0].std().item(), rel=0.1)
 
 
 def test_inverse_loss_weights_by_hand():
     """softmax((1/L) / T) of L = 1 and 2 at T = 0.5 is that of 2 and 1."""
-    weighting = InverseLossWeights({"seg": 1.0, "bin": 0.5}, temperature=0.5)
+    weighting = InverseLossWeights({"seg": 1.0, "bin": 0.25}, temperature=0.5)
     losses = scalars(bin=2, seg=1)
     for loss in losses.values():
         loss.requires_grad_()
     total = weighting(losses, scalars(seg=1, bin=1))
-    seg, bin_ = 2 * math.e / (math.e + 1), 0.5 * 2 / (math.e + 1)
+    seg, bin_ = 2 * math.e / (math.e + 1), 0.25 * 2 / (math.e + 1)
     assert told(weighting) == pytest.approx({"seg": seg, "bin": bin_})
     assert total.item() == pytest.approx(seg + 2 * bin_)
     total.backward()  # a weight is a constant
@@ -261,8 +261,9 @@ def test_cagrad_by_hand():
     """No step helps both (1, 0) and (-1, 0): the mean. Of (1, 0) and (-2, 0) the mean is (-1/2, 0),
     which harms the first: the step is shorter by c = 1/2 of it.
     """
-    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0]]).double()
-    assert cagrad(rows @ rows.T).tolist() == [1, 1, 1]
+    for length in (1.0, 2.0):
+        rows = torch.tensor([[1.0, 0.0], [-length, 0.0], [0.0, 3.0]]).double()
+        assert cagrad(rows @ rows.T).tolist() == [1, 1, 1]
     rows = torch.tensor([[1.0, 0.0], [-2.0, 0.0]]).double()
     assert cagrad(rows @ rows.T).tolist() == pytest.approx([1.5, 1])
 
