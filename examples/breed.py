@@ -62,7 +62,7 @@ def describe_breed(output, size, class_names):
     }
 
 
-BREED = Task(
+breed = Task(
     loss=class_loss,
     metrics=class_metrics,
     known=class_known,
@@ -107,7 +107,7 @@ TASKS = {
     "seg": SEG,
     "bbox": BBOX,
     "bin": BIN,
-    "breed": BREED,
+    "breed": breed,
 }
 
 
