@@ -377,9 +377,11 @@ class Augment:
         Images and masks are first resized to `side` (h, w), if that is another one. All random
         numbers come from `generator`, on the CPU, so they are the same on any device.
         """
-        masks = mask_planes(targets["seg"])
+        unknown = targets["seg"] == UNKNOWN
+        # unknown pixels count half in the mask, so that the known ones beside them decide
+        planes = [targets["seg"].float().masked_fill_(unknown, 0.5), unknown.float()]
         if side and tuple(side) != tuple(images.shape[-2:]):
-            images, masks = resize(images, side), resize(masks, side)
+            images, planes = resize(images, side), [resize(plane, side) for plane in planes]
         size, (height, width) = len(images), images.shape[-2:]
         forward = self.draw_affine(size, width / height, generator)
         colour, brightness = self.draw_colour(size, generator)
@@ -389,7 +391,7 @@ class Augment:
         forward, backward, colour, brightness, along, across = send(drawn, images.device)
         grid = affine_grid(backward, height, width)
         stacked = torch.empty(size, 5, height, width, device=images.device)
-        stacked[:, :3], stacked[:, 3:] = images, masks
+        stacked[:, :3], stacked[:, 3:4], stacked[:, 4:] = images, *planes
         stacked[:, :3] -= 128  # so that the zeros from outside the frame are grey
         stacked = F.grid_sample(stacked, grid, align_corners=False)
         pixels = stacked[:, :3].flatten(2)  # (B, 3, H W)
@@ -439,12 +441,6 @@ class Augment:
         across = ((x - uniform[2]).abs() < half * ratio.sqrt()) & erased  # (B, W)
         along = (y - uniform[3]).abs() < half / ratio.sqrt()  # (B, H)
         return along[:, None, :, None], across[:, None, None]
-
-
-def mask_planes(masks):
-    """float32 (B, 2, H, W): the pet, 1/2 where unknown so that neither side wins; the unknown."""
-    unknown = masks == UNKNOWN
-    return torch.cat([masks.float().masked_fill(unknown, 0.5), unknown.float()], dim=1)
 
 
 def send(tensors, device):

@@ -18,7 +18,7 @@ from dataload import Augment
 
 HEIGHT, WIDTH = 48, 64  # not square, so that a mistake in the aspect shows
 SPOTS = torch.tensor([[25.0, 21.0], [38.0, 20.0], [33.0, 31.0]])  # of red, green and blue
-MANY = 600
+MANY = 500
 OFF = {
     "degrees": 0.0,
     "scale": (1.0, 1.0),
@@ -146,7 +146,7 @@ def test_no_ingredient_tells_another():
     mixed = {"red", "green", "blue"}  # all contain the contrast
     for i, one in enumerate(found):
         for j, other in enumerate(list(found)[:i]):
-            assert {one, other} <= mixed or related[i, j].abs() < 0.15, (one, other)
+            assert {one, other} <= mixed or related[i, j].abs() < 0.2, (one, other)
 
 
 def warped(values, linear_map, fill):
@@ -415,13 +415,13 @@ def test_a_rectangle_has_a_tenth_of_the_area_any_shape_and_any_place():
             shapes.append((width / WIDTH, height / HEIGHT))
             centres.append(((low[0] + high[0]) / 2, (low[1] + high[1]) / 2))
     shapes, centres = torch.tensor(shapes), torch.tensor(centres)
-    assert len(shapes) > 200
+    assert len(shapes) > 150
     assert (shapes.prod(1) - 0.1).abs().max() < 0.02
     ratio = shapes[:, 0] / shapes[:, 1]
     assert 0.4 < ratio.min() < 0.6 and 1.7 < ratio.max() < 2.3
     often = where.float().mean(0)  # (H, W)
     assert often.min() > 0.01 and often.max() < 0.2  # corners too, and no place always
-    assert torch.corrcoef(centres.T)[0, 1].abs() < 0.15
+    assert torch.corrcoef(centres.T)[0, 1].abs() < 0.2
 
 
 def test_erasing_leaves_all_but_the_image_alone():

@@ -57,6 +57,33 @@ def test_report_of_usable_data(leaves, capsys):
     assert lines[15:] == [f"{leaves}: usable"]
 
 
+def test_report_of_what_is_unknown(leaves, capsys):
+    with h5py.File(leaves / "val" / "masks.h5", "r+") as file:
+        file["masks"][:3] = 255
+        file["masks"][3, :48] = np.nan  # with it the upper 28 of 48 rows of the leaf
+    for split in SPLITS:
+        with h5py.File(leaves / split / "breeds.h5", "w") as file:
+            file["breeds"] = np.array([4.0, 4, 36, -1, np.nan, 0])
+    assert main([str(leaves)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    known = (2 * 48 * 80 + 20 * 80) / (2.5 * 96 * 160)  # of the foreground: 24.2 %
+    assert lines[8] == (
+        f"  masks   float64  foreground {known:.1%}, pixels unknown 58.3%, masks 3 unknown (50.0%)"
+    )
+    assert lines[11] == "  breeds  float64  3 of 37, 2 unknown (33.3%)"
+
+
+def test_splits_that_do_not_fit_are_a_problem(leaves, capsys):
+    with h5py.File(leaves / "test" / "binary.h5", "r+") as file:
+        file["binary"].attrs["class_names"] = ["ill", "sound"]
+    assert main([str(leaves)]) == 2
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"problem: {leaves}/test/binary.h5: expected the class_names of {leaves}/train/binary.h5, "
+        "('sound', 'ill'), found ('ill', 'sound')",
+        f"{leaves}: 1 problem(s)",
+    ]
+
+
 def test_every_problem_is_named(leaves, capsys):
     def change(split, name, position, value):
         with h5py.File(leaves / split / f"{name}.h5", "r+") as file:

@@ -14,7 +14,6 @@ refused: exit code 2 and one line that says how. With --train-may-differ the tra
 when images without a box are left out; then not the epochs but the steps must be the same.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.artefacts import replacing
 from engine.settings import Parser, UserError
 from tools import histories
-from tools.common import EXPERIMENTS, make_folder, run_tool
+from tools.common import EXPERIMENTS, complain, make_folder, run_tool
 from tools.comparison import FREE, markdown, tested
 from tools.curves import save_picture
 
@@ -72,8 +71,9 @@ def group(runs):
     Raises:
         UserError: two runs have the same name, settings, seed and data.
     """
-    columns, paths = {}, {}
-    for path, run in sorted(runs, key=lambda pair: _place(pair[1]["name"])):
+    columns, paths, told = {}, {}, [*EXPERIMENTS]
+    told += [run["name"] for _, run in runs]
+    for path, run in sorted(runs, key=lambda pair: told.index(pair[1]["name"])):
         label = _label(run, [other for _, other in runs if other["name"] == run["name"]])
         key = label, run["seed"], histories.test_set(run)
         if key in paths:
@@ -84,10 +84,6 @@ def group(runs):
         paths[key] = path
         columns.setdefault(label, []).append(run)
     return columns
-
-
-def _place(name):
-    return EXPERIMENTS.index(name) if name in EXPERIMENTS else len(EXPERIMENTS)
 
 
 def _label(run, namesakes):
@@ -128,7 +124,7 @@ def compare(argv):
     runs = histories.find(options.runs)
     if options.export:
         folder = make_folder(options.export, "--export")
-        say("".join(f"{path}\n" for path in histories.export(runs, folder)))
+        print(*histories.export(runs, folder), sep="\n")
         return
     refuse_different(runs, options.train_may_differ)
     columns = group(runs)
@@ -139,17 +135,8 @@ def compare(argv):
         with replacing(folder / "compare.md") as temporary:
             temporary.write_text(table, encoding="utf-8")
         save_picture(folder / "compare.png", columns, options.split, baseline)
-        print(f"written to {folder}: compare.md and compare.png", file=sys.stderr)
-    say(table)
-
-
-def say(text):
-    """Print; what the terminal cannot show becomes ?, and a reader that goes away does no harm."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
-    except BrokenPipeError:  # as from `| head`; without this Python complains again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        complain(f"written to {folder}: compare.md and compare.png")
+    print(table, end="")
 
 
 def parse(argv):

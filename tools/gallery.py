@@ -27,12 +27,9 @@ MOST = 20  # samples of a group, so that the sheet can be opened
 
 
 def scores_of(table, task):
-    """(N,) primary metric of every sample, NaN where the target is unknown.
+    """(N,) primary metric of every sample, of {"loss" or metric: (N, 2)}; NaN where unknown.
 
     Where numerator and denominator are both 0, nothing was to be found and nothing was: all right.
-
-    Args:
-        table: {"loss" or metric: (N, 2) numerators and denominators} of the task.
     """
     perfect = float(task.higher_is_better)
     parts = [table[part] for part in task.means.get(task.primary, (task.primary,))]
@@ -61,9 +58,7 @@ def draw_sheet(path, groups, heads, dataset, outputs, tasks):
 
     Args:
         groups: {title: sample numbers}.
-        heads: {sample number: the first words above its prediction}.
-        outputs: {sample number: {task: output}}.
-        tasks: {name: Task}.
+        heads, outputs: by sample number, the first words above its prediction; {task: output}.
     """
     from engine.pictures import Figure, drawn, plain_style, save, show
 
@@ -86,11 +81,7 @@ def draw_sheet(path, groups, heads, dataset, outputs, tasks):
 
 
 def find_weights(place):
-    """NAME_model_lite.pt, or NAME_last.pt of a stopped run, in the folder of one run.
-
-    Raises:
-        UserError: there is none, or more than one.
-    """
+    """NAME_model_lite.pt, or NAME_last.pt of a stopped run, in a folder; UserError if not one."""
     found = {}
     for ending in (LAST, LITE):  # a finished run has both
         found |= {p.name.removesuffix(ending): p for p in sorted(place.glob(f"*{ending}"))}
