@@ -1,7 +1,7 @@
 """MTL_OEQ: MTL_main improved. Its heads see what the other heads have found, and outside training
-it looks at every image twice, as it is and mirrored, and answers with the mean.
+it averages its outputs for the image and for the mirrored image.
 
-Measured at 128 x 128, 120 epochs, 3 seeds (README.md), on test images: seg IoU 0.802 ± 0.005,
+Measured at 128 x 128, 120 epochs, 3 seeds (docs/results.md), on test images: seg IoU 0.802 ± 0.005,
 box IoU 0.678 ± 0.008, accuracy 0.858 ± 0.019; at 256 x 256, one seed: 0.834, 0.761, 0.935.
 
 Try `python MTL_OEQ.py --demo`; README.md says how to get data.
@@ -70,7 +70,7 @@ class Network(nn.Module):
         """The outputs from the features that the tasks share."""
         levels, deepest = self.seg.levels(features), features[-1]
         seg = self.seg.logits(levels[-1])
-        bbox, head = self.bbox.look(levels[0])  # the head at stride 16, with the whole in view
+        bbox, head = self.bbox.look(levels[0])  # at stride 16, from features that see the whole
         return {
             "seg": seg,
             "bbox": bbox,

@@ -1,6 +1,6 @@
 """MTL_baseline: segmentation alone, the reference of the other experiments.
 
-Measured at 128 x 128, 120 epochs, 3 seeds (README.md), on test images: seg IoU 0.794 ± 0.003;
+Measured at 128 x 128, 120 epochs, 3 seeds (docs/results.md), on test images: seg IoU 0.794 ± 0.003;
 at 256 x 256, one seed: 0.830.
 
 Try `python MTL_baseline.py --demo`; README.md says how to get data.

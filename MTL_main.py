@@ -1,6 +1,6 @@
 """MTL_main: one shared encoder that segments, locates and recognises the animal.
 
-Measured at 128 x 128, 120 epochs, 3 seeds (README.md), on test images: seg IoU 0.795 ± 0.004,
+Measured at 128 x 128, 120 epochs, 3 seeds (docs/results.md), on test images: seg IoU 0.795 ± 0.004,
 box IoU 0.627 ± 0.010, accuracy 0.840 ± 0.011; at 256 x 256, one seed: 0.827, 0.732, 0.917.
 
 Try `python MTL_main.py --demo`; README.md says how to get data.

@@ -1,6 +1,6 @@
 """The class alone: the single-task reference of the class, with MTL_main's encoder and head.
 
-Without a mask to look under, the head takes the plain mean of the features.
+Without a mask, the head takes the plain mean of the features.
 
     python -m examples.bin_only --h5-save-path data/pets
 """

@@ -1,4 +1,4 @@
-"""A fourth task on real data: the breed, 37 classes, beside those of MTL_main.
+"""A fourth task on real data: MTL_main and the breed, 37 classes.
 
 python tools/prepare_pets.py --root data --out data/pets_breeds --breeds --add-unboxed
 python -m examples.breed --h5-save-path data/pets_breeds
@@ -48,7 +48,7 @@ breeds = 37  # of Oxford-IIIT Pet; in small letters, so it is no setting
 
 
 def draw_breed(image, value, class_names):
-    """The number of the breed in words: of a target, shape (), or of logits (37,)."""
+    """Words for the breed: of a target, shape (), or of logits (37,)."""
     number = int(value.argmax() if value.ndim else value)
     return image, f"breed {number}" if number >= 0 else "breed unknown"
 
@@ -74,8 +74,7 @@ breed = Task(
 
 class Network(nn.Module):
     """Shape: image (B, 3, H, W) in [0, 255] -> {"seg": (B, 1, H, W) logits, "bbox": (B, 4) xyxy in
-    [0, 1], "bin": (B,) logits,
-    "breed": (B, 37) logits}; H and W multiples of 32.
+    [0, 1], "bin": (B,) logits, "breed": (B, 37) logits}; H and W multiples of 32.
     """
 
     def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
