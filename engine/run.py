@@ -200,7 +200,7 @@ class Run:
         (somewhere,) = self.processes.agree(options.resume and there)
         with self.processes.failing_alike():
             self._refuse_another(options, there)
-            if options.weights:
+            if options.weights and not somewhere:
                 self.about["weights_from"], line = take_weights(
                     options.weights, self.trainer.network, self.trainer.average.module
                 )
