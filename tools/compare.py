@@ -6,12 +6,13 @@
     python tools/compare.py runs/128 --split val          values of the best epoch, for choosing
     python tools/compare.py runs/128 --export results/128 one small text file for each run
     python tools/compare.py results/128                   the same table from these files
-    python tools/compare.py dwa=runs/a fixed=runs/b       runs of one script that are told apart
+    python tools/compare.py dwa=runs/a fixed=runs/b       runs of one script under different labels
 
-Folders are searched to any depth. Runs of one name whose constants differ become columns of their
-own; those whose test images differ are folds of one column. Runs whose data or budget differ are
-refused: exit code 2 and one line that says how. With --train-may-differ the training data may, as
-when images without a box are left out; then not the epochs but the steps must be the same.
+Folders are searched to any depth. Runs of one name with different constants become
+separate columns; runs with different test images are folds of one column. Runs with different data
+or budgets are refused: exit code 2 and one line that says how they differ. With --train-may-differ
+the training data may differ, as when images without a box are left out; then the number of steps,
+not of epochs, must be the same.
 """
 
 import sys
@@ -30,7 +31,7 @@ SAME = (*histories.BUDGET, "demo", "processes")  # settings that must be the sam
 
 
 def conditions(run, train_may_differ):
-    """{(scope, name): value} of what must be the same, for all runs or for those of one fold."""
+    """{(scope, name): value} of everything that must be equal, in all runs or in one fold."""
     whole = {key: run["config"].get(key) for key in SAME} | {"side": run["side"]}
     for task, entry in run["tasks"].items():
         whole[f"task {task}"] = [entry[k] for k in ("primary", "higher_is_better", "reference")]
@@ -119,7 +120,7 @@ def choose_baseline(wanted, columns):
 
 
 def compare(argv):
-    """Read, check, and print or write what the flags ask for; raises UserError."""
+    """Read and check the runs, and print or write what the flags ask for; raises UserError."""
     options = parse(argv)
     runs = histories.find(options.runs)
     if options.export:

@@ -3,9 +3,9 @@
     python tools/gallery.py runs/main data/pets                       runs/main/main_gallery.png
     python tools/gallery.py runs/main data/pets --split val --count 4 --out sheet.png
 
-Samples are ordered by the primary metric of the script's first task and drawn by its tasks. Of a
-stopped run, the best weights so far answer. RUN is the folder of a run, or where others share it,
-NAME_model_lite.pt or NAME_last.pt in it.
+Samples are ordered by the primary metric of the script's first task and drawn by its tasks. A
+stopped run is shown with its best weights so far. RUN is the folder of a run or, where
+several share it, NAME_model_lite.pt or NAME_last.pt in it.
 """
 
 import sys
@@ -23,13 +23,13 @@ from tools.networks import LAST, LITE, open_network, tasks_of
 
 BATCH_SIZE = 32
 PANEL, DPI = 1.7, 200  # inches that a picture is wide, and their pixels: enough for thin lines
-MOST = 20  # samples of a group, so that the sheet can be opened
+MOST = 20  # samples per group, so that the sheet stays small enough to open
 
 
 def scores_of(table, task):
     """(N,) primary metric of every sample, of {"loss" or metric: (N, 2)}; NaN where unknown.
 
-    Where numerator and denominator are both 0, nothing was to be found and nothing was: all right.
+    Where numerator and denominator are both 0, there was nothing to find: a perfect score.
     """
     perfect = float(task.higher_is_better)
     parts = [table[part] for part in task.means.get(task.primary, (task.primary,))]
@@ -40,7 +40,7 @@ def scores_of(table, task):
 def choose(scores, count, higher_is_better=True):
     """{group: sample numbers} of the `count` best, middle and worst of scores (N,), without NaN.
 
-    The groups share samples where there are less than 3 * count.
+    The groups share samples if there are fewer than 3 * count.
     """
     order = scores.argsort(descending=higher_is_better, stable=True).tolist()
     order = [number for number in order if not scores[number].isnan()]

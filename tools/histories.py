@@ -1,7 +1,7 @@
 """Runs as small summaries: read from NAME_history.pt, NAME_last.pt or NAME_seedK.json, and written.
 
-A summary is a plain dict, small enough to be kept in a repository: of the history the keys in SAME
-and
+A summary is a plain dict, small enough to be kept in a repository. It has the keys of the history
+that are in SAME, and
 
     seed, fold                  fold: the number behind "fold" in the data folder's name, or None
     config                      without the two paths
@@ -12,7 +12,7 @@ and
     rows                        {TASK_METRIC: [numerators, denominators]} of every test image, to 5
                                 digits; one number stands for all where they are the same
 
-What a history lacks, and what is not a number, is None.
+What a history lacks is None, and so is NaN.
 """
 
 import json

@@ -3,9 +3,9 @@
     python tools/predict.py runs/main/main_model.pt cat.jpg dog.png --out predictions
     python tools/predict.py runs/main/main_model_lite.pt FOLDER --out predictions > all.jsonl
 
-Takes any picture Pillow reads, of any size; of a folder all of them but hidden files; of an
-animation the first frame. Transparent parts are taken as white, and the rotation that a camera
-noted is applied. Greys of more than 8 bits are scaled: white is 1 for floats up to 1, else the
+It takes any picture that Pillow reads, of any size; of a folder, all but hidden files; of an
+animation, the first frame. Transparent parts become white, and the rotation that a camera recorded
+is applied. Greys of more than 8 bits are scaled: white is 1 for floats up to 1, else the
 largest number of 8, 10, 12, 14 or 16 bits, the first that no pixel exceeds. For each picture
 stdout gets one line of JSON, and OUT an overlay and the mask (255 on the animal) in its own size:
 
@@ -14,14 +14,14 @@ stdout gets one line of JSON, and OUT an overlay and the mask (255 on the animal
      "class": "cat", "probability": 0.98}
 
 `box` is xmin, ymin, xmax, ymax in pixels, `mask_area` a share of the picture, `probability` that of
-the class. What the network does not predict is absent; other tasks add what they `describe`.
+the class. What the network does not predict is missing; other tasks add what they `describe`.
 
-MODEL is a file that a run has left: NAME_model.pt or NAME_model_lite.pt, with NAME_history.pt
+MODEL is a file of a run: NAME_model.pt or NAME_model_lite.pt, with NAME_history.pt
 beside it, or NAME_last.pt of a stopped run. NAME_model.pt is a pickle, that is, code: open only
 those you trust. The others hold nothing but numbers. The run's script must be there.
 
 Exit code: 0, 1 if a picture could not be read or a result not be written (it is named on stderr and
-skipped), 2 for a mistake. A closed pipe, as in `| head -1`, ends it quietly with 0.
+skipped), 2 for a mistake. A closed pipe, as in `| head -1`, ends it quietly with code 0.
 """
 
 import itertools
@@ -184,14 +184,14 @@ def run(argv):
 
 
 def write(line, stem):
-    """Write the pictures of a line of JSON, then the line; whether that went well."""
+    """Write the pictures of a line of JSON, then the line; returns whether that succeeded."""
     try:
         for key, image in line.items():
             if isinstance(image, Image.Image):
                 line[key] = f"{stem}_{key}.png"
                 with replacing(line[key]) as temporary:
                     image.save(temporary)
-    except UserError as error:  # of this picture; the others may go well
+    except UserError as error:  # of this picture; others may succeed
         complain(f"predict.py: {error}")
         return False
     print(json.dumps(line), flush=True)  # names of any bytes, escaped
@@ -211,7 +211,7 @@ def parse(argv):
 
 
 def main(argv=None):
-    """Run the tool; returns the exit code that the module docstring tells."""
+    """Run the tool; returns the exit code that the module docstring explains."""
     return run_tool("predict.py", run, argv)
 
 
