@@ -264,10 +264,18 @@ def test_the_validation_split_is_that_of_the_best_epoch(runs, capsys):
 
 def test_constants_that_differ_are_told(tmp_path, capsys):
     for name, decay, more in (("alone", 0.2, {}), ("joint", 0.05, {"DROPOUT": 0.3})):
-        save(make_history(name, WEIGHT_DECAY=decay, **more), tmp_path / name)
+        weights = {"a": 1.0} | ({"b": decay} if more else {})
+        config = {"WEIGHT_DECAY": decay, "LOSS_WEIGHTS": weights, **more}
+        save(make_history(name, **config), tmp_path / name)
     text = printed(capsys, tmp_path)
     assert "Not only the networks differ: WEIGHT_DECAY is 0.2 in alone; 0.05 in joint." in text
-    assert "DROPOUT" not in text and "WIDTHS" not in text  # not shared, and the same
+    assert "DROPOUT" not in text and "LOSS_WEIGHTS" not in text  # not shared
+    assert "WIDTHS" not in text  # the same
+    weights = {"a": 2.0, "b": 1.0}
+    save(make_history("joint", 1, WEIGHT_DECAY=0.2, LOSS_WEIGHTS=weights), tmp_path / "other")
+    text = printed(capsys, tmp_path / "alone", tmp_path / "other")
+    assert "LOSS_WEIGHTS a is 1.0 in alone; 2.0 in joint." in text
+    assert "LOSS_WEIGHTS b" not in text
 
 
 def test_a_stopped_run_tells_what_it_has_reached(runs, tmp_path, capsys):

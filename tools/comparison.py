@@ -214,8 +214,10 @@ def different_constants(columns):
     found = {}
     for label, column in columns.items():
         for name, value in column[0]["config"].items():
-            if name.isupper() and name not in FREE:
-                found.setdefault(name, {}).setdefault(json.dumps(value), []).append(label)
+            items = value.items() if isinstance(value, dict) else [(None, value)]
+            for key, item in items if name.isupper() and name not in FREE else ():
+                title = name if key is None else f"{name} {key}"  # as the weight of each task
+                found.setdefault(title, {}).setdefault(json.dumps(item), []).append(label)
     for name, values in found.items():
         if len(values) > 1:
             each = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in values.items())
