@@ -45,6 +45,7 @@ def _summaries(tasks, network, train, device):
             "primary": task.primary,
             "higher_is_better": task.higher_is_better,
             "metrics": [*metrics, *task.means],
+            "means": {metric: list(parts) for metric, parts in task.means.items()},
             "reference": task.reference,
         }
     return found
