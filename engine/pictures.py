@@ -15,7 +15,7 @@ from engine.artefacts import replacing
 BLUE, ORANGE = "#0072B2", "#E69F00"
 WIDTH = 8.0  # inches; with fonts of 9 points readable when shown 800 pixels wide
 DPI = 150
-SHARP = 400  # least side in pixels of an image into which lines are drawn
+SHARP = 450  # least side in pixels of an image into which lines are drawn
 
 
 def drawn(image, answers, tasks, class_names):
