@@ -1,6 +1,5 @@
 """`tools/check_data.py FOLDER`, and data of another kind from the check to the last epoch."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,10 @@ import torch
 
 import engine
 from dataload import SPLITS, H5Dataset
-from engine.settings import constants
 from tools.check_data import main
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--epochs", "1", "--batch-size", "4", "--widths", "8", "8", "8", "8", "--size", "1"]
+TINY = ["--epochs", "1", "--batch-size", "4", "--widths", "8", "8", "8", "8", "--units", "1"]
 
 
 @pytest.fixture
@@ -137,16 +135,13 @@ def test_the_command(leaves):
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path):
+def train(tmp_path):
     """A function that runs MTL_main in this process and returns its output folder."""
-    module = importlib.import_module("MTL_main")
-    for name, value in constants(module).items():
-        monkeypatch.setattr(module, name, value)  # so that they are put back
 
     def run(data):
         out = tmp_path / "out"
         paths = ["--h5-save-path", str(data), "--file-save-path", str(out), "--device", "cpu"]
-        engine.main("MTL_main", [*paths, *TINY, "--quiet"])
+        engine.main(ROOT / "MTL_main.py", [*paths, *TINY, "--quiet"])
         return out
 
     return run
