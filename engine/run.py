@@ -114,10 +114,14 @@ def build(script, settings, options, train, processes):
     seeded(settings.SEED)
     try:
         network = script.module.Network(**named(settings, script.module.Network))
-        augment = Augment(**named(settings, Augment))
         weighting = script.module.weighting(**named(settings, script.module.weighting))
     except SettingError as error:  # one that a flag can correct
         raise UserError(f"--{error}") from error
+    try:
+        augment = Augment(**named(settings, Augment))
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    augment.unknown_pixels = train.unknown_pixels
     network = network.to(device, memory_format=torch.channels_last)
     image, targets = train[0]
     check_side(network, train.side, settings, sizes[0] // sizes[1])

@@ -48,7 +48,7 @@ def shared_data(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c():
-    """A shell lets jobs in the background ignore Ctrl-C, and so would the processes of the tests."""
+    """A shell lets jobs in the background ignore Ctrl-C; the processes of the tests must not."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
