@@ -47,9 +47,10 @@ def shared_data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c():
-    """A shell lets jobs in the background ignore Ctrl-C; the processes of the tests must not."""
+def signals():
+    """Jobs in the background ignore Ctrl-C, and SIGHUP under nohup; the tests' processes must not."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
