@@ -48,7 +48,7 @@ def shared_data(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def signals():
-    """Jobs in the background ignore Ctrl-C, and SIGHUP under nohup; the tests' processes must not."""
+    """Jobs in the background ignore Ctrl-C, and SIGHUP under nohup; the tests must not."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
