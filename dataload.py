@@ -380,11 +380,12 @@ class Augment:
 
     def __init__(self, degrees, scale, stretch, shift, colour, erase):
         fits = len(scale) == 2 and 0.1 <= scale[0] <= scale[1] <= 10
-        shares = {"shift": shift, "colour": colour, "erase": erase}
+        shares = {"shift": shift, "colour": colour}
         for holds, name, expected, found in (
             (0 <= degrees <= 180, "degrees", "0-180", degrees),
             (fits, "scale", "two numbers, 0.1 <= smallest <= largest <= 10", scale),
             (1 <= stretch <= 10, "stretch", "1-10", stretch),
+            (0 <= erase <= 1, "erase", "0-1", erase),
             *((0 <= v < 1, name, "at least 0 and below 1", v) for name, v in shares.items()),
         ):
             if not holds:

@@ -118,7 +118,7 @@ SETTINGS = {  # that the network or the augmentation cannot have
     "--stretch 0.9": "1-10, found 0.9",
     "--shift 1.5": "at least 0 and below 1, found 1.5",
     "--colour nan": "at least 0 and below 1, found nan",
-    "--erase 1": "at least 0 and below 1, found 1.0",
+    "--erase 1.5": "0-1, found 1.5",
     "--widths 8": "two or more numbers above 1, found (8,)",
     "--widths 8 1": "two or more numbers above 1, found (8, 1)",
     "--units 0": "a whole number above 0, found 0",
