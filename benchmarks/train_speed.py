@@ -97,7 +97,7 @@ def make_trainer(script, folder, processes, flags):
     """A Trainer of the script as a run would make it, and its training data."""
     paths = ["--h5-save-path", str(folder), "--batch-size", str(BATCH_SIZE)]
     settings, options = parse(script, [*paths, *flags])
-    data = open_data(folder)["train"]
+    data = open_data(folder, options.tasks)["train"]
     trainer = build(script, settings, options, data, processes)
     trainer.step.train()  # it comes in eval mode, from the check of its outputs
     return trainer, data

@@ -114,7 +114,8 @@ def write(folder, history, network, tasks, table, data, report):
             report.warn(str(error))
         except Exception as error:  # of a user's task or of matplotlib: the numbers are safe
             report.warn(f"{path}: cannot be drawn ({type(error).__name__}: {error})")
-    report.end(history, [path for path in files if path.is_file()])
+    last = folder / f"{history['name']}_last.pt"
+    report.end(history, [*(path for path in files if path.is_file()), last])
 
 
 def _draw_losses(history, tasks, path):

@@ -44,7 +44,7 @@ def execute(script, settings, options):
                 check_script(script, settings._fields)
                 processes.use(options.device)
                 folder = stack.enter_context(data_folder(settings.H5_SAVE_PATH, options.demo))
-                data = open_data(folder)
+                data = open_data(folder, options.tasks)
                 trainer = build(script, settings, options, data["train"], processes)
                 report = Report(
                     settings.EPOCHS, options.tasks, processes.is_first, options.quiet,
@@ -93,10 +93,10 @@ def data_folder(path, demo):
         yield Path(folder) / "demo"
 
 
-def open_data(folder):
-    """{split: H5Dataset} of a folder, which fit together; raises DataError."""
+def open_data(folder, tasks):
+    """{split: H5Dataset} of a folder, which fit together and know the first task; or DataError."""
     data = {split: H5Dataset(split, folder) for split in SPLITS}
-    check_splits(data)
+    check_splits(data, [next(iter(tasks))])
     return data
 
 
@@ -173,7 +173,7 @@ def check_side(network, full, settings, images):
 
 def train_known(tasks, train):
     """bool (N,): whether a training sample's target of the first task is known."""
-    return train.known[next(iter(tasks))]
+    return train.known.get(next(iter(tasks)), torch.ones(len(train), dtype=torch.bool))
 
 
 class Run:

@@ -157,7 +157,6 @@ def test_a_task_of_any_name_is_told(shared_data, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(H5Dataset, "__getitem__", renamed)
-        patch.setattr(engine.run, "train_known", lambda tasks, train: train.known["bbox"])
         printed = run(tmp_path / "MTL_named", shared_data, tmp_path / "out")
     assert re.search(r"epoch 3/3: .*; bbox_of_head iou \d\.\d+", printed)
     assert "bbox_of_head_iou_above_half" in history(tmp_path / "out", "named")["test"]
