@@ -320,9 +320,10 @@ def test_validation_losses_are_means_over_known_samples(recorded):
 
 @contextlib.contextmanager
 def watched():
-    """Yield a list to which every step adds {"norm" of the gradient, "rate", "decays"}.
+    """Yield a list to which every step adds {"weights", "norm" of the gradient, "rate", "decays"}.
 
-    "decays" are the weight decays of AdamW, by whether the weights are matrices or kernels.
+    "weights" are those before the step, "decays" the weight decays of AdamW, by whether the weights
+    are matrices or kernels.
     """
     found = []
 
@@ -334,7 +335,8 @@ def watched():
         def step(self):
             gradients = [weight.grad for weight in self.everything if weight.grad is not None]
             square = sum(gradient.double().square().sum().item() for gradient in gradients)
-            found.append({"norm": math.sqrt(square)})
+            weights = [weight.detach().clone() for weight in self.everything]
+            found.append({"weights": weights, "norm": math.sqrt(square)})
             super().step()
 
     def watch(optimiser, arguments, keywords):
@@ -387,6 +389,12 @@ def test_the_gradient_is_clipped(shared_data, tmp_path):
     assert len(lengths[1e-3]) == 9
     assert lengths[1e-3] == pytest.approx([1e-3] * 9, rel=1e-3)
     assert min(lengths[1e6]) > 0.1  # so there was something to clip
+
+
+def test_every_weight_learns(shared_data, tmp_path):
+    with watched() as found:
+        train("MTL_main", shared_data, tmp_path / "out", "--weight-decay", "0")
+    assert not any(map(torch.equal, found[0]["weights"], found[-1]["weights"]))
 
 
 def test_learning_rate_and_weight_decay_reach_the_optimiser(shared_data, tmp_path):
