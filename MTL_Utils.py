@@ -28,7 +28,7 @@ UNKNOWN = 255  # in a mask: a pixel that may be foreground or background
 
 @dataclass(frozen=True)
 class Task:
-    """All that is known of one task. The first task of a script chooses the best epoch.
+    """Everything about one task. The first task of a script chooses the best epoch.
 
     A `value` is a target or an output without its batch dimension, but the logit of a scalar is
     (1,). A uint8 array (height, width) that `describe` gives is written as a picture.
@@ -222,15 +222,15 @@ def _pairs(numerator, denominator):
 
 
 class FixedWeights(nn.Module):
-    """Sum of the losses with weights that stay as they are.
+    """Sum of the losses with constant weights.
 
     Every weighting takes {task: mean loss} and {task: 1. or 0., whether anything of it is known in
-    the batch}, scalar tensors, and returns the scalar to minimise. `weights()` tells the weights
-    of the last batch, and `epoch_end` hears {task: mean of the unweighted losses over the known
+    the batch}, scalar tensors, and returns the scalar to minimise. `weights()` returns the weights
+    of the last batch, and `epoch_end` receives {task: mean of the unweighted losses over the known
     samples of the epoch}, NaN where there was none.
 
     Args:
-        weights: {task: float}, which all other weightings multiply by factors of 1 on average.
+        weights: {task: float}; all other weightings multiply them by factors that average 1.
     """
 
     needs_gradients = False  # whether `from_gradients` is to be called before each batch's losses
@@ -283,7 +283,7 @@ class FactorWeights(FixedWeights):
 
 
 class DynamicWeightAverage(FactorWeights):
-    """Weights from the speed of each loss (DWA; Liu et al. 2019, arXiv:1803.10704).
+    """Weights from how fast each loss falls (DWA; Liu et al. 2019, arXiv:1803.10704).
 
     A task whose epoch mean fell less between the last two epochs weighs more: the factors are the
     number of tasks times softmax(mean[-1] / mean[-2] / temperature). A task without a known target
@@ -321,7 +321,7 @@ class InverseLossWeights(FactorWeights):
     """Soft optimal uncertainty weighting (UW-SO; Kirchdorfer et al. 2024, arXiv:2408.07985).
 
     The factors are the number of known tasks times softmax(1 / loss / temperature) over them, with
-    no gradient through the factors; in the paper they add up to 1. The temperature wants tuning.
+    no gradient through the factors; in the paper they add up to 1. The temperature needs tuning.
     """
 
     def __init__(self, weights, temperature=1.0):

@@ -1,6 +1,6 @@
 """MTL_ablation_bbox: one shared encoder that segments the animal and locates its head.
 
-Measured at 128 x 128, 120 epochs, 3 seeds (README.md), on test images: seg IoU 0.796 ± 0.002,
+Measured at 128 x 128, 120 epochs, 3 seeds (docs/results.md), on test images: seg IoU 0.796 ± 0.002,
 box IoU 0.627 ± 0.008.
 
 Try `python MTL_ablation_bbox.py --demo`; README.md says how to get data.
@@ -13,24 +13,24 @@ from engine.tasks import BBOX, SEG
 from MTL_Utils import FixedWeights
 from ResBlock import BoxHead, Decoder, Encoder
 
-# ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
+# ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
 # paths
 H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/ablation_bbox"  # folder for weights, history and pictures
 
 # training
 EPOCHS = 250  # passes over the training split
-DEMO_EPOCHS = 40  # EPOCHS of --demo
-BATCH_SIZE = 32  # images per step, over all processes
-LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
-SIDES = (0.5, 0.75, 1.0)  # progressive resizing: one share of the side per equal part of EPOCHS
-WEIGHT_DECAY = 0.2  # decoupled
-EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
-CLIP_NORM = 5.0  # largest norm of the gradient
-SEED = 0  # of weights, order, augmentation and dropout
+DEMO_EPOCHS = 40  # EPOCHS with --demo
+BATCH_SIZE = 32  # images per step, of all processes together
+LEARNING_RATE = 1e-2  # peak of the one-cycle schedule
+SIDES = (0.5, 0.75, 1.0)  # progressive resizing: share of the full side, per equal part of EPOCHS
+WEIGHT_DECAY = 0.2  # decoupled, as in AdamW
+EMA_DECAY = 0.998  # per step, of the averaged weights, which are validated, tested and saved
+CLIP_NORM = 5.0  # the gradient is scaled down to this norm
+SEED = 0  # of initial weights, batches, augmentation and dropout
 
 # losses
-LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3}  # of the tasks in the loss
+LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3}  # weight of each task's loss
 
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
@@ -39,10 +39,10 @@ UNITS = 1  # residual units per block
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
 SCALE = (0.75, 1.6)  # smallest and largest magnification
-STRETCH = 1.2  # largest ratio of the magnifications of width and height
-SHIFT = 0.15  # largest shift, of the side
-COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
-ERASE = 0.2  # share of the images that lose a rectangle
+STRETCH = 1.2  # largest ratio between the magnifications of width and height
+SHIFT = 0.15  # largest shift, as a share of the side
+COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a share
+ERASE = 0.2  # share of the images in which a rectangle is erased
 
 
 class Network(nn.Module):

@@ -1,4 +1,4 @@
-"""The residual block (He et al. 2016, arXiv:1512.03385), and encoder, decoder and heads made of it.
+"""The residual block (He et al. 2016, arXiv:1512.03385), and encoder, decoder, heads built of it.
 
 B is the batch size, (H, W) the side of the image in pixels, both a multiple of `Encoder.stride`.
 """
@@ -18,7 +18,7 @@ class ResidualBlock(nn.Module):
     """`size` residual units after (up) or beginning with (down) a change of resolution.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h / 2, w / 2) for "down", (.., 2 h, 2 w) for
-    "up". "down" needs even h and w. "up" brings the channels down before it samples up, so that
+    "up". "down" needs even h and w. "up" reduces the channels before it upsamples, so that
     nothing wide is computed at the finer resolution; `skip`, in the shape of the result, is added
     there and passes through the units.
 
@@ -173,11 +173,10 @@ class Decoder(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """Logits from the deepest features, looked at under weight maps.
+    """Logits from means of the deepest features under weight maps.
 
     Shape: x (B, C, h, w), and `looks` maps (B, 1, h, w) >= 0 -> (B,), or (B, classes) for more
-    than one. The mean of x under each map
-    is taken, and the means are put side by side. The maps learn nothing from the class.
+    than one class. The means of x under the maps are concatenated. No gradient flows into the maps.
 
     Args:
         channels: C.
@@ -203,7 +202,7 @@ class ClassHead(nn.Module):
 
 def weighted_mean(x, weight):
     """Mean of features (B, C, h, w) under weights (B, 1, h, w) >= 0: (B, C)."""
-    weight = weight.float() + 1e-3  # an empty map counts as a flat one
+    weight = weight.float() + 1e-3  # an empty map counts as a uniform one
     return (x * (weight / weight.sum((2, 3), keepdim=True))).sum((2, 3))
 
 
@@ -222,7 +221,7 @@ class BoxHead(nn.Module):
 
     Every position votes for a box around itself, as in FCOS (Tian et al. 2019, arXiv:1904.01355):
     four positive distances to its sides. A softmax over the positions weighs the votes. Corners
-    are cut to the frame, so a box is always valid: 0 <= xmin < xmax <= 1, the same for y.
+    are clamped to the frame, so a box is always valid: 0 <= xmin < xmax <= 1, the same for y.
     """
 
     SMALLEST = 1e-3  # distance from the centre to a side, so that no box loses its area

@@ -74,6 +74,7 @@ class H5Dataset(Dataset):
         side: (H, W) in pixels.
         class_names: the names of class 0 and class 1.
         in_memory: whether images and masks are held in memory.
+        unknown_pixels: whether any mask has an unknown pixel.
         known: bool (N,) for each target, on the CPU: whether the sample's is known; of a mask,
             whether any of its pixels is.
         source_lines: the line of each sample in the lists of its source; None if not recorded.
@@ -99,6 +100,7 @@ class H5Dataset(Dataset):
         self.binary = read_labels(self.arrays["binary"])
         self.known = {"seg": torch.zeros(self.length, dtype=torch.bool)}  # filled by _load
         self.known |= {"bbox": ~self.bboxes.isnan().any(1), "bin": self.binary >= 0}
+        self.unknown_pixels = False  # found out by _load
         self.breeds = None
         if "breeds" in self.arrays:
             self.breeds = read_labels(self.arrays["breeds"], BREEDS).long()
@@ -154,6 +156,7 @@ class H5Dataset(Dataset):
                 kept[part] = torch.from_numpy(values)
             if name == "masks":
                 self.known["seg"][part] = torch.from_numpy((values != UNKNOWN).any((1, 2)))
+                self.unknown_pixels |= bool((values == UNKNOWN).any())
         return kept
 
     def to(self, device):
@@ -363,11 +366,30 @@ class Augment:
         colour: c; brightness shifts by up to 128 c, contrast and saturation scale by 1 -+ c, each
             channel by 1 -+ c / 2.
         erase: share of the images in which a rectangle of a tenth of the area turns grey.
+
+    Attributes:
+        unknown_pixels: whether masks may hold unknown pixels. Set to False where it is known that
+            they do not, it saves one plane of five; the results are the same.
+
+    Raises:
+        ValueError: a value no augmentation can have; the message begins with the argument's name.
     """
 
     MIN_VISIBLE = 0.7
+    unknown_pixels = True
 
     def __init__(self, degrees, scale, stretch, shift, colour, erase):
+        fits = len(scale) == 2 and 0.1 <= scale[0] <= scale[1] <= 10
+        shares = {"shift": shift, "colour": colour}
+        for holds, name, expected, found in (
+            (0 <= degrees <= 180, "degrees", "0-180", degrees),
+            (fits, "scale", "two numbers, 0.1 <= smallest <= largest <= 10", scale),
+            (1 <= stretch <= 10, "stretch", "1-10", stretch),
+            (0 <= erase <= 1, "erase", "0-1", erase),
+            *((0 <= v < 1, name, "at least 0 and below 1", v) for name, v in shares.items()),
+        ):
+            if not holds:
+                raise ValueError(f"{name}: expected {expected}, found {found}")
         self.degrees, self.scale, self.stretch = degrees, scale, stretch
         self.shift, self.colour, self.erase = shift, colour, erase
 
@@ -377,9 +399,13 @@ class Augment:
         Images and masks are first resized to `side` (h, w), if that is another one. All random
         numbers come from `generator`, on the CPU, so they are the same on any device.
         """
-        masks = mask_planes(targets["seg"])
+        planes = [targets["seg"].float()]
+        if self.unknown_pixels:
+            unknown = targets["seg"] == UNKNOWN
+            # unknown pixels count half in the mask, so that the known ones beside them decide
+            planes = [planes[0].masked_fill_(unknown, 0.5), unknown.float()]
         if side and tuple(side) != tuple(images.shape[-2:]):
-            images, masks = resize(images, side), resize(masks, side)
+            images, planes = resize(images, side), [resize(plane, side) for plane in planes]
         size, (height, width) = len(images), images.shape[-2:]
         forward = self.draw_affine(size, width / height, generator)
         colour, brightness = self.draw_colour(size, generator)
@@ -388,17 +414,19 @@ class Augment:
         drawn = (forward, backward, colour, brightness, along, across)
         forward, backward, colour, brightness, along, across = send(drawn, images.device)
         grid = affine_grid(backward, height, width)
-        stacked = torch.empty(size, 5, height, width, device=images.device)
-        stacked[:, :3], stacked[:, 3:] = images, masks
+        stacked = torch.empty(size, 3 + len(planes), height, width, device=images.device)
+        stacked[:, :3], stacked[:, 3:] = images, torch.cat(planes, dim=1)
         stacked[:, :3] -= 128  # so that the zeros from outside the frame are grey
         stacked = F.grid_sample(stacked, grid, align_corners=False)
         pixels = stacked[:, :3].flatten(2)  # (B, 3, H W)
         pixels = torch.baddbmm(brightness, colour, pixels).view(images.shape)
         pixels *= ~(along & across)
         masks = (stacked[:, 3:4] > 0.5).to(torch.uint8)
+        if self.unknown_pixels:
+            masks.masked_fill_(stacked[:, 4:] >= 0.5, UNKNOWN)
         moved = {
             **targets,
-            "seg": masks.masked_fill(stacked[:, 4:] >= 0.5, UNKNOWN),
+            "seg": masks,
             "bbox": move_boxes(targets["bbox"], forward, self.MIN_VISIBLE),
         }
         return pixels.add_(128).clamp_(0, 255), moved
@@ -439,12 +467,6 @@ class Augment:
         across = ((x - uniform[2]).abs() < half * ratio.sqrt()) & erased  # (B, W)
         along = (y - uniform[3]).abs() < half / ratio.sqrt()  # (B, H)
         return along[:, None, :, None], across[:, None, None]
-
-
-def mask_planes(masks):
-    """float32 (B, 2, H, W): the pet, 1/2 where unknown so that neither side wins; the unknown."""
-    unknown = masks == UNKNOWN
-    return torch.cat([masks.float().masked_fill(unknown, 0.5), unknown.float()], dim=1)
 
 
 def send(tensors, device):

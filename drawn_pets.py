@@ -4,9 +4,10 @@
     make_demo(folder, counts=(3000, 96, 96), style="varied")    to learn from before real pictures
 
 The species differ in shape (ears, head, muzzle, trunk, tail), never in colour: furs, background and
-the clutter in it take their colours alike for both. A pet is a list of parts, each a signed
-distance on the pixel grid, in units of the pet's own size: negative inside, positive outside. What
-is painted, the mask and the head box all come from the same distances, so they cannot disagree.
+the clutter in it take their colours from the same palette for both. A pet is a list of parts, each
+a signed distance on the pixel grid, in units of the pet's own size: negative inside, positive
+outside. What is painted, the mask and the head box all come from the same distances, so they cannot
+disagree.
 
 The style "varied" draws pets that stand, sit, lie, curl up or face the camera, near or far, cut by
 the frame, behind objects, with many coats, backgrounds and lights. Mask and box cover only what is

@@ -219,7 +219,7 @@ def check_heap(array):
     if array.path.stat().st_size > HEAP_BYTES:
         return
     data = array.path.read_bytes()
-    for heap in re.finditer(rb"GCOL\x01\0\0\0(.{8})", data, re.DOTALL):
+    for heap in re.finditer(rb"GCOL\x01.{3}(.{8})", data, re.DOTALL):
         end = heap.start() + int.from_bytes(heap[1], "little")
         place = heap.end()
         while place + 16 <= min(end, len(data)):

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import H5Dataset
 
 DTYPES = (np.uint8, np.float64)
-BATCHES = 30  # of each way
+BATCHES = 30  # for each way of reading
 
 OPEN = """
 import sys, threading, time

@@ -3,9 +3,9 @@
     python benchmarks/train_speed.py [--script MTL_main.py] [--sides 64 128 256] [--compile]
 
 The parts are fetching and augmenting, forward pass with losses, backward pass, clipping, optimiser
-and weight average. Beside the step as shipped stands the same step with plain AdamW in the place
-of the optimiser. The variants take turns, step by step, so that a machine that slows down slows
-all of them; medians are printed as a Markdown table.
+and weight average. The same step with plain AdamW as the optimiser is measured beside it. The
+variants take turns, step by step, so that a machine that slows down slows all of them; medians are
+printed as a Markdown table.
 """
 
 import platform
@@ -49,14 +49,14 @@ def write_random_data(folder, side):
 
 
 class PlainAdamW(torch.optim.AdamW):
-    """torch's AdamW with the one method more that a Trainer asks for."""
+    """torch's AdamW with the one additional method that a Trainer calls."""
 
     def freeze(self, bad):
-        """Nothing here is ever bad."""
+        """Do nothing: no step is ever bad here."""
 
 
 class Clock:
-    """Seconds since the last look, a GPU's part included."""
+    """Seconds since the last reading, including the work of a GPU."""
 
     def __init__(self, device):
         self.device, self.last = device, time.perf_counter()
@@ -97,7 +97,7 @@ def make_trainer(script, folder, processes, flags):
     """A Trainer of the script as a run would make it, and its training data."""
     paths = ["--h5-save-path", str(folder), "--batch-size", str(BATCH_SIZE)]
     settings, options = parse(script, [*paths, *flags])
-    data = open_data(folder)["train"]
+    data = open_data(folder, options.tasks)["train"]
     trainer = build(script, settings, options, data, processes)
     trainer.step.train()  # it comes in eval mode, from the check of its outputs
     return trainer, data

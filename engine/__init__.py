@@ -5,16 +5,16 @@ script.py       a script loaded from its file, and what it must bring
 tasks.py        the three tasks put together: the one file here that names them
 run.py          one run from data to artefacts, resumed where it stopped
 training.py     the training step and everything that learns
-batches.py      which samples a step sees, at which side, and where they come from
+batches.py      which samples a step sees, at which side, and how they reach the device
 evaluation.py   losses and metrics of a split
 optimiser.py    Muon and AdamW under one schedule
 average.py      the average of the weights
 precision.py    bf16 where it is native
-processes.py    one process or many (torchrun), and the signals that stop them
-artefacts.py    files written whole or not at all, and the lock of a run
+processes.py    one process or many (torchrun), and the signals that stop a run
+artefacts.py    files written completely or not at all, and the lock of a run
 results.py      what a finished run writes
 pictures.py     the loss curve and the test picture
-report.py       what a run prints while it goes; CSV and TensorBoard copies of the history
+report.py       what a run prints; CSV and TensorBoard copies of its history
 """
 
 import os
@@ -33,10 +33,10 @@ def main(file, argv=None):
 
     Args:
         file: the script.
-        argv: the flags; those of the command line if the script was started by it, else none.
+        argv: the flags; by default those of the command line that started the script, else none.
 
     Raises:
-        SystemExit: code 2 and one line on stderr for a mistake of the user's or a damaged file;
+        SystemExit: code 2 and one line on stderr for a user's mistake or a damaged file;
             128 + signal number after Ctrl-C, SIGTERM or SIGHUP.
     """
     from engine.report import STDERR
@@ -49,7 +49,7 @@ def main(file, argv=None):
             started = sys.argv and Path(sys.argv[0]).resolve() == Path(file).resolve()
             argv = sys.argv[1:] if started else []
         settings, options = parse(script, argv)
-        from engine.run import execute  # only now: --help and a wrong flag need little of it
+        from engine.run import execute  # only now, so that --help and a wrong flag are quick
 
         execute(script, settings, options)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, the lock of a run, and where a result comes from."""
+"""Files written completely or not at all, the lock of a run, and the origin of a result."""
 
 import contextlib
 import importlib.metadata
@@ -39,9 +39,10 @@ def replacing(path):
 
 
 def save(content, path):
-    """torch.save, whole or not at all; raises UserError.
+    """torch.save, completely or not at all; raises UserError.
 
-    By way of memory, because torch writes "unexpected pos" where the system says "disk full".
+    The content goes through memory, because torch writes "unexpected pos" where the system says
+    "disk full".
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -65,12 +66,12 @@ def load(path):
 
 
 def output_folder(path):
-    """The folder as a Path, made if need be and seen to be writable; ~ is the home folder.
+    """The folder as a Path, created if necessary and checked to be writable; ~ is the home folder.
 
     Raises:
-        UserError: it cannot.
+        UserError: that is not possible.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,8 +91,7 @@ def remove_leftovers(folder, name):
 def owned(folder, name):
     """A block during which no other run may write files of this name to the folder.
 
-    The system releases the lock of a killed process. Where a file system knows no locks, there is
-    none.
+    The system releases the lock of a killed process. On a file system without locks there is none.
 
     Raises:
         UserError: another run has the lock.
@@ -117,7 +117,7 @@ def owned(folder, name):
 
 
 def versions():
-    """{library: version} of what a result depends on."""
+    """{library: version} of everything a result depends on."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version()} | found
 

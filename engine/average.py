@@ -7,14 +7,14 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class WeightAverage(AveragedModel):
-    """An exponential average of parameters and buffers whose memory grows with the run.
+    """An exponential average of parameters and buffers whose memory lengthens during the run.
 
     After n updates the next one keeps min(decay, (1 + n) / (10 + n)) of the average; the first
-    copies. torch's own update sends its count to the device and reads it back, which makes a GPU
-    wait in every step; this one counts on the host.
+    copies. torch's own update sends its count to the device and reads it back, which makes the
+    host wait for a GPU in every step; this one counts on the host.
 
     Args:
-        network: is copied; stays as it is.
+        network: is copied, not changed.
         decay: the largest share of the average that an update keeps.
     """
 
@@ -24,7 +24,7 @@ class WeightAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, network):
-        """Take the network's present weights into the average."""
+        """Update the average with the network's present weights."""
         count = int(self.n_averaged)  # on the CPU
         new = 1 - min(self.decay, (1 + count) / (10 + count)) if count else 1.0
         pairs = list(zip(_tensors(self.module), _tensors(network), strict=True))

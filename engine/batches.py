@@ -9,14 +9,14 @@ import torch
 from torch.utils.data import DataLoader
 
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-LEAST_KNOWN = 0.25  # of a batch has a known first target, where the data allow it
-WORKERS = 2  # that read from disk
+LEAST_KNOWN = 0.25  # share of a batch whose first target is known, where the data allow it
+WORKERS = 2  # processes that read from disk
 
 
 def seeded(*numbers):
     """A CPU generator for one place in a run; also seeds torch's own, from which dropout draws.
 
-    Because every step begins with this, the position in a run is all its random state.
+    Every step begins with this, so the position in a run determines all its random numbers.
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     torch.manual_seed(seed)
@@ -26,8 +26,8 @@ def seeded(*numbers):
 def epoch_batches(known, batch_size, seed, epoch):
     """The sample numbers of an epoch's batches, shuffled; a last incomplete batch is left out.
 
-    Where less than LEAST_KNOWN of the samples have a known first target, these are drawn more
-    often, so that they make up this share of every batch; the number of steps stays.
+    If fewer than LEAST_KNOWN of the samples have a known first target, these are drawn more often,
+    so that they make up this share of every batch; the number of steps stays the same.
 
     Args:
         known: bool (N,), whether a sample's target of the first task is known.
@@ -47,14 +47,14 @@ def epoch_batches(known, batch_size, seed, epoch):
     others = others[: len(batches) * (size - share)].view(len(batches), size - share)
     mixed = torch.cat([again, others], dim=1)  # (steps, size)
     places = torch.rand(mixed.shape, generator=generator).argsort(dim=1)
-    return mixed.gather(1, places).tolist()  # so that every process gets some
+    return mixed.gather(1, places).tolist()  # so that every process gets some of them
 
 
 def training_side(sides, epoch, epochs, full, stride):
-    """(h, w) in pixels of the training images in an epoch: small ones at first, which cost less.
+    """(h, w) in pixels of the training images in an epoch: small at first, because that is cheap.
 
-    Of the multiples of `stride` it takes those nearest to the wanted share of `full` whose aspect
-    is nearly that of `full`. The last epoch always has the last of `sides`.
+    Both are the multiples of `stride` that come nearest to the wanted share of `full` at nearly the
+    same aspect ratio. The last epoch always has the last of `sides`.
     """
     place = len(sides) - 1 if epoch == epochs else (epoch - 1) * len(sides) // epochs
     height, width = (max(1, pixels // stride) for pixels in full)  # in units of the stride
@@ -69,7 +69,7 @@ def training_side(sides, epoch, epochs, full, stride):
 
 
 def loader(dataset, batches, device):
-    """Batches (images, targets) on the device; workers where the data is read from disk."""
+    """Yield batches (images, targets) on the device; with workers if the data stay on disk."""
     on_host = not dataset.in_memory or dataset.images.device.type == "cpu"
     samples = DataLoader(
         dataset,
@@ -79,7 +79,7 @@ def loader(dataset, batches, device):
         pin_memory=device.type == "cuda" and on_host,
         worker_init_fn=_leave_signals,
     )
-    with _signals_blocked():  # which workers inherit: the parent decides when to stop
+    with _signals_blocked():  # workers inherit this: the parent decides when to stop
         samples = iter(samples)
     for images, targets in samples:
         targets = {task: target.to(device, non_blocking=True) for task, target in targets.items()}
@@ -104,7 +104,7 @@ def _signals_blocked():
 
 
 def keep_on_device(datasets, device):
-    """Move each data set that takes at most half of a GPU's free memory there, the first first."""
+    """Move each data set that takes at most half of the free memory of a GPU there, in order."""
     if device.type != "cuda":
         return
     for dataset in datasets:

@@ -1,4 +1,4 @@
-"""Losses and metrics of every sample of a split, and the answers of a network."""
+"""Losses and metrics of every sample of a split, and the outputs of a network."""
 
 import torch
 
@@ -9,7 +9,7 @@ from engine.precision import autocast
 def predict(network, images):
     """The outputs for images (B, 3, H, W), fp32 on the CPU, as a list of {task: output}.
 
-    Computed as in training. A logit per image has the shape (1,).
+    The arithmetic is that of training. A single logit per image has the shape (1,).
     """
     with torch.inference_mode(), autocast(images.device):
         outputs = network(images)
@@ -22,7 +22,7 @@ def predict(network, images):
 def evaluate(network, dataset, tasks, batch_size, processes):
     """Loss and metrics of every sample of a split, in eval mode.
 
-    Each process takes its share, and all get the whole table.
+    Each process evaluates its share, and all receive the whole table.
 
     Returns:
         {task: {"loss" or metric: (N, 2) fp64 numerators and denominators}}.
@@ -33,7 +33,7 @@ def evaluate(network, dataset, tasks, batch_size, processes):
     network.eval()
     device, mine = processes.device, range(processes.rank, len(dataset), processes.size)
     batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
-    batches = batches or [[0]]  # more processes than samples: what is found does not count
+    batches = batches or [[0]]  # more processes than samples: the result does not count
     table = {(None, "seen"): torch.zeros(len(dataset), 2, dtype=torch.float64, device=device)}
     for indices, (images, targets) in zip(batches, loader(dataset, batches, device), strict=True):
         with autocast(device):
@@ -63,9 +63,9 @@ def sample_pairs(task, output, target):
 
 
 def values(tasks, table):
-    """{"TASK_loss" or "TASK_METRIC": value} of the samples of a table, NaN for what none tells.
+    """{"TASK_loss" or "TASK_METRIC": value} over the samples of a table; NaN where all are unknown.
 
-    Every value is the sum of the numerators by that of the denominators.
+    Every value is the sum of the numerators divided by that of the denominators.
     """
     found = {}
     for name, pairs in table.items():
@@ -75,5 +75,5 @@ def values(tasks, table):
 
 
 def sample_scores(pairs):
-    """Numerators and denominators (N, 2) of a metric -> (N,); 1 where both are 0, so all right."""
+    """Numerators and denominators (N, 2) of a metric -> (N,); 1, perfect, where both are 0."""
     return (pairs[:, 0] / pairs[:, 1]).nan_to_num(1.0).cpu()

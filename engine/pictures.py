@@ -1,4 +1,4 @@
-"""The loss curve and the test picture. Colours are Okabe and Ito's, told apart by all readers."""
+"""Loss curve and test picture. Colours are Okabe and Ito's, for colour-blind readers too."""
 
 import contextlib
 import math
@@ -15,11 +15,11 @@ from engine.artefacts import replacing
 BLUE, ORANGE = "#0072B2", "#E69F00"
 WIDTH = 8.0  # inches; with fonts of 9 points readable when shown 800 pixels wide
 DPI = 150
-SHARP = 400  # pixels that an image has at least before lines are drawn into it
+SHARP = 450  # least side in pixels of an image into which lines are drawn
 
 
 def drawn(image, answers, tasks, class_names):
-    """An image with what `answers` say of it drawn in, and the texts of the tasks, joined.
+    """An image with targets or outputs drawn in, and the texts of the tasks, joined.
 
     Args:
         image: uint8 (3, H, W); enlarged by a whole number, so that lines are thin.
@@ -41,7 +41,7 @@ def save_test_picture(path, image, targets, outputs, scores, tasks, class_names)
         image: uint8 (3, H, W).
         targets: {task: target} without a batch dimension.
         outputs: {task: output} without a batch dimension, but logits of scalars as (1,).
-        scores: {name: value} of this sample for the title; what is NaN, so unknown, is left out.
+        scores: {name: value} of this sample for the title; NaN, unknown, is left out.
     """
     told = (f"{name.replace('_', ' ')} {v:.2f}" for name, v in scores.items() if not math.isnan(v))
     panels = {"image": ({}, ""), "truth": (targets, ""), "prediction": (outputs, ", ".join(told))}
@@ -62,9 +62,9 @@ def save_test_picture(path, image, targets, outputs, scores, tasks, class_names)
 
 
 def show(axis, picture, title, fontsize=9):
-    """A picture uint8 (3, H, W) with a title on an axis of its own; "$" in it is no formula."""
+    """A picture uint8 (3, H, W) with a title on its own axis; "$" in it starts no formula."""
     axis.imshow(picture.permute(1, 2, 0).numpy())
-    axis.set_anchor("S")  # what room is left is for the title
+    axis.set_anchor("S")  # leaves the room for the title
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=fontsize, parse_math=False)
 
@@ -76,7 +76,7 @@ def save_loss_picture(path, history, name, task):
         left, right = figure.subplots(1, 2)
         losses, val_losses = (history[part][f"{name}_loss"] for part in ("train", "val"))
         metric = task.primary.replace("_", " ")
-        curve = {"marker": "." if len(losses) < 20 else ""}  # a single epoch is no line
+        curve = {"marker": "." if len(losses) < 20 else ""}  # a single epoch makes no line
         epochs = range(1, len(losses) + 1)
         left.plot(epochs, losses, color=BLUE, linestyle="--", label="training, augmented", **curve)
         left.plot(epochs, val_losses, color=ORANGE, label="validation", **curve)
@@ -90,7 +90,7 @@ def save_loss_picture(path, history, name, task):
 
 
 def save_conflict_picture(path, conflict):
-    """How the tasks' gradients at the shared features agree, and how long they are, by epoch.
+    """Cosines and norms of the tasks' gradients at the shared features, by epoch.
 
     Args:
         conflict: {"cosine TASK OTHER" or "norm TASK": value of every epoch}.
@@ -113,7 +113,7 @@ def save_conflict_picture(path, conflict):
 
 
 def _mark_best(axis, best, series):
-    """Mark the best epoch on a panel of the loss picture, and label what all panels share."""
+    """Mark the best epoch on a panel of the loss picture, and label the panel."""
     value = series[best - 1]
     axis.axvline(best, color="grey", linestyle=":")
     label = f"best epoch, {best}: {value:.3f}"
@@ -132,6 +132,6 @@ def plain_style():
 
 
 def save(figure, path):
-    """Write a figure as a PNG, whole or not at all; raises UserError."""
+    """Write a figure as a PNG, completely or not at all; raises UserError."""
     with replacing(path) as temporary:
         figure.savefig(temporary)

@@ -24,8 +24,8 @@ class Processes:
         environment: what torchrun has set; {} for a program that is always one process.
 
     Attributes:
-        rank, size: number of this process, and of all.
-        device: where this process computes; the CPU until `use` is called.
+        rank, size: the number of this process, and how many there are.
+        device: the device of this process; the CPU until `use` is called.
     """
 
     def __init__(self, environment=os.environ):
@@ -41,7 +41,7 @@ class Processes:
             )
 
     def __enter__(self):
-        if self.size > 1:  # what the CPUs agree on must never wait for a GPU, so gloo is always in
+        if self.size > 1:  # gloo too, so that what the CPUs exchange never waits for a GPU
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return self
 
@@ -50,7 +50,7 @@ class Processes:
             dist.destroy_process_group()
 
     def use(self, name):
-        """Compute on the device of this name; "cuda" is this process's GPU, None that or the CPU.
+        """Use the device of this name: "cuda" is this process's GPU; None is the GPU, else the CPU.
 
         Raises:
             UserError: there is no such device.
@@ -61,7 +61,7 @@ class Processes:
             name = f"cuda:{self.local_rank}"
         try:
             self.device = torch.device(name)
-            torch.zeros(1, device=self.device).item()  # "meta" has no numbers
+            torch.zeros(1, device=self.device).item()  # "meta" holds no numbers
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -73,7 +73,7 @@ class Processes:
 
     @property
     def is_first(self):
-        """Whether this process writes the files and speaks."""
+        """Whether this process writes the files and prints."""
         return self.rank == 0
 
     def sum(self, tensor):
@@ -89,7 +89,7 @@ class Processes:
                 dist.broadcast(tensor, 0)
 
     def agree(self, *numbers):
-        """Each integer's largest value over all processes, as a list; waits for no GPU."""
+        """Each integer's largest value over all processes, as a list; never waits for a GPU."""
         if self.size == 1:
             return list(numbers)
         numbers = torch.tensor(numbers, dtype=torch.int64)
@@ -98,12 +98,12 @@ class Processes:
 
     @contextlib.contextmanager
     def failing_alike(self):
-        """A block that ends the run for all processes if it fails in one of them.
+        """A block that ends the run in all processes if it fails in one of them.
 
         The block itself must not communicate.
 
         Raises:
-            UserError: in the first process, whose message is that of the lowest that failed.
+            UserError: in the first process, with the message of the lowest that failed.
             SystemExit: code 2 in the others.
         """
         message = None
@@ -127,25 +127,25 @@ class Processes:
 
 
 class StopSignals:
-    """Ctrl-C, SIGTERM and, where a terminal goes away, SIGHUP.
+    """Ctrl-C, SIGTERM and, when a terminal is closed, SIGHUP.
 
-    The first is only noted in `received` once `patient` is set, so that the run may stop after its
-    current step; before, and the second time, it ends the program at once. SIGHUP stays ignored
-    under nohup.
+    While `patient` is set, the first signal is only noted in `received`, so that the run can stop
+    after its current step. Before that, and the second time, a signal ends the program at once.
+    Under nohup, SIGHUP stays ignored.
 
     Attributes:
-        patient: whether someone looks at `received`.
+        patient: whether the run checks `received` from time to time.
         received: number of the signal, or 0.
     """
 
-    ECHO_SECONDS = 2.0  # torchrun passes on a Ctrl-C that the terminal has sent to everyone
+    ECHO_SECONDS = 2.0  # torchrun repeats a Ctrl-C that the terminal has sent to all processes
 
     def __init__(self):
         self.patient, self.received, self.since = False, 0, 0.0
 
     def __enter__(self):
         self.old = {}
-        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        if threading.current_thread() is threading.main_thread():  # only this one may set handlers
             hung_up = getattr(signal, "SIGHUP", None)  # Windows has none
             ignored = hung_up and signal.getsignal(hung_up) is signal.SIG_IGN
             heard = [number for number in STOPPING if not (ignored and number == hung_up)]

@@ -1,4 +1,4 @@
-"""What a run prints while it goes, and the copies of its history: CSV and TensorBoard."""
+"""What a run prints, and the copies of its history: CSV and TensorBoard."""
 
 import csv
 import math
@@ -13,10 +13,10 @@ from engine.settings import UserError
 
 
 class Speaker:
-    """A stream that may go away, as a closed terminal or pipe does: what is written then is lost.
+    """A stream that may be closed, as a terminal or pipe is; what is written after that is lost.
 
     Args:
-        stream: the name of the stream in `sys`, looked up at every use.
+        stream: the name of the stream in `sys`, looked up whenever it is used.
     """
 
     def __init__(self, stream="stderr"):
@@ -46,14 +46,14 @@ STDERR = Speaker()
 class Report:
     """The lines, bars and TensorBoard scalars of one run, all from its first process.
 
-    Everything goes to stderr. The bar is drawn on a terminal only, so that the log of a batch job
-    is one line per epoch without control characters.
+    Everything goes to stderr. The bar is drawn only on a terminal, so that the log of a batch job
+    has one line per epoch and no control characters.
 
     Args:
         epochs: of the whole run.
         tasks: {name: Task}.
-        speaks: False in all processes but one.
-        quiet: warnings only.
+        speaks: whether this process prints; true in one process only.
+        quiet: print warnings only.
         tensorboard: also write scalars per epoch and the test picture for TensorBoard.
 
     Raises:
@@ -62,7 +62,7 @@ class Report:
 
     def __init__(self, epochs, tasks, speaks=True, quiet=False, tensorboard=False):
         self.epochs, self.tasks, self.speaks, self.quiet = epochs, tasks, speaks, quiet
-        self.seconds = []  # of the epochs that this process has seen
+        self.seconds = []  # of the epochs since this process started
         self.writer_class = summary_writer() if tensorboard else None
         self.writer = None
 
@@ -72,18 +72,18 @@ class Report:
             self.warn(text)
 
     def warn(self, text):
-        """Print lines that the user must see, also with --quiet."""
+        """Print lines that the user must see, even with --quiet."""
         if self.speaks:
             tqdm.write(text, file=STDERR)
             STDERR.flush()
 
     def start(self, folder, done):
-        """Open the TensorBoard folder; scalars of epochs after the first `done` are replaced."""
+        """Open the TensorBoard folder; scalars of epochs after number `done` are replaced."""
         if self.writer_class and self.speaks:
             self.writer = self.writer_class(str(folder), purge_step=done + 1)
 
     def bar(self, epoch, batches, done):
-        """A tqdm bar that counts the images of an epoch, of which `done` batches are over."""
+        """A tqdm bar over the images of an epoch, `done` batches of which are finished."""
         size = len(batches[0])
         return tqdm(
             file=STDERR,
@@ -98,7 +98,7 @@ class Report:
         )
 
     def show(self, bar, epoch, losses):
-        """Put {task: loss} and the time left until the last epoch ends beside the bar."""
+        """Show {task: loss} and the time left until the last epoch ends beside the bar."""
         if bar.disable or bar.n == bar.initial:
             return
         a_whole_epoch = bar.format_dict["elapsed"] / (bar.n - bar.initial) * bar.total
@@ -107,12 +107,12 @@ class Report:
         bar.set_postfix_str(f"{shown}, {left} left")
 
     def _left(self, position, a_whole_epoch):
-        """Time from `position`, in epochs, to the end: by epochs seen, else by the estimate."""
+        """Time from `position`, in epochs, to the end: by past epochs, else by the estimate."""
         typical = median(self.seconds[-10:]) if self.seconds else a_whole_epoch
         return tqdm.format_interval(typical * (self.epochs - position))
 
     def epoch(self, history, rate):
-        """One line on the last epoch of the history, and its scalars for TensorBoard.
+        """Print a line on the last epoch of the history, and write its scalars for TensorBoard.
 
         Args:
             rate: images per second of the training part.
@@ -142,7 +142,7 @@ class Report:
         return " ".join(f"{n} {m.replace('_', ' ')} {series[f'{n}_{m}'][-1]:.3f}" for n, m in names)
 
     def _few(self, history):
-        """How many targets of each task the epoch had, where these are not alike for all."""
+        """How many known targets each task had in the epoch, if the tasks differ in that."""
         found = {task: history["train"][f"{task}_known"][-1] for task in self.tasks}
         if len({*found.values()}) == 1:
             return ""

@@ -1,4 +1,4 @@
-"""What a run tells about itself, and the files that it leaves when it has been tested."""
+"""What a run records about itself, and the files that it writes after its test."""
 
 import copy
 import functools
@@ -35,7 +35,7 @@ def about(script, config, tasks, data, trainer):
 
 @torch.inference_mode()
 def _summaries(tasks, network, train, device):
-    """{task: what a reader of the history must know of it}."""
+    """{task: what a reader of the history must know about it}."""
     images, targets = train[[0]]
     outputs = network.eval()(images.to(device))
     found = {}
@@ -45,13 +45,14 @@ def _summaries(tasks, network, train, device):
             "primary": task.primary,
             "higher_is_better": task.higher_is_better,
             "metrics": [*metrics, *task.means],
+            "means": {metric: list(parts) for metric, parts in task.means.items()},
             "reference": task.reference,
         }
     return found
 
 
 def _gigaflop(trainer, train):
-    """Of one image, forward and backward; the other processes are not asked."""
+    """Of one image, forward and backward; other processes take no part."""
     device = trainer.processes.device
     images, targets = train[[0, 0]]  # batch norm needs more than one value
     targets = {task: target.to(device) for task, target in targets.items()}
@@ -88,11 +89,11 @@ def write(folder, history, network, tasks, table, data, report):
     """Write the results of a run; a picture that cannot be drawn costs the picture alone.
 
     Args:
-        history: complete; its file, the last of the numbers, tells that the run is finished.
+        history: complete; its file, the last of the numbers, marks the run as finished.
         network: with the weights of the best epoch.
         table: of `evaluate` for the test split.
         data: {split: H5Dataset}.
-        report: is told what was written.
+        report: prints what was written.
     """
     on_cpu = copy.deepcopy(network).cpu()  # so that the files open without a GPU
     files = paths(folder, history["name"], tasks)
@@ -113,7 +114,8 @@ def write(folder, history, network, tasks, table, data, report):
             report.warn(str(error))
         except Exception as error:  # of a user's task or of matplotlib: the numbers are safe
             report.warn(f"{path}: cannot be drawn ({type(error).__name__}: {error})")
-    report.end(history, [path for path in files if path.is_file()])
+    last = folder / f"{history['name']}_last.pt"
+    report.end(history, [*(path for path in files if path.is_file()), last])
 
 
 def _draw_losses(history, tasks, path):
@@ -129,7 +131,7 @@ def _draw_conflict(history, path):
 
 
 def _draw_median(network, tasks, table, test, path):
-    """The test sample whose primary metric is the median: neither flattering nor shaming."""
+    """The test sample whose primary metric is the median."""
     from engine.pictures import save_test_picture
 
     name, task = next(iter(tasks.items()))

@@ -1,7 +1,8 @@
-"""One run of an experiment: data, training, resuming, and the test at the end."""
+"""One run of an experiment: data, training, resuming, and the final test."""
 
 import contextlib
 import math
+import os
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from engine.weights import take_weights
 from h5array import DataError
 from ResBlock import SettingError
 
-CHECKPOINT_SECONDS = 20  # a kill loses at most this much training
+CHECKPOINT_SECONDS = 20  # a kill loses no more training than this
 FREE_SETTINGS = ("H5_SAVE_PATH", "FILE_SAVE_PATH", "LEARNING_RATE")  # may differ on --resume
 COMPILER = ("torch._dynamo", "torch._inductor")  # modules of the errors of torch.compile
 PROGRESS = ("history", "best", "done", "rows", "seconds")  # of a Run, in a checkpoint
@@ -32,7 +33,7 @@ def execute(script, settings, options):
     """Run the experiment of a Script from data to artefacts.
 
     Raises:
-        UserError: a mistake of the user's, or a damaged file.
+        UserError: a user's mistake, or a damaged file.
         SystemExit: 128 + signal number after Ctrl-C, SIGTERM or SIGHUP.
     """
     with contextlib.ExitStack() as stack:
@@ -43,7 +44,7 @@ def execute(script, settings, options):
                 check_script(script, settings._fields)
                 processes.use(options.device)
                 folder = stack.enter_context(data_folder(settings.H5_SAVE_PATH, options.demo))
-                data = open_data(folder)
+                data = open_data(folder, options.tasks)
                 trainer = build(script, settings, options, data["train"], processes)
                 report = Report(
                     settings.EPOCHS, options.tasks, processes.is_first, options.quiet,
@@ -69,13 +70,13 @@ def execute(script, settings, options):
 
 @contextlib.contextmanager
 def data_folder(path, demo):
-    """The folder of the data; for the demo one drawn on the spot that goes when the run ends.
+    """The folder of the data; for the demo, a temporary one that is drawn on the spot.
 
     Raises:
         UserError: there is no such folder.
     """
     if not demo:
-        folder = Path(path).expanduser()
+        folder = Path(os.path.expanduser(path))
         missing = [folder / split for split in SPLITS if not (folder / split).is_dir()]
         if missing:
             raise UserError(
@@ -85,17 +86,17 @@ def data_folder(path, demo):
             )
         yield folder
         return
-    from drawn_pets import make_demo  # only now, since no other run draws
+    from drawn_pets import make_demo  # only now, because other runs draw nothing
 
     with tempfile.TemporaryDirectory() as folder:
         make_demo(Path(folder) / "demo")
         yield Path(folder) / "demo"
 
 
-def open_data(folder):
-    """{split: H5Dataset} of a folder, which fit together; raises DataError."""
+def open_data(folder, tasks):
+    """{split: H5Dataset} of a folder, which fit together and know the first task; or DataError."""
     data = {split: H5Dataset(split, folder) for split in SPLITS}
-    check_splits(data)
+    check_splits(data, [next(iter(tasks))])
     return data
 
 
@@ -113,10 +114,14 @@ def build(script, settings, options, train, processes):
     seeded(settings.SEED)
     try:
         network = script.module.Network(**named(settings, script.module.Network))
-        augment = Augment(**named(settings, Augment))
         weighting = script.module.weighting(**named(settings, script.module.weighting))
-    except SettingError as error:  # one that the user can mend by a flag
+    except SettingError as error:  # one that a flag can correct
         raise UserError(f"--{error}") from error
+    try:
+        augment = Augment(**named(settings, Augment))
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    augment.unknown_pixels = train.unknown_pixels
     network = network.to(device, memory_format=torch.channels_last)
     image, targets = train[0]
     check_side(network, train.side, settings, sizes[0] // sizes[1])
@@ -134,7 +139,7 @@ def build(script, settings, options, train, processes):
 
 
 def check_seam(network, weighting, diagnose):
-    """Refuse a network without the parts at which gradients are looked at, where they are."""
+    """Refuse a network without the parts at which gradients are measured, if they are."""
     asks = "--diagnose" if diagnose else type(weighting).__name__
     lacks = [name for name in ("encoder", "decode") if not callable(getattr(network, name, None))]
     if lacks and (diagnose or getattr(weighting, "needs_gradients", False)):
@@ -168,11 +173,11 @@ def check_side(network, full, settings, images):
 
 def train_known(tasks, train):
     """bool (N,): whether a training sample's target of the first task is known."""
-    return train.known[next(iter(tasks))]
+    return train.known.get(next(iter(tasks)), torch.ones(len(train), dtype=torch.bool))
 
 
 class Run:
-    """A run under way: its history, its checkpoints, and what comes at the end."""
+    """A run: its history, its checkpoints, and its results."""
 
     def __init__(self, script, settings, options, data, trainer, report, folder, signals):
         self.name, self.settings, self.data, self.trainer = script.name, settings, data, trainer
@@ -188,9 +193,9 @@ class Run:
         self.best, self.done, self.rows, self.seconds = None, 0, [], 0.0
 
     def start(self, options):
-        """Take up the state of the checkpoint, or begin with one.
+        """Load the state of the checkpoint, or write the first one.
 
-        So a disk that takes no files is noticed now.
+        So a disk that takes no files is noticed before training.
 
         Raises:
             UserError: the folder holds a run and neither --resume nor --overwrite is given, or the
@@ -200,7 +205,7 @@ class Run:
         (somewhere,) = self.processes.agree(options.resume and there)
         with self.processes.failing_alike():
             self._refuse_another(options, there)
-            if options.weights:
+            if options.weights and not somewhere:
                 self.about["weights_from"], line = take_weights(
                     options.weights, self.trainer.network, self.trainer.average.module
                 )
@@ -251,7 +256,7 @@ class Run:
             self.report.say(f"{self.name} is finished, nothing is left to do; see {self.folder}")
             return
         self._announce()
-        with self.processes.failing_alike():  # the first one looks at every image
+        with self.processes.failing_alike():  # the first process reads every image
             for line in warnings(self.data) if self.processes.is_first else ():
                 self.report.warn(f"warning: {line}")
         keep_on_device(self.data.values(), self.processes.device)
@@ -281,7 +286,7 @@ class Run:
     def _epoch(self):
         """The rest of an epoch's training and, unless that pauses, its validation.
 
-        A signal during validation is heeded after it, since it is short.
+        A signal during validation takes effect after it, because validation is short.
         """
         start, epoch = time.monotonic(), len(self.history["seconds"]) + 1
         train, settings = self.data["train"], self.settings
@@ -305,7 +310,7 @@ class Run:
         self.report.epoch(self.history, rate)
 
     def _close_epoch(self):
-        """Record what training told in an epoch, and tell it to the loss weighting."""
+        """Record the training values of an epoch, and pass the losses to the loss weighting."""
         losses, weighting = means(self.tasks, self.rows), self.trainer.weighting
         with torch.no_grad():  # weights may be learned
             weights = {task: float(weight) for task, weight in weighting.weights().items()}
@@ -327,7 +332,7 @@ class Run:
     def _keep_best(self, epoch):
         """Keep the averaged weights if this epoch is the best so far, by the first task.
 
-        The primary metric decides. Where it is the same or unknown, the loss does.
+        The primary metric decides. Where it is equal or unknown, the loss does.
         """
         name, task = next(iter(self.tasks.items()))
         sign = 1 if task.higher_is_better else -1
@@ -355,7 +360,7 @@ class Run:
         self.saved = time.monotonic()
 
     def _load(self, state):
-        """Take up the state of a checkpoint."""
+        """Load the state of a checkpoint."""
         if not isinstance(state, dict) or "settings" not in state:
             raise UserError(f"{self.last}: expected a checkpoint, found another file")
         found, settings = state["settings"], self._settings()
@@ -376,7 +381,7 @@ class Run:
             self.history.setdefault("learning_rate_changes", []).append(place)
 
     def _is_finished(self):
-        """Whether the history file, written last of all numbers, is there and of this very run."""
+        """Whether the history file, the last of the numbers, exists and is of this run."""
         done = False
         with contextlib.suppress(UserError):
             if self.finished.is_file():

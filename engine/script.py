@@ -23,9 +23,9 @@ class Script(NamedTuple):
     """An experiment.
 
     Attributes:
-        name: NAME of its artefacts: the file's name without MTL_ and .py.
-        module_name: by which Python imports it in the repository, as "MTL_main" or
-            "examples.bbox_only"; a saved network is opened by this name.
+        name: NAME in its artefacts: the file's name without MTL_ and .py.
+        module_name: the name by which Python imports it in the repository, "MTL_main" or
+            "examples.bbox_only"; a saved network refers to it.
         module: freshly executed.
     """
 
@@ -42,7 +42,7 @@ class Script(NamedTuple):
 def load(place):
     """The Script in a file (a path that ends in .py) or of a module's name.
 
-    The file is executed anew by every call, so a change of it counts, also in a notebook.
+    Every call executes the file again, so that edits take effect, in a notebook too.
 
     Raises:
         UserError: there is no such file or module.
@@ -63,10 +63,10 @@ def load(place):
 
 
 def _path_of(name):
-    """The file of a module's name; a path that is not there if it has none."""
+    """The file of a module; a path that does not exist if there is no such module."""
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # a folder of the name is missing, or it is no name
+    except (ImportError, ValueError):  # a folder is missing, or this is no name
         spec = None
     return Path(spec.origin) if spec and spec.has_location else ROOT / f"{name}.py"
 

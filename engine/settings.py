@@ -38,7 +38,7 @@ RULES = {  # of the constants that the engine itself uses
 
 
 class UserError(Exception):
-    """A mistake of the user's; the message is one line that names the flag or file."""
+    """A user's mistake; the message is one line that names the flag or file."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,9 +111,9 @@ def _targets(node):
 
 
 def parse(script, argv):
-    """(settings, options) of a Script and its command line.
+    """(settings, options) from a Script and its command line.
 
-    The settings are a named tuple, which nothing can change. Options are `demo`, `resume`,
+    The settings are an immutable named tuple. Options are `demo`, `resume`,
     `overwrite`, `quiet`, `tensorboard`, `compile` (bool), `device` and `weights` (text or None),
     `diagnose` (int), and `tasks`, the script's TASKS under these settings.
 
@@ -146,7 +146,7 @@ def _accepted(accepts, value):
 
 
 def freeze(values):
-    """{NAME: value} as a named tuple that nothing can change."""
+    """{NAME: value} as an immutable named tuple."""
     kinds = {list: tuple, dict: MappingProxyType}
     frozen = {name: kinds.get(type(value), lambda v: v)(value) for name, value in values.items()}
     return collections.namedtuple("Settings", frozen)(**frozen)
@@ -180,9 +180,9 @@ def named(settings, function):
 
 
 def _computed(source, module, defaults, chosen):
-    """The top level of a script under the `chosen` values, and the names that differ by them.
+    """The top level of a script under the `chosen` values, and the names whose values they change.
 
-    A line that uses such a name is executed anew, so HALF = EPOCHS // 2 follows --epochs.
+    A line that uses such a name is executed again, so HALF = EPOCHS // 2 follows --epochs.
     """
     scope = dict(vars(module)) | chosen
     changed = {name for name, value in chosen.items() if value != defaults[name]}
@@ -217,16 +217,16 @@ def _parser(script, source, defaults):
     run = parser.add_argument_group("the run")
     earlier = run.add_mutually_exclusive_group()
     for group, name, text in (
-        (run, "demo", "train on synthetic data, drawn on the spot"),
+        (run, "demo", "train on a small synthetic data set, drawn on the spot"),
         (earlier, "resume", "continue where a run stopped"),
-        (earlier, "overwrite", "start anew in a folder that holds a run of this script"),
+        (earlier, "overwrite", "start over in a folder that holds a run of this script"),
         (run, "quiet", "print warnings and errors only"),
         (run, "tensorboard", "also write scalars and pictures for TensorBoard"),
-        (run, "compile", "torch.compile the training step"),
+        (run, "compile", "compile the training step with torch.compile"),
     ):
         group.add_argument(f"--{name}", action="store_true", help=text)
     run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
-    text = "look at the tasks' gradients every N steps; changes no weights (default: 0, never)"
+    text = "record the tasks' gradients every N steps; changes no weights (default: 0, never)"
     run.add_argument("--diagnose", metavar="N", type=whole_number(0, 10**9), default=0, help=text)
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
     groups, comments = {}, described(source)
@@ -240,7 +240,7 @@ def _parser(script, source, defaults):
 
 
 def described(source):
-    """What the comments of a script say of its constants: {NAME: (group title, help)}.
+    """What the comments of a script say about its constants: {NAME: (group title, help)}.
 
     The comment beside a constant is its help. A comment line below an empty line or below the
     banner "# ----" is the title of the constants that follow.
@@ -265,7 +265,7 @@ def described(source):
 
 
 def _kind(value):
-    """How argparse reads values like this default."""
+    """The options with which argparse parses values like this default."""
     if isinstance(value, bool):
         return {"action": argparse.BooleanOptionalAction}
     if isinstance(value, dict):
@@ -277,7 +277,7 @@ def _kind(value):
 
 
 def _reader(values):
-    """The function that reads the text of a value that belongs among `values`."""
+    """The function that parses a value of the same type as `values`."""
     if values and all(isinstance(value, str) for value in values):
         return str
     if any(isinstance(value, float) for value in values):
@@ -296,7 +296,7 @@ def _number(text):
 
 
 def _guessed(text):
-    """None, a number or the text itself, for a constant whose default tells no kind."""
+    """None, a number or the text itself, for a constant whose default does not tell the type."""
     try:
         return None if text.lower() == "none" else _number(text)
     except argparse.ArgumentTypeError:

@@ -1,9 +1,9 @@
-"""The three tasks put together: losses and metrics, how they are drawn, and told in words and JSON.
+"""The three tasks put together: losses, metrics, drawing, and descriptions in words and JSON.
 
 This is the only module of the engine that knows a task by name. A draw function takes an image
 uint8 (3, H, W), a target or an output without batch dimension, and the class names; it returns the
 image, drawn on at its own size, and words or "". A describe function takes an output and the
-(width, height) of the picture that it is told for.
+(width, height) of the picture that it describes.
 """
 
 import torch
@@ -22,13 +22,13 @@ from MTL_Utils import (
     seg_metrics,
 )
 
-BLUE, ORANGE = "#0072B2", "#E69F00"  # Okabe and Ito's, told apart by all readers
+BLUE, ORANGE = "#0072B2", "#E69F00"  # Okabe and Ito's, for colour-blind readers too
 WHITE, BLACK = "#FFFFFF", "#000000"
 TINT = 0.45  # how much of the mask's colour covers the picture
 
 
 def line_width(image):
-    """Pixels that a line in an image (3, H, W) is wide: 1 up to 450, 3 at 1000."""
+    """Width in pixels of a line in an image (3, H, W): 1 up to a side of 450, 3 at 1000."""
     return max(1, round(max(image.shape[1:]) / 300))
 
 
@@ -42,10 +42,10 @@ def mask_of(value, size):
 
 
 def border(mask, width):
-    """The pixels of a mask (H, W) that are at most `width` from its outside, along an axis."""
+    """The pixels of a mask (H, W) at most `width` from its outside, along either axis."""
     rows = torch.arange(-width, mask.shape[0] + width).clamp(0, mask.shape[0] - 1)
     columns = torch.arange(-width, mask.shape[1] + width).clamp(0, mask.shape[1] - 1)
-    tall, wide = mask[rows], mask[:, columns]  # what lies outside the frame is as at its edge
+    tall, wide = mask[rows], mask[:, columns]  # beyond the frame, its edge goes on
     inner = tall[: -2 * width] & tall[2 * width :] & wide[:, : -2 * width] & wide[:, 2 * width :]
     return mask & ~inner
 
@@ -63,13 +63,13 @@ def paint(image, mask, colour, opacity=1.0):
 
 
 def hatch(size, width):
-    """Diagonal lines, a white and a black one side by side: two bool masks of `size` (H, W)."""
+    """Diagonal lines, white beside black: two bool masks of `size` (H, W)."""
     place = (torch.arange(size[0])[:, None] + torch.arange(size[1])) % (8 * width)
     return place < width, (place >= width) & (place < 2 * width)
 
 
 def draw_seg(image, value, class_names):
-    """Tint a mask and outline it on its inner side; hatch what is unknown (255 in a target).
+    """Tint a mask and outline it on the inside; hatch what is unknown (255 in a target).
 
     Args:
         value: logits float (1, h, w) or a target uint8 (1, h, w), of any size.
@@ -84,7 +84,7 @@ def draw_seg(image, value, class_names):
 
 
 def draw_bbox(image, value, class_names):
-    """Draw a box (4,) xyxy in [0, 1], cut to the frame, with a dark halo; say where it is NaN."""
+    """Draw a box (4,) xyxy in [0, 1], cut to the frame, with a dark halo; say if it is NaN."""
     if not value.isfinite().all():
         return image, "box unknown"
     from torchvision.utils import draw_bounding_boxes  # takes seconds to import
@@ -108,13 +108,13 @@ def draw_bin(image, value, class_names):
 
 
 def likelier(logit):
-    """The class that a logit (1,) speaks for, and its probability."""
+    """The more probable class under a logit (1,), and its probability."""
     probability = logit.sigmoid().item()  # of class 1
     return int(probability > 0.5), max(probability, 1 - probability)
 
 
 def describe_seg(output, size, class_names):
-    """Logits (1, h, w) -> the mask, uint8 (height, width), 255 on the animal, and its share."""
+    """Logits (1, h, w) -> the mask, uint8 (height, width), 255 on the animal, and its area."""
     mask, _ = mask_of(output, size[::-1])
     area = round(mask.float().mean().item(), 4)
     return {"mask": mask.numpy().astype("uint8") * 255, "mask_area": area}
@@ -126,7 +126,7 @@ def describe_bbox(output, size, class_names):
 
 
 def describe_bin(output, size, class_names):
-    """A logit (1,) -> the likelier class and its probability."""
+    """A logit (1,) -> the more probable class and its probability."""
     label, probability = likelier(output)
     return {"class": class_names[label], "probability": round(probability, 4)}
 

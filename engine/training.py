@@ -16,7 +16,7 @@ from engine.optimiser import Optimiser
 from engine.precision import autocast
 from engine.settings import UserError
 
-CHECK_EVERY = 20  # steps between two looks at the losses, which make a GPU wait
+CHECK_EVERY = 20  # steps between two checks of the losses, for which the host waits
 
 
 class TrainingStep(nn.Module):
@@ -100,7 +100,7 @@ class Trainer:
         settings: of the run.
         total_steps: of all epochs together.
         processes: this process among the others.
-        diagnose: steps from one look at the tasks' gradients to the next; 0 for none.
+        diagnose: steps between two measurements of the tasks' gradients; 0 for none.
     """
 
     PARTS = ("network", "weighting", "optimiser", "average")  # of a checkpoint
@@ -118,11 +118,11 @@ class Trainer:
         self.average = WeightAverage(network, settings.EMA_DECAY)
 
     def state_dict(self):
-        """What `load_state_dict` needs to go on bit for bit."""
+        """What `load_state_dict` needs to continue bit for bit."""
         return {part: getattr(self, part).state_dict() for part in self.PARTS}
 
     def load_state_dict(self, state):
-        """Go on where `state` was taken.
+        """Continue where `state` was taken.
 
         Raises:
             KeyError, RuntimeError, ValueError: it is of another network or weighting.
@@ -131,16 +131,16 @@ class Trainer:
             getattr(self, part).load_state_dict(state[part])
 
     def compile(self):
-        """Let torch.compile make one graph of the step for each image side.
+        """Compile the step with torch.compile, one graph for each image side.
 
-        A step that looks at gradients goes through the decoder several times. Then the encoder
-        alone is compiled.
+        A step that measures gradients passes the decoder several times; then only the encoder is
+        compiled.
         """
         part = self.network.encoder if self.diagnose or self.step.needs_gradients else self.step
         part.compile(dynamic=False)
 
     def distribute(self):
-        """Let the processes, if there are several, share every step."""
+        """Share every step among the processes, if there are several."""
         if self.processes.size > 1:
             self.step = DistributedDataParallel(self.step)
 
@@ -151,7 +151,7 @@ class Trainer:
             images, targets: this process's share of the batch, as the data set gives it.
             generator: of this step's random numbers.
             side: (h, w) to train at, if not that of the images.
-            look: whether to look at the inner products of the tasks' gradients.
+            look: whether to measure the inner products of the tasks' gradients.
 
         Returns:
             (2 T + 1,) fp64: for each task the sum of its losses over the known samples of all
@@ -176,14 +176,14 @@ class Trainer:
     def epoch(self, dataset, batches, epoch, done, report, pause):
         """Train on `batches[done:]` of an epoch, and yield the rows of its steps, as of `learn`.
 
-        The rows come in groups, one for each look at them. Whatever ends the epoch early, every
-        step was looked at, so that what the Trainer holds then may be saved.
+        The rows come in groups, one for each check. Whatever ends the epoch early, every step has
+        been checked, so the state of the Trainer may be saved.
 
         Args:
             dataset: the training split.
             batches: the sample numbers of each batch, over all processes.
-            report: shows progress.
-            pause: is asked after every step whether to end the epoch early.
+            report: shows the progress.
+            pause: called after every step; true ends the epoch early.
 
         Raises:
             UserError: a loss or gradient is not finite; names task, epoch, step and samples.
@@ -250,11 +250,11 @@ def known_counts(tasks, rows):
 
 
 def conflict(tasks, rows):
-    """What the looks at the gradients in the rows of an epoch say, as means over the looks.
+    """Means over the measurements of the gradients in the rows of an epoch.
 
     Returns:
         {"norm TASK": length of a task's gradient at the shared features,
-        "cosine TASK OTHER": cosine of the angle between two}; NaN where a task knew no target.
+        "cosine TASK OTHER": cosine of the angle between two}; NaN where a task had no known target.
     """
     count = len(tasks)
     looks = [row[2 * count + 1 :] for row in rows if len(row) > 2 * count + 1]

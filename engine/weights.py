@@ -1,5 +1,6 @@
-"""Weights of another run as a start."""
+"""Starting from the weights of another run."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from engine.settings import UserError
 
 
 def take_weights(place, *networks):
-    """Put what fits by name and shape of a file's weights into networks of one kind.
+    """Copy those weights of a file that fit by name and shape into networks of one kind.
 
     Args:
         place: NAME_model_lite.pt, NAME_model.pt (a pickle, which runs code: open only those you
@@ -22,7 +23,7 @@ def take_weights(place, *networks):
     Raises:
         UserError: no such file, a damaged one, or nothing in it fits.
     """
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if not path.is_file():
         raise UserError(f"--weights: expected a file of weights, found no such file {path}")
     state = weights_in(path)
@@ -38,7 +39,7 @@ def take_weights(place, *networks):
 
 
 def weights_in(path):
-    """{name: tensor} in a file that a run has left, or that was made to be passed on.
+    """{name: tensor} in a file that a run has left, or that was made for distribution.
 
     Raises:
         UserError: the file is damaged or holds no weights.

@@ -1,4 +1,4 @@
-"""A fourth task on real data: the breed, 37 classes, beside those of MTL_main.
+"""A fourth task on real data: MTL_main and the breed, 37 classes.
 
 python tools/prepare_pets.py --root data --out data/pets_breeds --breeds --add-unboxed
 python -m examples.breed --h5-save-path data/pets_breeds
@@ -11,44 +11,44 @@ from engine.tasks import BBOX, BIN, SEG
 from MTL_Utils import FixedWeights, Task, class_known, class_loss, class_metrics
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
-# ---- constants: each has a flag, H5_SAVE_PATH is --h5-save-path; comments are its --help ----
+# ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
 # paths
 H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/breed"  # folder for weights, history and pictures
 
 # training
 EPOCHS = 250  # passes over the training split
-DEMO_EPOCHS = 40  # EPOCHS of --demo
-BATCH_SIZE = 32  # images per step, over all processes
-LEARNING_RATE = 1e-2  # the peak of the one-cycle schedule
-SIDES = (0.5, 0.75, 1.0)  # progressive resizing: one share of the side per equal part of EPOCHS
-WEIGHT_DECAY = 0.2  # decoupled
-EMA_DECAY = 0.998  # per step, of the weight average that is validated, tested and saved
-CLIP_NORM = 5.0  # largest norm of the gradient
-SEED = 0  # of weights, order, augmentation and dropout
+DEMO_EPOCHS = 40  # EPOCHS with --demo
+BATCH_SIZE = 32  # images per step, of all processes together
+LEARNING_RATE = 1e-2  # peak of the one-cycle schedule
+SIDES = (0.5, 0.75, 1.0)  # progressive resizing: share of the full side, per equal part of EPOCHS
+WEIGHT_DECAY = 0.2  # decoupled, as in AdamW
+EMA_DECAY = 0.998  # per step, of the averaged weights, which are validated, tested and saved
+CLIP_NORM = 5.0  # the gradient is scaled down to this norm
+SEED = 0  # of initial weights, batches, augmentation and dropout
 
 # losses
-LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2, "breed": 0.2}  # of the tasks in the loss
+LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2, "breed": 0.2}  # weight of each task's loss
 
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
 UNITS = 1  # residual units per block
-DROPOUT = 0.3  # before the class logit
+DROPOUT = 0.3  # share of the class head's inputs, in training
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
 SCALE = (0.75, 1.6)  # smallest and largest magnification
-STRETCH = 1.2  # largest ratio of the magnifications of width and height
-SHIFT = 0.15  # largest shift, of the side
-COLOUR = 0.4  # brightness, contrast, saturation: largest change, of 1
-ERASE = 0.2  # share of the images that lose a rectangle
+STRETCH = 1.2  # largest ratio between the magnifications of width and height
+SHIFT = 0.15  # largest shift, as a share of the side
+COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a share
+ERASE = 0.2  # share of the images in which a rectangle is erased
 
 
 breeds = 37  # of Oxford-IIIT Pet; in small letters, so it is no setting
 
 
 def draw_breed(image, value, class_names):
-    """The number of the breed in words: of a target, shape (), or of logits (37,)."""
+    """Words for the breed: of a target, shape (), or of logits (37,)."""
     number = int(value.argmax() if value.ndim else value)
     return image, f"breed {number}" if number >= 0 else "breed unknown"
 
@@ -62,7 +62,7 @@ def describe_breed(output, size, class_names):
     }
 
 
-BREED = Task(
+breed = Task(
     loss=class_loss,
     metrics=class_metrics,
     known=class_known,
@@ -74,8 +74,7 @@ BREED = Task(
 
 class Network(nn.Module):
     """Shape: image (B, 3, H, W) in [0, 255] -> {"seg": (B, 1, H, W) logits, "bbox": (B, 4) xyxy in
-    [0, 1], "bin": (B,) logits,
-    "breed": (B, 37) logits}; H and W multiples of 32.
+    [0, 1], "bin": (B,) logits, "breed": (B, 37) logits}; H and W multiples of 32.
     """
 
     def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
@@ -107,7 +106,7 @@ TASKS = {
     "seg": SEG,
     "bbox": BBOX,
     "bin": BIN,
-    "breed": BREED,
+    "breed": breed,
 }
 
 

@@ -1,5 +1,7 @@
 """A tiny valid data set: discs as pets, their upper half as head, their colour as class."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,13 @@ def data_folder(tmp_path):
 def shared_data(tmp_path_factory):
     """The same for tests that only read."""
     return write(tmp_path_factory.mktemp("shared") / "data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals():
+    """Jobs in the background ignore Ctrl-C, and SIGHUP under nohup; the tests must not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

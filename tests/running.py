@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -63,6 +64,12 @@ class Process:
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still running: {self.printed()}"
         return self.process.exitcode, self.printed()
+
+    def wait_until(self, holds):
+        """Wait until `holds()` is true; fails if the process ends first."""
+        while not holds():
+            assert self.process.is_alive(), f"ended: {self.printed()}"
+            time.sleep(0.05)
 
     def printed(self):
         return self.stderr.read_text()

@@ -483,3 +483,17 @@ def test_the_data_stays_as_it_is():
     for side in (None, (24, 32)):
         augment(images, masks=masks, boxes=boxes, side=side, **EVERYTHING)
     assert all(map(torch.equal, (images, masks, boxes), copies))
+
+
+def test_known_masks_move_alike_with_and_without_the_plane_of_the_unknown():
+    random = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (4, 3, 40, 64), generator=random, dtype=torch.uint8)
+    masks = torch.randint(0, 2, (4, 1, 40, 64), generator=random, dtype=torch.uint8)
+    targets = {"seg": masks, "bbox": torch.tensor([[0.2, 0.2, 0.6, 0.7]] * 4)}
+    found = []
+    for unknown_pixels in (True, False):
+        augment = Augment(15.0, (0.75, 1.6), 1.2, 0.15, 0.4, 0.2)
+        augment.unknown_pixels = unknown_pixels
+        found.append(augment(images, targets, torch.Generator().manual_seed(5), (32, 48)))
+    (image, moved), (other_image, other_moved) = found
+    assert torch.equal(image, other_image) and torch.equal(moved["seg"], other_moved["seg"])

@@ -1,6 +1,5 @@
 """`tools/check_data.py FOLDER`, and data of another kind from the check to the last epoch."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,10 @@ import torch
 
 import engine
 from dataload import SPLITS, H5Dataset
-from engine.settings import constants
 from tools.check_data import main
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--epochs", "1", "--batch-size", "4", "--widths", "8", "8", "8", "8", "--size", "1"]
+TINY = ["--epochs", "1", "--batch-size", "4", "--widths", "8", "8", "8", "8", "--units", "1"]
 
 
 @pytest.fixture
@@ -55,6 +53,33 @@ def test_report_of_usable_data(leaves, capsys):
     ]
     assert lines[5].startswith("val: ") and lines[10].startswith("test: ")
     assert lines[15:] == [f"{leaves}: usable"]
+
+
+def test_report_of_what_is_unknown(leaves, capsys):
+    with h5py.File(leaves / "val" / "masks.h5", "r+") as file:
+        file["masks"][:3] = 255
+        file["masks"][3, :48] = np.nan  # with it the upper 28 of 48 rows of the leaf
+    for split in SPLITS:
+        with h5py.File(leaves / split / "breeds.h5", "w") as file:
+            file["breeds"] = np.array([4.0, 4, 36, -1, np.nan, 0])
+    assert main([str(leaves)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    known = (2 * 48 * 80 + 20 * 80) / (2.5 * 96 * 160)  # of the foreground: 24.2 %
+    assert lines[8] == (
+        f"  masks   float64  foreground {known:.1%}, pixels unknown 58.3%, masks 3 unknown (50.0%)"
+    )
+    assert lines[11] == "  breeds  float64  3 of 37, 2 unknown (33.3%)"
+
+
+def test_splits_that_do_not_fit_are_a_problem(leaves, capsys):
+    with h5py.File(leaves / "test" / "binary.h5", "r+") as file:
+        file["binary"].attrs["class_names"] = ["ill", "sound"]
+    assert main([str(leaves)]) == 2
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"problem: {leaves}/test/binary.h5: expected the class_names of {leaves}/train/binary.h5, "
+        "('sound', 'ill'), found ('ill', 'sound')",
+        f"{leaves}: 1 problem(s)",
+    ]
 
 
 def test_every_problem_is_named(leaves, capsys):
@@ -110,16 +135,13 @@ def test_the_command(leaves):
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path):
+def train(tmp_path):
     """A function that runs MTL_main in this process and returns its output folder."""
-    module = importlib.import_module("MTL_main")
-    for name, value in constants(module).items():
-        monkeypatch.setattr(module, name, value)  # so that they are put back
 
     def run(data):
         out = tmp_path / "out"
         paths = ["--h5-save-path", str(data), "--file-save-path", str(out), "--device", "cpu"]
-        engine.main("MTL_main", [*paths, *TINY, "--quiet"])
+        engine.main(ROOT / "MTL_main.py", [*paths, *TINY, "--quiet"])
         return out
 
     return run

@@ -425,6 +425,42 @@ def test_complaints_name_the_file(data_folder, case, memory_limit):
     assert "\n" not in str(error.value)
 
 
+def with_heap(folder, places=()):
+    """A file whose class names lie in a heap of strings, with other bytes at places in it."""
+    with h5py.File(folder / "train" / "binary.h5", "w") as file:
+        file["binary"] = draw(12, 0)[3]
+        file["binary"].attrs["class_names"] = ["blue", "red"]
+    path = folder / "train" / "binary.h5"
+    data = bytearray(path.read_bytes())
+    start = data.index(b"GCOL")
+    for place, value in places:
+        data[start + place] = value
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("reserved", [0, 7])  # bytes that HDF5 does not look at
+def test_a_damaged_heap_is_refused_and_no_endless_loop(data_folder, reserved):
+    with_heap(data_folder)
+    assert H5Dataset("train", data_folder).class_names == ("blue", "red")
+    with_heap(data_folder, [(5, reserved), (48, 0), (56, 0)])  # a free rest of no bytes
+    with pytest.raises(DataError, match=r"binary.h5: expected a sound heap of strings"):
+        H5Dataset("train", data_folder)
+
+
+def test_letters_in_a_picture_are_no_heap(data_folder):
+    """All arrays may lie in one file, so there are pixels beside the labels."""
+    images, masks, boxes, labels = draw(12, 0)
+    images[0, 0, :8] = np.frombuffer(b"GCOL\0" * 4 + bytes(4), np.uint8).reshape(8, 3)
+    arrays = {"images": images, "masks": masks, "bboxes": boxes, "binary": labels}
+    for name in arrays:
+        (data_folder / "train" / f"{name}.h5").unlink()
+        (data_folder / "train" / f"{name}.h5").symlink_to(data_folder / "all.h5")
+    with h5py.File(data_folder / "all.h5", "w") as file:
+        file.update(arrays)
+        file["binary"].attrs["class_names"] = ["blue", "red"]
+    assert H5Dataset("train", data_folder).class_names == ("blue", "red")
+
+
 def break_a_chunk(folder, split, sample):
     """Zero the compressed bytes of one image, which the headers do not tell."""
     images = draw(COUNTS[split], 0)[0]
@@ -808,6 +844,17 @@ def test_unknown_pixels_are_resized_as_such(shared_data):
     expected = blocks.repeat_interleave(2, -1).repeat_interleave(2, -2)
     for got, mask in zip(moved["seg"], expected, strict=True):
         assert torch.equal(got, mask) or torch.equal(got, mask.flip(-1))
+
+
+def test_the_known_part_of_a_pixel_decides(shared_data):
+    """Half as wide, every other pixel shows 3/8 pet, 3/8 unknown and 1/4 background."""
+    images, targets = H5Dataset("train", shared_data)[range(8)]
+    targets["seg"] = torch.tensor([1, 255, 0, 0], dtype=torch.uint8).repeat(8, 1, 32, 8)
+    augment = Augment(**NO_CHANGE)
+    _, moved = augment(images, targets, torch.Generator().manual_seed(3), side=(16, 16))
+    expected = torch.tensor([1, 0], dtype=torch.uint8).repeat(1, 16, 8)
+    for mask in moved["seg"]:
+        assert torch.equal(mask, expected) or torch.equal(mask, expected.flip(-1))
 
 
 def test_boxes_by_hand():

@@ -1,13 +1,16 @@
 """The sheet of best, median and worst samples."""
 
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 from PIL import Image
-from running import history
+from running import ROOT, history
 
 from dataload import H5Dataset
+from engine import pictures
 from engine.tasks import SEG
 from tools import gallery
 
@@ -134,6 +137,27 @@ def test_a_stopped_run_by_a_metric_of_which_less_is_better(run_folder, shared_da
     errors = [abs(0.75 - data[i][1]["bbox"][2].item()) for i in range(7)]
     assert drawn["groups"]["best"] == sorted(range(7), key=errors.__getitem__)
     assert drawn["heads"] == {i: f"error {errors[i]:.2f}" for i in range(7)}
+
+
+def test_truth_on_the_left_and_prediction_on_the_right(run_folder, shared_data, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        pictures, "show", lambda axis, picture, title, fontsize: shown.append((picture, title))
+    )
+    assert gallery.main([str(run_folder), str(shared_data), "--count", "1"]) == 0
+    (truth, head), (prediction, other) = shown[:2]  # of the best
+    assert head.startswith("sample ") and head.endswith(": truth\n")
+    assert other.startswith("error ")
+    line = torch.tensor([230, 159, 0])[:, None]
+    side = truth.shape[2]
+    columns = [(p[:, side - 2] == line).all(0).nonzero() for p in (truth, prediction)]
+    assert len(columns[0]) == 0 and columns[1].max() == 0.75 * side - 1  # the box 0, 0, 0.75, 1
+
+
+def test_a_notebooks_backend_in_the_environment_does_no_harm():
+    left = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command = [sys.executable, "-c", "import tools.gallery, engine.pictures"]
+    subprocess.run(command, env=os.environ | left, cwd=ROOT, check=True)
 
 
 def test_the_file_of_one_of_several_runs_in_a_folder(run_folder, shared_data, capsys):

@@ -115,6 +115,31 @@ def test_the_varied_style_varies_more(tmp_path):
     assert min(light) < 70 and max(light) > 150
 
 
+def photographs(left, right):
+    """float (60, 128, 128, 3): photographs of a scene whose halves have one colour each."""
+    scene = np.empty((128, 128, 3), np.float32)
+    scene[:, :64], scene[:, 64:] = left, right
+    grid = drawn_pets.grid(128, np.float32)
+    generators = map(np.random.default_rng, range(60))
+    found = [drawn_pets.photograph(rng, scene, *grid, 128) for rng in generators]
+    return np.stack(found).astype(float)
+
+
+def test_the_varied_light_changes_brightness_contrast_colour_and_focus():
+    grey = photographs((180, 180, 180), (60, 60, 60))
+    means = grey.mean((1, 2, 3))
+    assert means.std() > 12
+    top, bottom = grey[:, :32].mean((1, 2, 3)), grey[:, -32:].mean((1, 2, 3))
+    assert np.median(np.abs(top - bottom)) > 12
+    contrast = (grey[:, :, :56].mean((1, 2, 3)) - grey[:, :, 72:].mean((1, 2, 3))) / means
+    assert np.subtract(*np.quantile(contrast, (0.75, 0.25))) > 0.23
+    columns = grey[:, :, 60:68].mean((1, 3))
+    sharpness = (columns[:, 3] - columns[:, 4]) / (columns[:, 0] - columns[:, 7])
+    assert np.quantile(sharpness, 0.1) < 0.7 and np.quantile(sharpness, 0.9) > 0.95
+    red = photographs((190, 90, 90), (190, 90, 90)).mean((1, 2))
+    assert ((red[:, 0] - red[:, 1]) / red.mean(1)).std() > 0.22
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_mask_and_box_are_what_is_painted(monkeypatch, style):
     """On black, the body painted red, the head blue and whatever stands before them green."""

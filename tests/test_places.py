@@ -157,7 +157,6 @@ def test_a_task_of_any_name_is_told(shared_data, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(H5Dataset, "__getitem__", renamed)
-        patch.setattr(engine.run, "train_known", lambda tasks, train: train.known["bbox"])
         printed = run(tmp_path / "MTL_named", shared_data, tmp_path / "out")
     assert re.search(r"epoch 3/3: .*; bbox_of_head iou \d\.\d+", printed)
     assert "bbox_of_head_iou_above_half" in history(tmp_path / "out", "named")["test"]
@@ -190,8 +189,7 @@ def test_a_finished_or_begun_run_is_not_overwritten(finished, shared_data, tmp_p
 def test_two_runs_of_one_name_in_one_folder_are_refused(shared_data, tmp_path):
     out = tmp_path / "out"
     first = Process("MTL_main", shared_data, out, "--epochs", "5000")
-    while not (out / "main_last.pt").exists():
-        time.sleep(0.05)
+    first.wait_until((out / "main_last.pt").exists)
     printed = run("MTL_main", shared_data, out, "--resume", code=2)
     assert "expected no other run of main in" in printed and "still going" in printed
     first.signal(signal.SIGKILL)
@@ -247,8 +245,7 @@ def test_a_signal_to_the_whole_group_spares_the_workers(shared_data, tmp_path, n
     out = tmp_path / "out"
     prepare = functools.partial(read_from_disk, method)
     process = Process("MTL_main", shared_data, out, "--epochs", "5000", prepare=prepare)
-    while "epoch 1/" not in process.printed():
-        time.sleep(0.05)
+    process.wait_until(lambda: "epoch 1/" in process.printed())
     os.killpg(process.process.pid, number)
     code, printed = process.wait()
     assert code == 128 + number, printed

@@ -386,6 +386,13 @@ def test_near_duplicates_stay_in_one_split(root, out, seed):
         shutil.rmtree(out)
 
 
+def test_groups_are_joined_by_way_of_others(monkeypatch):
+    pairs = [(0, 1), (2, 3), (1, 2), (5, 6)]
+    monkeypatch.setattr(prepare_pets, "copies", lambda *_: pairs)
+    groups = prepare_pets.group(range(7)).tolist()
+    assert [groups.index(group) for group in groups] == [0, 0, 0, 0, 4, 5, 5]
+
+
 def test_unboxed_copies_of_tested_images_are_left_out(root, out, capsys):
     run(root, out)
     test, train = (H5Dataset(split, out).source_lines[0] for split in ("test", "train"))

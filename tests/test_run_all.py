@@ -38,14 +38,16 @@ if __name__ == "__main__":  # copies a history instead of making one
     with open(here / "calls", "a") as calls:
         again = " again" if (out / f"{name}_last.pt").exists() else ""
         quiet = " quiet" if "--quiet" in sys.argv else ""
+        module = " module" if __spec__ else ""  # python -m
         threads = os.environ.get("OMP_NUM_THREADS", "any")
         assert "--resume" in sys.argv and Path(flag("--h5-save-path")).is_dir()
-        calls.write(f"{out.name}{again}{quiet} {threads}\\n")
+        calls.write(f"{out.name}{module}{again}{quiet} {threads}\\n")
     if name == "OEQ":
         sys.exit(7)
-    while (here / "wait").exists():
-        (here / f"ready_{out.name}").touch()
-        time.sleep(0.05)
+    (here / f"ready_{out.name}").touch()
+    for _ in range(600):  # 30 s, if no one is there any more
+        if (here / "wait").exists():
+            time.sleep(0.05)
     shutil.copy(here / f"{out.name}.pt", out / f"{name}_history.pt")
     sys.exit()
 
@@ -93,6 +95,14 @@ def calls(scripts):
     return path.read_text().splitlines() if path.exists() else []
 
 
+def wait_for(scripts, *names):
+    """Until the runs of these names are waiting; a test must not hang for ever."""
+    end = time.monotonic() + 30
+    while not all((scripts / f"ready_{name}").exists() for name in names):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_every_script_with_every_seed_once(scripts, series, tmp_path, capfd):
     chosen = ["--scripts", "baseline", "MTL_main.py", "--seeds", "0", "2"]
     assert series(*chosen) == 0
@@ -110,7 +120,7 @@ def test_every_script_with_every_seed_once(scripts, series, tmp_path, capfd):
 def test_an_example_is_run_as_a_module(scripts, series):
     """Its package is found wherever the command is given."""
     assert series("--scripts", "examples.alone", "examples/alone.py", "--seeds", "1") == 0
-    assert calls(scripts) == ["alone_seed1 any"]
+    assert calls(scripts) == ["alone_seed1 module any"]
 
 
 def test_folds_are_in_the_flags_and_in_the_names(scripts, series, shared_data, tmp_path, capfd):
@@ -136,10 +146,11 @@ def test_two_at_a_time_on_one_thread_each(scripts, series):
     seen = []
 
     def see():  # the first two wait for each other
-        while not all((scripts / f"ready_main_seed{seed}").exists() for seed in (0, 1)):
-            time.sleep(0.02)
-        seen.extend(calls(scripts))
-        (scripts / "wait").unlink()
+        try:
+            wait_for(scripts, "main_seed0", "main_seed1")
+            seen.extend(calls(scripts))
+        finally:
+            (scripts / "wait").unlink()
 
     thread = threading.Thread(target=see)
     thread.start()
@@ -165,8 +176,7 @@ def test_a_signal_stops_all_and_the_next_call_goes_on(scripts, series, name):
     handler = signal.getsignal(number)
 
     def send():
-        while not all((scripts / f"ready_main_seed{seed}").exists() for seed in (0, 1)):
-            time.sleep(0.02)
+        wait_for(scripts, "main_seed0", "main_seed1")
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=send)
@@ -188,8 +198,7 @@ def test_an_ignored_signal_stays_ignored(scripts, series):
     (scripts / "wait").touch()
 
     def send():
-        while not (scripts / "ready_main_seed0").exists():
-            time.sleep(0.02)
+        wait_for(scripts, "main_seed0")
         os.kill(os.getpid(), signal.SIGHUP)
         (scripts / "wait").unlink()
 

@@ -111,6 +111,28 @@ MISTAKES = {
 }
 
 
+SETTINGS = {  # that the network or the augmentation cannot have
+    "--degrees -1": "0-180, found -1.0",
+    "--scale 0.5 2 3": "two numbers, 0.1 <= smallest <= largest <= 10, found (0.5, 2.0, 3.0)",
+    "--scale 2 1": "two numbers, 0.1 <= smallest <= largest <= 10, found (2.0, 1.0)",
+    "--stretch 0.9": "1-10, found 0.9",
+    "--shift 1.5": "at least 0 and below 1, found 1.5",
+    "--colour nan": "at least 0 and below 1, found nan",
+    "--erase 1.5": "0-1, found 1.5",
+    "--widths 8": "two or more numbers above 1, found (8,)",
+    "--widths 8 1": "two or more numbers above 1, found (8, 1)",
+    "--units 0": "a whole number above 0, found 0",
+    "--dropout 1": "a number of at least 0 and below 1, found 1.0",
+}
+
+
+@pytest.mark.parametrize("flags", SETTINGS)
+def test_settings_that_make_no_sense_are_refused(shared_data, tmp_path, flags):
+    printed = run("MTL_main", shared_data, tmp_path / "out", *flags.split(), code=2)
+    name = flags.split()[0]
+    assert printed == f"MTL_main.py: {name}: expected {SETTINGS[flags]}\n"
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_end_in_one_line(shared_data, tmp_path, case):
     flags, message = MISTAKES[case]

@@ -11,13 +11,13 @@ from engine.settings import UserError
 from h5array import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # as they are told
+EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # in table order
 
 
 def run_tool(name, work, argv):
     """The exit code of `work(argv)`, which is 0 where it returns None.
 
-    A mistake of the user's (UserError), damaged data (DataError) and what the system refuses
+    A user's mistake (UserError), damaged data (DataError) and what the system refuses
     (OSError) become one line on stderr and code 2, Ctrl-C code 130. A reader of stdout that has
     seen enough, as in `| head -1`, ends the tool with code 0 and without a word.
     """
@@ -42,7 +42,7 @@ def run_tool(name, work, argv):
 
 
 def complain(line):
-    """Print a line on stderr; one that has gone away does no harm."""
+    """Print a line on stderr; a closed stderr does no harm."""
     STDERR.write(f"{line}\n")
     STDERR.flush()
 

@@ -6,15 +6,15 @@
     python tools/compare.py runs/128 --split val          values of the best epoch, for choosing
     python tools/compare.py runs/128 --export results/128 one small text file for each run
     python tools/compare.py results/128                   the same table from these files
-    python tools/compare.py dwa=runs/a fixed=runs/b       runs of one script that are told apart
+    python tools/compare.py dwa=runs/a fixed=runs/b       runs of one script under different labels
 
-Folders are searched to any depth. Runs of one name whose constants differ become columns of their
-own; those whose test images differ are folds of one column. Runs whose data or budget differ are
-refused: exit code 2 and one line that says how. With --train-may-differ the training data may, as
-when images without a box are left out; then not the epochs but the steps must be the same.
+Folders are searched to any depth. Runs of one name with different constants become
+separate columns; runs with different test images are folds of one column. Runs with different data
+or budgets are refused: exit code 2 and one line that says how they differ. With --train-may-differ
+the training data may differ, as when images without a box are left out; then the number of steps,
+not of epochs, must be the same.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.artefacts import replacing
 from engine.settings import Parser, UserError
 from tools import histories
-from tools.common import EXPERIMENTS, make_folder, run_tool
+from tools.common import EXPERIMENTS, complain, make_folder, run_tool
 from tools.comparison import FREE, markdown, tested
 from tools.curves import save_picture
 
@@ -31,7 +31,7 @@ SAME = (*histories.BUDGET, "demo", "processes")  # settings that must be the sam
 
 
 def conditions(run, train_may_differ):
-    """{(scope, name): value} of what must be the same, for all runs or for those of one fold."""
+    """{(scope, name): value} of everything that must be equal, in all runs or in one fold."""
     whole = {key: run["config"].get(key) for key in SAME} | {"side": run["side"]}
     for task, entry in run["tasks"].items():
         whole[f"task {task}"] = [entry[k] for k in ("primary", "higher_is_better", "reference")]
@@ -72,8 +72,9 @@ def group(runs):
     Raises:
         UserError: two runs have the same name, settings, seed and data.
     """
-    columns, paths = {}, {}
-    for path, run in sorted(runs, key=lambda pair: _place(pair[1]["name"])):
+    columns, paths, told = {}, {}, [*EXPERIMENTS]
+    told += [run["name"] for _, run in runs]
+    for path, run in sorted(runs, key=lambda pair: told.index(pair[1]["name"])):
         label = _label(run, [other for _, other in runs if other["name"] == run["name"]])
         key = label, run["seed"], histories.test_set(run)
         if key in paths:
@@ -84,10 +85,6 @@ def group(runs):
         paths[key] = path
         columns.setdefault(label, []).append(run)
     return columns
-
-
-def _place(name):
-    return EXPERIMENTS.index(name) if name in EXPERIMENTS else len(EXPERIMENTS)
 
 
 def _label(run, namesakes):
@@ -123,12 +120,12 @@ def choose_baseline(wanted, columns):
 
 
 def compare(argv):
-    """Read, check, and print or write what the flags ask for; raises UserError."""
+    """Read and check the runs, and print or write what the flags ask for; raises UserError."""
     options = parse(argv)
     runs = histories.find(options.runs)
     if options.export:
         folder = make_folder(options.export, "--export")
-        say("".join(f"{path}\n" for path in histories.export(runs, folder)))
+        print(*histories.export(runs, folder), sep="\n")
         return
     refuse_different(runs, options.train_may_differ)
     columns = group(runs)
@@ -139,17 +136,8 @@ def compare(argv):
         with replacing(folder / "compare.md") as temporary:
             temporary.write_text(table, encoding="utf-8")
         save_picture(folder / "compare.png", columns, options.split, baseline)
-        print(f"written to {folder}: compare.md and compare.png", file=sys.stderr)
-    say(table)
-
-
-def say(text):
-    """Print; what the terminal cannot show becomes ?, and a reader that goes away does no harm."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
-    except BrokenPipeError:  # as from `| head`; without this Python complains again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        complain(f"written to {folder}: compare.md and compare.png")
+    print(table, end="")
 
 
 def parse(argv):

@@ -1,8 +1,8 @@
 """The table of a comparison: values pooled over test images, and gains on the same images.
 
 A column is a list of summaries (tools/histories.py): runs of one script that differ in seed and
-fold. An estimate is an array (1 + RESAMPLES,): the value itself, then what it would be on other
-images, drawn with replacement from those there are, the same for all estimates of a table.
+fold. An estimate is an array (1 + RESAMPLES,): the value itself, then its values on resampled
+images, drawn with replacement, the same for all estimates of a table.
 """
 
 import json
@@ -14,8 +14,8 @@ import numpy as np
 from tools.histories import parts, rows, test_set
 
 RESAMPLES = 2000
-FEWEST = 5  # of fewer images or runs an interval would say nothing
-FREE = ("SEED", "DEMO_EPOCHS")  # constants that make no variant of a script
+FEWEST = 5  # images or runs; fewer would make an interval meaningless
+FREE = ("SEED", "DEMO_EPOCHS")  # constants that do not make another variant of a script
 BLANK = "-"
 COSTS = {  # title: key of a summary, format
     "minutes": ("minutes", ".1f"),
@@ -43,7 +43,7 @@ class Metric(NamedTuple):
     task: str
     reference: str | None  # NAME of the task's single-task script
     sign: int  # 1, or -1 where lower is better
-    pooled: tuple  # the rows it is computed from; none where only its value for each run is known
+    pooled: tuple  # the rows it is computed from; none if only its value for each run is known
 
 
 def metrics(columns, split, everything=False):
@@ -62,7 +62,7 @@ def metrics(columns, split, everything=False):
 
 
 def units(column, metric, split):
-    """{key: (N, parts, 2) numerators and denominators} of what columns are paired by.
+    """{key: (N, parts, 2) numerators and denominators} of the units by which columns are paired.
 
     A unit is the set of test images of a fold, with the mean over seeds. Where the rows of images
     are not known it is a run, (fold, seed), with N = 1.
@@ -81,7 +81,7 @@ def units(column, metric, split):
 
 @lru_cache(maxsize=4)
 def draws(count):
-    """(1 + RESAMPLES, count): how often each image or run counts; in the first line once."""
+    """(1 + RESAMPLES, count): how often each image or run counts; once each in the first line."""
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     return np.concatenate([np.ones((1, count)), drawn])
 
@@ -214,8 +214,10 @@ def different_constants(columns):
     found = {}
     for label, column in columns.items():
         for name, value in column[0]["config"].items():
-            if name.isupper() and name not in FREE:
-                found.setdefault(name, {}).setdefault(json.dumps(value), []).append(label)
+            items = value.items() if isinstance(value, dict) else [(None, value)]
+            for key, item in items if name.isupper() and name not in FREE else ():
+                title = name if key is None else f"{name} {key}"  # as the weight of each task
+                found.setdefault(title, {}).setdefault(json.dumps(item), []).append(label)
     for name, values in found.items():
         if len(values) > 1:
             each = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in values.items())

@@ -3,9 +3,9 @@
     python tools/gallery.py runs/main data/pets                       runs/main/main_gallery.png
     python tools/gallery.py runs/main data/pets --split val --count 4 --out sheet.png
 
-Samples are ordered by the primary metric of the script's first task and drawn by its tasks. Of a
-stopped run, the best weights so far answer. RUN is the folder of a run, or where others share it,
-NAME_model_lite.pt or NAME_last.pt in it.
+Samples are ordered by the primary metric of the script's first task and drawn by its tasks. A
+stopped run is shown with its best weights so far. RUN is the folder of a run or, where
+several share it, NAME_model_lite.pt or NAME_last.pt in it.
 """
 
 import sys
@@ -23,16 +23,13 @@ from tools.networks import LAST, LITE, open_network, tasks_of
 
 BATCH_SIZE = 32
 PANEL, DPI = 1.7, 200  # inches that a picture is wide, and their pixels: enough for thin lines
-MOST = 20  # samples of a group, so that the sheet can be opened
+MOST = 20  # samples per group, so that the sheet stays small enough to open
 
 
 def scores_of(table, task):
-    """(N,) primary metric of every sample, NaN where the target is unknown.
+    """(N,) primary metric of every sample, of {"loss" or metric: (N, 2)}; NaN where unknown.
 
-    Where numerator and denominator are both 0, nothing was to be found and nothing was: all right.
-
-    Args:
-        table: {"loss" or metric: (N, 2) numerators and denominators} of the task.
+    Where numerator and denominator are both 0, there was nothing to find: a perfect score.
     """
     perfect = float(task.higher_is_better)
     parts = [table[part] for part in task.means.get(task.primary, (task.primary,))]
@@ -43,7 +40,7 @@ def scores_of(table, task):
 def choose(scores, count, higher_is_better=True):
     """{group: sample numbers} of the `count` best, middle and worst of scores (N,), without NaN.
 
-    The groups share samples where there are less than 3 * count.
+    The groups share samples if there are fewer than 3 * count.
     """
     order = scores.argsort(descending=higher_is_better, stable=True).tolist()
     order = [number for number in order if not scores[number].isnan()]
@@ -61,9 +58,7 @@ def draw_sheet(path, groups, heads, dataset, outputs, tasks):
 
     Args:
         groups: {title: sample numbers}.
-        heads: {sample number: the first words above its prediction}.
-        outputs: {sample number: {task: output}}.
-        tasks: {name: Task}.
+        heads, outputs: by sample number, the first words above its prediction; {task: output}.
     """
     from engine.pictures import Figure, drawn, plain_style, save, show
 
@@ -86,11 +81,7 @@ def draw_sheet(path, groups, heads, dataset, outputs, tasks):
 
 
 def find_weights(place):
-    """NAME_model_lite.pt, or NAME_last.pt of a stopped run, in the folder of one run.
-
-    Raises:
-        UserError: there is none, or more than one.
-    """
+    """NAME_model_lite.pt, or NAME_last.pt of a stopped run, in a folder; UserError if not one."""
     found = {}
     for ending in (LAST, LITE):  # a finished run has both
         found |= {p.name.removesuffix(ending): p for p in sorted(place.glob(f"*{ending}"))}

@@ -1,7 +1,7 @@
 """Runs as small summaries: read from NAME_history.pt, NAME_last.pt or NAME_seedK.json, and written.
 
-A summary is a plain dict, small enough to be kept in a repository: of the history the keys in SAME
-and
+A summary is a plain dict, small enough to be kept in a repository. It has the keys of the history
+that are in SAME, and
 
     seed, fold                  fold: the number behind "fold" in the data folder's name, or None
     config                      without the two paths
@@ -12,7 +12,7 @@ and
     rows                        {TASK_METRIC: [numerators, denominators]} of every test image, to 5
                                 digits; one number stands for all where they are the same
 
-What a history lacks, and what is not a number, is None.
+What a history lacks is None, and so is NaN.
 """
 
 import json
@@ -24,21 +24,20 @@ import numpy as np
 
 from engine import artefacts
 from engine.settings import UserError
+from tools.common import as_path
 
 SAME = (
     *("name", "script", "tasks", "data", "data_fingerprint", "side", "parameters", "gflop"),
     *("seconds", "best_epoch", "device", "commit", "versions", "weights_from", "test_lines"),
 )
-NEEDED = {
-    **{"name": str, "config": dict, "tasks": dict, "data": dict, "data_fingerprint": dict},
-    **{"seconds": list, "side": tuple, "best_epoch": int, "test": dict},
-}
-IN_HISTORY = NEEDED | {"train": dict, "val": dict, "test_rows": dict}
-IN_SUMMARY = {
-    **dict.fromkeys((*SAME, "fold", "minutes", "images_per_second", "unfinished"), object),
-    **NEEDED,
-    **{"seed": int, "side": list, "best": dict, "curves": dict, "rows": dict},
-}
+MADE = (
+    *("seed", "fold", "config", "minutes", "images_per_second", "unfinished", "test", "best"),
+    *("curves", "rows"),
+)
+NEEDED = (
+    *("name", "config", "tasks", "train", "val", "best_epoch", "seconds", "data", "side", "test"),
+    *("data_fingerprint", "test_rows"),
+)
 BUDGET = ("EPOCHS", "BATCH_SIZE")  # settings without which runs cannot be compared
 PATHS = ("H5_SAVE_PATH", "FILE_SAVE_PATH")
 
@@ -132,19 +131,17 @@ def read(path):
             found = {**found["about"], **found["history"], "test": {}, "test_rows": {}}
             reached = f"epoch {len(found['seconds'])} of {found['config']['EPOCHS']}"
             unfinished = f"unfinished, {reached}"
-        needed = (IN_SUMMARY if is_text else IN_HISTORY).items()
-        wrong = [k for k, kind in needed if k not in found or not isinstance(found[k], kind)]
-        wrong = wrong or [key for key in BUDGET if not isinstance(found["config"].get(key), int)]
-        if not wrong:
+        missing = [key for key in ((*SAME, *MADE) if is_text else NEEDED) if key not in found]
+        missing += [key for key in BUDGET if key not in found.get("config", BUDGET)]
+        if not missing:
             run = found if is_text else summarise(found, unfinished)
-            test_set(run)
             for name in run["rows"]:
                 rows(run, [name])  # one number for each test image
             return run
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{expected}, found a damaged file ({reason})") from error
-    raise UserError(f"{expected}, found no {', '.join(wrong)} in it")
+    raise UserError(f"{expected}, found no {', '.join(missing)} in it")
 
 
 def find(arguments):
@@ -162,7 +159,7 @@ def find(arguments):
     for argument in arguments:
         words = argument.split("=")  # which may be in the label and in the path
         cuts = [("=".join(words[:n]), "=".join(words[n:])) for n in range(len(words))]
-        cuts = [(label, Path(place).expanduser()) for label, place in cuts]
+        cuts = [(label, as_path(place, "RUNS")) for label, place in cuts]
         label, place = next((cut for cut in cuts if cut[1].exists()), cuts[min(1, len(cuts) - 1)])
         paths = [place] if place.is_file() else _run_files(place)
         if not paths:

@@ -15,7 +15,7 @@ WHOLE, LITE, LAST = "_model.pt", "_model_lite.pt", "_last.pt"
 
 
 def open_network(path, device):
-    """(network in eval mode, history) of a file that a run has left.
+    """(network in eval mode, history) from a file of a run.
 
     NAME_model.pt is a whole network, a pickle, which runs code. NAME_model_lite.pt holds weights
     and NAME_last.pt, of a stopped run, its best weights so far: they run no code; the run's script

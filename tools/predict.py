@@ -3,26 +3,25 @@
     python tools/predict.py runs/main/main_model.pt cat.jpg dog.png --out predictions
     python tools/predict.py runs/main/main_model_lite.pt FOLDER --out predictions > all.jsonl
 
-Takes any picture Pillow reads, of any size; of a folder all of them but hidden files; of an
-animation the first frame. Transparent parts are taken as white, and the rotation that a camera
-noted is applied. Greys of more than 8 bits are scaled: white is 1 for floats up to 1, else the
-largest number of 8, 10, 12, 14 or 16 bits, the first that no pixel exceeds. For each picture OUT
-gets NAME_overlay.png and the mask, NAME_mask.png (255 on the animal), both in the picture's own
-size, and stdout one line of JSON:
+It takes any picture that Pillow reads, of any size; of a folder, all but hidden files; of an
+animation, the first frame. Transparent parts become white, and the rotation that a camera recorded
+is applied. Greys of more than 8 bits are scaled: white is 1 for floats up to 1, else the
+largest number of 8, 10, 12, 14 or 16 bits, the first that no pixel exceeds. For each picture
+stdout gets one line of JSON, and OUT an overlay and the mask (255 on the animal) in its own size:
 
     {"image": "cat.jpg", "width": 640, "height": 480, "overlay": "predictions/cat_overlay.png",
      "mask": "predictions/cat_mask.png", "mask_area": 0.31, "box": [212.4, 80.1, 330.9, 197.5],
      "class": "cat", "probability": 0.98}
 
 `box` is xmin, ymin, xmax, ymax in pixels, `mask_area` a share of the picture, `probability` that of
-the class. What the network does not predict is absent; other tasks add what they `describe`.
+the class. What the network does not predict is missing; other tasks add what they `describe`.
 
-MODEL is a file that a run has left: NAME_model.pt or NAME_model_lite.pt, with NAME_history.pt
+MODEL is a file of a run: NAME_model.pt or NAME_model_lite.pt, with NAME_history.pt
 beside it, or NAME_last.pt of a stopped run. NAME_model.pt is a pickle, that is, code: open only
 those you trust. The others hold nothing but numbers. The run's script must be there.
 
 Exit code: 0, 1 if a picture could not be read or a result not be written (it is named on stderr and
-skipped), 2 for a mistake. A closed pipe, as in `| head -1`, ends it quietly with 0.
+skipped), 2 for a mistake. A closed pipe, as in `| head -1`, ends it quietly with code 0.
 """
 
 import itertools
@@ -51,9 +50,8 @@ NAME_BYTES = 200  # of a result's name; file systems take 255, and temporary fil
 def read_picture(path):
     """(an upright RGB picture, 8 bits a channel; what was assumed about it, in words or "").
 
-    Raises:
-        OSError: it is missing, damaged, no picture, or what its numbers mean cannot be told; the
-            message is one line.
+    Raises OSError, in one line: it is missing, damaged, no picture, or of numbers without a usual
+    meaning.
     """
     try:
         with Image.open(path) as file:
@@ -75,8 +73,7 @@ def read_picture(path):
 def to_eight_bits(picture):
     """Greys of more bits, which Pillow would cut at 255 -> (greys of 8, how they were taken).
 
-    Raises:
-        ValueError: they are negative, not finite or above 65535.
+    Raises ValueError: they are negative, not finite or above 65535.
     """
     grey = np.asarray(picture).astype(np.float64)
     low, high = grey.min(), grey.max()
@@ -96,12 +93,9 @@ def as_images(pictures, side, device):
 
 
 def told(picture, output, tasks, class_names):
-    """{name: value} of what the tasks say of an output, first the "overlay" that they draw.
+    """{name: value} of what the tasks say of {task: output}, first the "overlay" that they draw.
 
     A picture among the values is an Image; a name that is taken gets its task's name in front.
-
-    Args:
-        output: {task: output} as `engine.evaluation.predict` gives it.
     """
     image, texts, found = torch.from_numpy(np.array(picture)).permute(2, 0, 1), [], {"overlay": 0}
     for task in (task for task in tasks if task in output):
@@ -122,10 +116,9 @@ def told(picture, output, tasks, class_names):
 
 
 def list_pictures(arguments, out):
-    """The files in question, folders replaced by the pictures in them, each file once.
+    """{resolved path: path} of the files in question and of the pictures in folders.
 
-    Raises:
-        UserError: `out` is one of the folders, so that a second call would read its results.
+    Raises UserError: `out` is one of the folders, so that a second call would read its results.
     """
     kinds = Image.registered_extensions()  # {".jpg": "JPEG", ...}, also what is only written
     endings = {ending for ending, kind in kinds.items() if kind in Image.OPEN.keys() - STUBS}
@@ -145,10 +138,9 @@ def list_pictures(arguments, out):
 
 
 def choose_stems(paths, out):
-    """{picture: OUT/STEM, to which _KEY.png is added}; a number tells pictures of one name apart.
+    """{picture: OUT/STEM, to which _KEY.png is added}, of {resolved path: picture}.
 
-    Args:
-        paths: {resolved path: path} of the pictures, none of which may be overwritten.
+    A number tells pictures of one name apart, and keeps a result from overwriting a picture.
     """
     there = [path.name.lower() for path in paths if path.parent == out.resolve()]
     taken, chosen = set(), {}
@@ -192,14 +184,14 @@ def run(argv):
 
 
 def write(line, stem):
-    """Write the pictures of a line of JSON, then the line; whether that went well."""
+    """Write the pictures of a line of JSON, then the line; returns whether that succeeded."""
     try:
         for key, image in line.items():
             if isinstance(image, Image.Image):
                 line[key] = f"{stem}_{key}.png"
                 with replacing(line[key]) as temporary:
                     image.save(temporary)
-    except UserError as error:  # of this picture; the others may go well
+    except UserError as error:  # of this picture; others may succeed
         complain(f"predict.py: {error}")
         return False
     print(json.dumps(line), flush=True)  # names of any bytes, escaped
@@ -219,7 +211,7 @@ def parse(argv):
 
 
 def main(argv=None):
-    """Run the tool; returns the exit code that the module docstring tells."""
+    """Run the tool; returns the exit code that the module docstring explains."""
     return run_tool("predict.py", run, argv)
 
 

@@ -15,7 +15,6 @@ Exit code: 0 all runs are finished, 1 some failed, 2 a mistake in the flags or a
 other runs, 3 the minutes are over, 128 + signal number after a signal.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -27,13 +26,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine import artefacts, script, settings
+from engine.batches import STOPPING
 from engine.run import data_folder
 from engine.settings import Parser, UserError
-from tools.common import EXPERIMENTS, ROOT, make_folder, run_tool
+from tools.common import EXPERIMENTS, ROOT, complain, make_folder, run_tool
 
 OURS = ("--seed", "--file-save-path", "--resume", "--overwrite")  # set for every run by this tool
 TIME_IS_UP = 3
-SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 OWN_GROUP = {"process_group": 0} if os.name == "posix" else {}  # no Ctrl-C but through this tool
 
 
@@ -111,7 +110,7 @@ class Series:
 
     def execute(self):
         """Run what is not finished; returns the exit code."""
-        numbers = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # as by nohup
+        numbers = [n for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN]  # as by nohup
         old = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             while self.running or (self.waiting and not self.is_ending):
@@ -161,8 +160,7 @@ class Series:
         minutes = sum(known) / max(done, 1) * (total - done) / self.at_once / 60
         left = f", about {minutes:.0f} min left" if 0 < done < total else ""
         parts = [f"{done} of {total} runs are finished{left}", *filter(None, [text])]
-        with contextlib.suppress(OSError, ValueError):
-            print(f"run_all.py: {'; '.join(parts)}", file=sys.stderr, flush=True)
+        complain(f"run_all.py: {'; '.join(parts)}")
 
 
 def run_all(argv):
