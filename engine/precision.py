@@ -2,6 +2,9 @@
 
 import torch
 
+# found out once: the call would split a compiled graph; torch has no public name for it
+CPU_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
 
 def native_bf16(device):
     """Whether the device multiplies bf16 matrices in hardware.
@@ -11,7 +14,7 @@ def native_bf16(device):
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # torch has no public name for it
+        return CPU_BF16
     return True
 
 

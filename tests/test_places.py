@@ -278,8 +278,9 @@ def test_a_compiler_that_is_missing_is_said_in_one_line(shared_data, tmp_path, m
     torch._dynamo.reset()
     import torch._inductor.config as config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, str(tmp_path / "no_such_compiler")))
-    printed = run("MTL_baseline", shared_data, tmp_path / "out", "--compile", code=2)
+    with config.patch({"cpp.cxx": (None, str(tmp_path / "no_such_compiler"))}):
+        printed = run("MTL_baseline", shared_data, tmp_path / "out", "--compile", code=2)
+    torch._dynamo.reset()
     assert printed.splitlines()[-1].startswith("MTL_baseline.py: --compile: torch.compile failed (")
 
 
