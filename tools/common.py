@@ -11,7 +11,6 @@ from engine.report import STDERR
 from engine.settings import UserError
 from h5array import DataError
 
-ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # in table order
 
 

@@ -10,9 +10,8 @@
 
 Folders are searched to any depth. Runs of one script with different constants become separate
 columns; runs with different test images are folds of one column. Runs with different data or
-budgets are refused: exit code 2 and one line that says how they differ. With --train-may-differ
-the training data may differ, for example in the images without a box; then the number of steps
-instead of epochs must be the same.
+budgets are refused. With --train-may-differ the training data may differ, for example in the images
+without a box; then the number of steps instead of epochs must be the same.
 """
 
 import sys

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.histories import parts, rows, test_set
+from tools.histories import rows, test_set
 
 RESAMPLES = 2000
 FEWEST = 5  # images or runs; fewer would make an interval meaningless
@@ -53,7 +53,7 @@ def metrics(columns, split, everything=False):
     for task, entry in (item for column in columns.values() for item in column[0]["tasks"].items()):
         tables = [run["rows"] for run in runs if task in run["tasks"]]
         for metric in entry["metrics"]:
-            names = parts(task, entry, metric)
+            names = [f"{task}_{n}" for n in entry.get("means", {}).get(metric, [metric])]
             known = split == "test" and all(name in table for table in tables for name in names)
             sign, pooled = 1 if entry["higher_is_better"] else -1, tuple(names) if known else ()
             found = Metric(f"{task}_{metric}", task, entry["reference"], sign, pooled)
@@ -62,10 +62,7 @@ def metrics(columns, split, everything=False):
 
 
 def units(column, metric, split):
-    """{key: (N, parts, 2) numerators and denominators} of the units by which columns are paired.
-
-    A unit is the test set of a fold, averaged over seeds; without rows of images, a run (N = 1).
-    """
+    """{key: (N, parts, 2)} numerators and denominators of each test set, or of each run (N = 1)."""
     found = {}
     for run in column:
         if metric.pooled:
@@ -135,10 +132,7 @@ def shown(found, form=".4f"):
 
 
 def markdown(columns, split, baseline, everything=False):
-    """The table of {label: [summary]} with its footnotes, in ASCII except for the labels.
-
-    Gains are over the column `baseline`; "val" as split means the values of the best epoch.
-    """
+    """The table of {label: [summary]}, with its footnotes; ASCII except for the labels."""
     seeds = [", ".join(map(str, sorted({r["seed"] for r in c}))) for c in columns.values()]
     folds = [len({test_set(run) for run in column}) for column in columns.values()]
     images = [str(sum(tested(column).values())) for column in columns.values()]

@@ -26,11 +26,8 @@ MOST = 20  # samples per group, so that the sheet stays small enough to open
 
 
 def scores_of(table, task):
-    """(N,) primary metric of every sample, from {"loss" or metric: (N, 2)}; NaN where unknown.
-
-    Where numerator and denominator are both 0, there was nothing to find: the score is perfect.
-    """
-    perfect = float(task.higher_is_better)
+    """(N,) primary metric of every sample, from {"loss" or metric: (N, 2)}; NaN where unknown."""
+    perfect = float(task.higher_is_better)  # where both are 0, nothing was to be found
     parts = [table[part] for part in task.means.get(task.primary, (task.primary,))]
     scores = sum((pairs[:, 0] / pairs[:, 1]).nan_to_num(perfect) for pairs in parts) / len(parts)
     return torch.where(table["loss"][:, 1] > 0, scores, torch.nan).cpu()
@@ -46,12 +43,7 @@ def choose(scores, count, higher_is_better=True):
 
 
 def draw_sheet(path, groups, heads, dataset, outputs, tasks):
-    """Write the sheet: a row for each group; for each sample, truth beside prediction.
-
-    Args:
-        groups: {title: sample numbers}.
-        heads, outputs: {sample number: heading of its prediction, or {task: output}}.
-    """
+    """Write the sheet, a row for each {group: numbers}; `heads` and `outputs` are {number: ...}."""
     from engine.pictures import Figure, drawn, plain_style, save, show
 
     columns, (height, width) = 2 * len(groups["median"]), dataset.side
@@ -97,7 +89,7 @@ def main(argv):
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (CUDA if there is a GPU)")
     options = parser.parse_args(argv)
     if options.out is not None and not options.out.lower().endswith(".png"):
-        raise UserError(f"--out: expected the name of a PNG file, found {options.out}")
+        parser.error(f"--out: expected the name of a PNG file, found {options.out}")
     processes, run = choose_device(options.device), as_path(options.run, "RUN")
     weights = run if run.is_file() else find_weights(run)
     network, tasks, history = open_network(weights, processes.device)

@@ -77,11 +77,6 @@ def test_set(run):
     return run["data_fingerprint"]["test"]
 
 
-def parts(task, entry, metric):
-    """Names of the rows that a metric is pooled from: its own, or those it is the mean of."""
-    return [f"{task}_{name}" for name in entry.get("means", {}).get(metric, [metric])]
-
-
 def rows(run, names):
     """float64 (N, len(names), 2): numerators and denominators of every test image."""
     count = run["data"]["test"]

@@ -5,10 +5,9 @@
 
 It takes pictures of any size and kind that Pillow reads; of a folder, all but hidden files; of an
 animation, the first frame. Transparent parts become white, and the rotation that a camera recorded
-is applied. Greys of more than 8 bits are scaled: white is 1 for floats up to 1, otherwise the
-largest number of 8, 10, 12, 14 or 16 bits, whichever is the first that no pixel exceeds. For each
-picture, --out gets an overlay and the mask (255 on the animal), of the picture's size, and stdout
-one line of JSON:
+is applied. White is 1 in floats up to 1, otherwise the largest number of 8, 10, 12, 14 or 16 bits,
+whichever is the first that no pixel exceeds. For each picture, --out gets an overlay and the mask
+(255 on the animal), of the picture's size, and stdout gets one line of JSON:
 
     {"image": "cat.jpg", "width": 640, "height": 480, "overlay": "predictions/cat_overlay.png",
      "mask": "predictions/cat_mask.png", "mask_area": 0.31, "box": [212.4, 80.1, 330.9, 197.5],
@@ -80,10 +79,7 @@ def to_eight_bits(picture):
 
 
 def describe(picture, output, tasks, class_names):
-    """{name: value} of what the tasks say about {task: output}, and the "overlay" they draw.
-
-    Pictures among the values are Images. A name that is taken is prefixed with its task's name.
-    """
+    """{name: value} of what the tasks say about {task: output}, and the "overlay" they draw."""
     image, texts, found = torch.from_numpy(np.array(picture)).permute(2, 0, 1), [], {"overlay": 0}
     for task in (task for task in tasks if task in output):
         image, words = tasks[task].draw(image, output[task], class_names)
@@ -92,7 +88,7 @@ def describe(picture, output, tasks, class_names):
         for name, value in values.items():
             if isinstance(value, np.ndarray) and value.dtype == np.uint8:
                 value = Image.fromarray(value)
-            found[f"{task}_{name}" if name in found else name] = value
+            found[f"{task}_{name}" if name in found else name] = value  # names may repeat
     found["overlay"] = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     if texts:
         canvas, text = ImageDraw.Draw(found["overlay"]), f" {', '.join(texts)} "
@@ -124,12 +120,12 @@ def list_pictures(arguments, out):
 def choose_stems(paths, out):
     """{picture: OUT/STEM} of {resolved path: picture}; its results are called OUT/STEM_KEY.png."""
     inputs = [path.name.lower() for path in paths if path.parent == out.resolve()]
-    taken, chosen = set(), {}  # results overwrite neither each other nor pictures in `out`
+    taken, chosen = set(), {}  # results overwrite neither each other nor the inputs
     for path in paths.values():
         name = os.fsencode(path.stem)[:NAME_BYTES].decode(errors="ignore")
         for stem in itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2))):
             start = f"{stem}_".lower()
-            if start not in taken and not any(name.startswith(start) for name in inputs):
+            if start not in taken and not any(other.startswith(start) for other in inputs):
                 break
         taken.add(start)
         chosen[path] = out / stem
@@ -164,21 +160,16 @@ def main(argv):
         line = {"image": str(path), "width": picture.width, "height": picture.height}
         line |= describe(picture, output, tasks, history["class_names"])
         try:
-            write(line, stem)
+            for key, value in line.items():
+                if isinstance(value, Image.Image):
+                    line[key] = f"{stem}_{key}.png"
+                    with replacing(line[key]) as temporary:
+                        value.save(temporary)
+            print(json.dumps(line), flush=True)  # escapes the bytes of any name
         except UserError as error:  # the results of other pictures may be written
             skipped = True
             complain(f"predict.py: {error}")
     return int(skipped)
-
-
-def write(line, stem):
-    """Write the pictures in a line of JSON as STEM_KEY.png, then print it; raises UserError."""
-    for key, image in line.items():
-        if isinstance(image, Image.Image):
-            line[key] = f"{stem}_{key}.png"
-            with replacing(line[key]) as temporary:
-                image.save(temporary)
-    print(json.dumps(line), flush=True)  # escapes the bytes of any name
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ A mask is a picture with the name of its image, whatever the ending: 0 is backgr
 value foreground, and the value of --ignore unknown. The table is a CSV file with the column `name`
 (an image's name, with or without its ending) and any of xmin, ymin, xmax, ymax (in pixels of the
 image, right and lower edge exclusive), class (two names in all) and split (train, val or test).
-What is missing or empty is unknown. What does not fit is named on stderr, counted, and treated as
-unknown.
+What is missing or empty is unknown; so is what does not fit, which is named on stderr and counted.
 
 Images without a split are dealt to train, val and test by the two fractions; if there are masks,
-val and test get images with a mask only. Near-duplicates stay together. Images are resized to
-squares, whatever their own sides.
+val and test get images with a mask only. Near-duplicates stay together. Images become squares.
 """
 
 import csv
@@ -46,10 +44,7 @@ def pictures_in(folder, out):
 
 
 def read_table(path):
-    """{name: {column: text}} of the rows of a CSV file, "" for what is missing, and the classes.
-
-    Raises UserError if the file is not what the module docstring says, or repeats a name.
-    """
+    """{name: {column: text}} of the rows of a CSV file, and its classes; raises UserError."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
@@ -98,8 +93,8 @@ def read_box(row, picture, size):
     return box / [width, height, width, height] * size
 
 
-def read_sample(path, mask_path, row, options, problems):
-    """A Sample without its label, or None for a damaged picture; counts what does not fit."""
+def read_sample(path, mask_path, row, label, options, problems):
+    """A Sample, or None for a damaged picture; what does not fit is counted in `problems`."""
 
     def attempt(what, read, *arguments, default):
         try:
@@ -118,24 +113,20 @@ def read_sample(path, mask_path, row, options, problems):
     if mask_path:
         mask = attempt("mask", read_mask, mask_path, picture, size, options.ignore, default=mask)
     box = attempt("box", read_box, row, picture, size, default=splitting.NO_BOX)
-    pixels, thumbnail = splitting.resize(picture, size)
-    return splitting.Sample(pixels, mask, thumbnail, box)
+    return splitting.Sample(*splitting.resize(picture, size), mask, box, label, split=row["split"])
 
 
-def split_up(samples, given, options):
-    """{split: [Sample]}; `given` is the split of each sample, or "" if it has to be dealt."""
-    splits, rest = {split: [] for split in SPLITS}, np.flatnonzero([not split for split in given])
-    dealt = [i for i in rest if samples[i].has_mask] or rest  # the others go to train
-    chosen, val, test = [samples[i] for i in dealt], options.val_fraction, options.test_fraction
-    labels, fractions = (
-        [sample.label + 1 for sample in chosen],
-        np.array([1 - val - test, val, test]),
-    )
+def split_up(samples, options):
+    """{split: [Sample]}: samples without a split are dealt, those without a mask to train."""
+    rest = [i for i, sample in enumerate(samples) if not sample.split]
+    rest = [i for i in rest if samples[i].has_mask] or rest
+    chosen, val, test = [samples[i] for i in rest], options.val_fraction, options.test_fraction
+    labels, groups = [sample.label + 1 for sample in chosen], splitting.group(chosen)
     generator = np.random.default_rng(options.seed)
-    parts = splitting.deal(labels, splitting.group(chosen), fractions, generator)
-    parts = dict(zip(dealt, parts, strict=True))
+    parts = splitting.deal(labels, groups, np.array([1 - val - test, val, test]), generator)
+    parts, splits = dict(zip(rest, parts, strict=True)), {split: [] for split in SPLITS}
     for i, sample in enumerate(samples):
-        splits[given[i] or SPLITS[parts.get(i, 0)]].append(sample)
+        splits[sample.split or SPLITS[parts.get(i, 0)]].append(sample)
     return splits
 
 
@@ -162,20 +153,17 @@ def main(argv):
     pictures = pictures_in(options.images, out)
     table, classes = read_table(options.table) if options.table else ({}, [])
     masks = pictures_in(options.masks, out) if options.masks else {}
-    problems, samples, given, used = Counter(), [], [], set()
+    problems, samples, used = Counter(), [], set()
     with splitting.staged(out, options.force) as folder:
         for stem, path in pictures.items():
-            name = path.name if path.name in table else stem
-            used.add(name)
+            used.add(name := path.name if path.name in table else stem)
             row = table.get(name, dict.fromkeys(COLUMNS, ""))
-            sample = read_sample(path, masks.get(stem), row, options, problems)
-            if sample:
-                label = classes.index(row["class"]) if row["class"] else -1
-                samples.append(sample._replace(label=label))
-                given.append(row["split"])
+            label = classes.index(row["class"]) if row["class"] else -1
+            samples.append(read_sample(path, masks.get(stem), row, label, options, problems))
+        samples = [sample for sample in samples if sample]
         problems["row without a picture"] += len(set(table) - used)
         problems["mask without a picture"] += len(set(masks) - set(pictures))
-        splits = split_up(samples, given, options)
+        splits = split_up(samples, options)
         names = [*classes, *("class 0", "class 1")[len(classes) :]]
         splitting.save(folder, splits, names, {"source": "tools/prepare_folder.py"})
     splitting.print_summary(out, splits, names)

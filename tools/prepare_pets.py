@@ -12,18 +12,15 @@ source has some, stay in one split. With --folds N the images with a box are dea
 K of --fold K is test and the next one is val, so each part is tested once. The splits do not
 depend on --size. With --names only the images listed in that file are used.
 
-Images are resized to squares. The mask is 1 on the animal and its border; with --border ignore the
-border is 255, unknown. --mask-share, --box-share and --label-share keep a part of what is known in
-train, chosen breed by breed; a smaller share is part of a larger one. Damaged files are named on
-stderr and counted.
+Images become squares. The mask is 1 on the animal and its border; with --border ignore the border
+is 255, unknown. --mask-share, --box-share and --label-share keep a part of what is known in train,
+chosen breed by breed; a smaller share is part of a larger one. Damaged files are named and counted.
 
-The data are written to a sibling folder DATA.partial-PID, which is renamed at the end; a killed run
-may leave that folder, but never an incomplete DATA. The attributes of the files record how they
-were made: `source_lines` is the line of each sample, from 0, in trainval.txt followed by test.txt.
-At size 256 the full set needs about 4 GB of memory.
+The data are written to DATA.partial-PID, which is renamed at the end: a killed run may leave that
+folder, but never an incomplete DATA. The attribute `source_lines` of the files is the line of each
+sample, from 0, in trainval.txt followed by test.txt. Size 256 needs about 4 GB of memory.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -39,7 +36,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import UNKNOWN, DataError
-from engine.settings import Parser, UserError
+from engine.settings import Parser, UserError, flag
 from tools import splitting
 from tools.common import command
 from tools.splitting import NO_BOX, Sample
@@ -96,11 +93,8 @@ def choose(names, path):
     return {lines[name]: name for name in listed}
 
 
-def read_pixels(pets, line, size, border):
-    """A Sample without its box, and (width, height) of its source; raises DataError.
-
-    `border` is the value of the mask on the border of the pet.
-    """
+def read_pixels(pets, line, size, border_value):
+    """A Sample without its box, and (width, height) of its source; raises DataError."""
     what = "image and trimap"
     try:
         image, (breed, species, trimap) = pets[line]
@@ -112,9 +106,9 @@ def read_pixels(pets, line, size, border):
         found = f"{trimap.size} and {values[:5]}"
         raise DataError(f"expected a trimap of {image.size} with values 1, 2, 3, found {found}")
     trimap = np.asarray(trimap.resize((size, size), Image.Resampling.NEAREST))[..., None]
-    mask = np.where(trimap == BORDER, border, trimap != BACKGROUND).astype(np.uint8)
-    pixels, thumbnail = splitting.resize(image, size)
-    return Sample(pixels, mask, thumbnail, NO_BOX, species, breed, line), image.size
+    mask = np.where(trimap == BORDER, border_value, trimap != BACKGROUND).astype(np.uint8)
+    resized = splitting.resize(image, size)
+    return Sample(*resized, mask, NO_BOX, species, breed, line), image.size
 
 
 def read_box(path, width, height):
@@ -135,28 +129,28 @@ def read_box(path, width, height):
     return np.array([left, top, *box[2:]]) / [width, height, width, height]
 
 
-def read_samples(pets, names, xmls, settings):
+def read_samples(pets, names, settings):
     """A list of the usable Samples of {line: image name}, and a Counter of the defects found.
 
     Without --add-unboxed, None stands for an image without a box, so that the splits are the same
     with and without them.
     """
     samples, defects = [], Counter()
-    border = UNKNOWN if settings.border == "ignore" else 1
+    border_value = UNKNOWN if settings.border == "ignore" else 1
 
     def note(defect, message):
         defects[defect] += 1
         tqdm.write(f"{name}: {message}", file=sys.stderr)
 
     for line, name in tqdm(names.items(), unit=" images", disable=None):
-        xml = xmls / f"{name}.xml"
+        xml = settings.root / PETS / f"annotations/xmls/{name}.xml"
         if not xml.exists() and line < len(pets.datasets[0]):  # only the first list has boxes
             note("xml missing", f"expected {xml}, found no such file")
         if not xml.exists() and not settings.add_unboxed:
             samples.append(None)  # half of the full set need not be decoded
             continue
         try:
-            sample, side = read_pixels(pets, line, settings.size, border)
+            sample, side = read_pixels(pets, line, settings.size, border_value)
         except DataError as error:
             note("image or trimap unusable", error)
             continue
@@ -198,8 +192,7 @@ def draw_splits(samples, settings):
 
 def hide(samples, settings):
     """Training samples that keep only a share of their masks, boxes and labels."""
-    samples = list(samples)
-    breeds = np.array([sample.breed for sample in samples])
+    samples, breeds = list(samples), np.array([sample.breed for sample in samples])
     mask = np.full((settings.size, settings.size, 1), UNKNOWN, np.uint8)
     unknown = ({"mask": mask}, {"box": NO_BOX}, {"label": -1, "breed": -1})
     for number, (name, blank) in enumerate(zip(SHARES, unknown, strict=True)):
@@ -220,14 +213,6 @@ def stratified_order(numbers, breeds, generator):
     return numbers[np.argsort(places)]
 
 
-def share(text):
-    """An argparse type: a number above 0, at most 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share above 0, at most 1, found {value}")
-    return value
-
-
 def parse(argv):
     """The settings; raises UserError for values that do not fit together."""
     parser = Parser("prepare_pets.py", __doc__)
@@ -243,25 +228,23 @@ def parse(argv):
     add("--border", choices=("pet", "ignore"), default="pet", help=border)
     for name in SHARES:
         text = f"share of train that keeps its {name.split('_')[0]} (1)"
-        add("--" + name.replace("_", "-"), type=share, default=1.0, metavar="X", help=text)
+        add(flag(name), type=float, default=1.0, metavar="X", help=text)
     add("--breeds", action="store_true", help="also write breeds.h5, the 37 breeds as a target")
     settings = parser.parse_args(argv)
-    if settings.folds is not None or settings.fold is not None:
-        check_folds(settings)
+    for name in SHARES:
+        if not 0 < (share := getattr(settings, name)) <= 1:
+            raise UserError(f"{flag(name)}: expected a share above 0, at most 1, found {share}")
+    folds, fold = settings.folds, settings.fold
+    if folds is not None or fold is not None:
+        if folds is None or folds < 3:
+            raise UserError(f"--folds: expected a whole number from 3 up, found {folds}")
+        if fold is None or not 0 <= fold < folds:
+            raise UserError(f"--fold: expected a whole number from 0 to {folds - 1}, found {fold}")
+        if settings.val_fraction is not None or settings.test_fraction is not None:
+            raise UserError("--val-fraction, --test-fraction: expected neither beside --folds")
+        settings.val_fraction = settings.test_fraction = 1 / folds
     splitting.check_flags(settings, "root", "names")
     return settings
-
-
-def check_folds(settings):
-    """Check the flags of folds and fill in the fractions; raises UserError."""
-    folds, fold = settings.folds, settings.fold
-    if folds is None or folds < 3:
-        raise UserError(f"--folds: expected a whole number of at least 3, found {folds}")
-    if fold is None or not 0 <= fold < folds:
-        raise UserError(f"--fold: expected a whole number from 0 to {folds - 1}, found {fold}")
-    if settings.val_fraction is not None or settings.test_fraction is not None:
-        raise UserError("--val-fraction, --test-fraction: expected neither together with --folds")
-    settings.val_fraction = settings.test_fraction = 1 / folds
 
 
 @command
@@ -274,9 +257,8 @@ def main(argv):
     if settings.names:
         names = choose(names, settings.names)
     class_names = [name.lower() for name in pets.datasets[0].bin_classes]  # Cat is 0, Dog is 1
-    xmls = settings.root / PETS / "annotations/xmls"
     with splitting.staged(out, settings.force) as folder:
-        samples, defects = read_samples(pets, names, xmls, settings)
+        samples, defects = read_samples(pets, names, settings)
         splits = draw_splits(samples, settings)
         used = sum(map(len, splits.values()))
         copied = sum(sample is not None for sample in samples) - used

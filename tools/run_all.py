@@ -26,19 +26,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine import artefacts, script, settings
 from engine.processes import StopSignals
 from engine.run import data_folder
+from engine.script import ROOT
 from engine.settings import Parser, UserError
-from tools.common import EXPERIMENTS, ROOT, command, complain, make_folder
+from tools.common import EXPERIMENTS, command, complain, make_folder
 
 OURS = ("--seed", "--file-save-path", "--resume", "--overwrite")  # set for every run by this tool
 OWN_GROUP = {"process_group": 0} if os.name == "posix" else {}  # shields the scripts from Ctrl-C
 
 
 class Job:
-    """One run: the folder of its files, its command line, and the seconds it took, if finished.
-
-    Raises UserError for missing data, an invalid value, or a folder with a run of other settings;
-    a flag that the script does not have ends the process with exit code 2.
-    """
+    """One run: its folder, its command, and the seconds it took if finished; raises UserError."""
 
     def __init__(self, path, fold, seed, out, flags):
         self.script = script.load(path)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import dataload
-from dataload import UNKNOWN, DataError
+from dataload import DATASETS, SPLITS, UNKNOWN, DataError
 from engine.settings import UserError, whole_number
 from tools.common import as_path
 
@@ -21,12 +21,13 @@ class Sample(NamedTuple):
     """One image, resized to (S, S), and what is known about it."""
 
     image: np.ndarray  # uint8 (S, S, 3)
-    mask: np.ndarray  # uint8 (S, S, 1) in {0, 1, 255}
     thumbnail: torch.Tensor  # of the source image, to find near-duplicates
+    mask: np.ndarray  # uint8 (S, S, 1) in {0, 1, 255}
     box: np.ndarray = NO_BOX  # (4,) xmin, ymin, xmax, ymax in pixels; NaN = unknown
     label: int = -1  # 0 or 1; -1 = unknown
     breed: int = -1  # 0-36; -1 = unknown
     line: int = -1  # in the lists of its source, from 0; -1 = in none
+    split: str = ""  # "" = to be dealt
 
     @property
     def has_mask(self):
@@ -67,10 +68,8 @@ def check_flags(options, *paths):
     val, test = options.val_fraction, options.test_fraction
     val, test = 0.2 if val is None else val, 0.2 if test is None else test
     if not (val > 0 and test > 0 and val + test < 1):
-        raise UserError(
-            "--val-fraction, --test-fraction: expected both above 0 and their sum below 1, found "
-            f"{val} and {test}"
-        )
+        message = f"expected both above 0, their sum below 1, found {val} and {test}"
+        raise UserError(f"--val-fraction, --test-fraction: {message}")
     options.val_fraction, options.test_fraction = val, test
 
 
@@ -78,9 +77,8 @@ def copies(samples, others):
     """Pairs (i, j) for which samples[i] is a near-duplicate of others[j]."""
     if not samples or not others:
         return ()
-    return dataload.near_duplicates(
-        *(torch.stack([s.thumbnail for s in p]) for p in (samples, others))
-    )
+    pair = (torch.stack([s.thumbnail for s in some]) for some in (samples, others))
+    return dataload.near_duplicates(*pair)
 
 
 def group(samples):
@@ -114,11 +112,7 @@ def check_output(out, force):
         return
     if not force:
         raise DataError(f"--out {out}: expected a new folder (or --force), found one")
-    ours = {
-        out / split / f"{name}.h5"
-        for split in dataload.SPLITS
-        for name in (*dataload.DATASETS, "breeds")
-    }
+    ours = {out / split / f"{name}.h5" for split in SPLITS for name in (*DATASETS, "breeds")}
     for path in (out, *out.rglob("*")):
         if not path.is_dir() and path not in ours:
             raise DataError(f"--force: expected {out} to hold only H5 splits, found {path}")
@@ -147,11 +141,9 @@ def save(folder, splits, class_names, about, with_breeds=False):
     """Write the H5 files of {split: [Sample]} and check them; raises UserError or DataError."""
     for split, samples in splits.items():
         if not samples:
-            raise UserError(
-                f"--out: expected at least one image in {split}, found none of "
-                f"{sum(map(len, splits.values()))}; add images, or change the fractions or folds"
-            )
-        images, masks, _, boxes, labels, breeds, lines = zip(*samples, strict=True)
+            found = f"none of {sum(map(len, splits.values()))}; change the fractions or the folds"
+            raise UserError(f"--out: expected at least one image in {split}, found {found}")
+        images, _, masks, boxes, labels, breeds, lines, _ = zip(*samples, strict=True)
         arrays = np.stack(images), np.stack(masks), np.stack(boxes), labels
         attributes, breeds = about | {"split": split}, breeds if with_breeds else None
         if max(lines) >= 0:
