@@ -65,7 +65,7 @@ def draw_sheet(path, groups, heads, dataset, outputs, tasks):
 
 
 def find_weights(folder):
-    """NAME_model_lite.pt, or NAME_last.pt of a stopped run; UserError if there is not one run."""
+    """NAME_model_lite.pt, or NAME_last.pt of a stopped run; UserError unless it is one run."""
     found = {}
     for ending in (LAST, LITE):  # a finished run has both
         found |= {p.name.removesuffix(ending): p for p in sorted(folder.glob(f"*{ending}"))}

@@ -240,8 +240,9 @@ def parse(argv):
             raise UserError(f"--folds: expected a whole number from 3 up, found {folds}")
         if fold is None or not 0 <= fold < folds:
             raise UserError(f"--fold: expected a whole number from 0 to {folds - 1}, found {fold}")
-        if settings.val_fraction is not None or settings.test_fraction is not None:
-            raise UserError("--val-fraction, --test-fraction: expected neither beside --folds")
+        if given := [x for x in (settings.val_fraction, settings.test_fraction) if x is not None]:
+            message = f"expected none beside --folds, found {given[0]}"
+            raise UserError(f"--val-fraction, --test-fraction: {message}")
         settings.val_fraction = settings.test_fraction = 1 / folds
     splitting.check_flags(settings, "root", "names")
     return settings
