@@ -7,9 +7,9 @@
 Flags after -- go to every script, with {fold} replaced by the number of the fold. A run writes to
 OUT/NAME_seedK or OUT/NAME_foldF_seedK. Repeating the command skips finished runs and resumes
 stopped ones, so a long series can be run in parts: after --minutes 40 the tool asks the running
-scripts to save their state, and ends. Ctrl-C and SIGTERM do the same at once. A run that fails is
-reported and does not stop the others. With --jobs 2 two runs go in parallel, each quietly and on
-one thread.
+scripts to save their state, and ends. Ctrl-C and SIGTERM do the same at once, a second one without
+waiting for the scripts. A run that fails is reported and does not stop the others. With --jobs 2
+two runs go in parallel, each quietly and on one thread.
 
 Exit code: 0 all runs are finished, 1 some failed, 2 a mistake in the flags or a folder that holds
 other runs, 3 the minutes are over, 128 + signal number after a signal.
