@@ -36,8 +36,6 @@ LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # weight of each task's lo
 # images without a mask
 CONFIDENCE = 0.95  # of the weight average, from which on its own mask of such an image is learned
 
-TEACHER_START = 0.5  # share of EPOCHS before these masks are made
-
 # network
 STEM = 2  # stride of the first convolution
 WIDTHS = (16, 32, 64, 128, 256)  # channels at stride 2, 4, 8, 16, 32
@@ -97,9 +95,9 @@ def weighting(loss_weights=LOSS_WEIGHTS):
     return FixedWeights(loss_weights)
 
 
-def teacher(confidence=CONFIDENCE, teacher_start=TEACHER_START):
+def teacher(confidence=CONFIDENCE):
     """What makes masks for images without one, while the network learns."""
-    return PseudoMasks(confidence, teacher_start)
+    return PseudoMasks(confidence)
 
 
 if __name__ == "__main__":

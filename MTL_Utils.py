@@ -230,11 +230,10 @@ class PseudoMasks:
 
     Args:
         confidence: smallest probability of the more probable class at which a pixel counts.
-        start: share of the epochs before the first in which the masks are made.
     """
 
-    def __init__(self, confidence, start=0.0):
-        self.confidence, self.start = confidence, start
+    def __init__(self, confidence):
+        self.confidence = confidence
 
     def __call__(self, network, images, targets):
         """The targets with a mask, where its pixels are sure, for every image without one.

@@ -163,6 +163,8 @@ class Trainer:
             finite, the weights stay as they were, in this step and all later ones. With `look`,
             T x T inner products follow.
         """
+        if self.teacher is not None:
+            targets = self._taught(images, targets, side or images.shape[-2:])
         images, targets = self.augment(images, targets, generator, side)
         counts = torch.stack([task.known(targets[n]).sum() for n, task in self.tasks.items()])
         counts = self.processes.sum(counts.float())  # (T,)
@@ -206,12 +208,9 @@ class Trainer:
         mine = [batch[world.rank :: world.size] for batch in batches[done:]]
         self.step.train()
         with report.bar(epoch, batches, done) as bar:
-            teach = self.teacher is not None and epoch > self.teacher.start * settings.EPOCHS
             for images, targets in loader(dataset, mine, world.device):
                 generator = seeded(settings.SEED, epoch, done, world.rank)
                 look = self.diagnose > 0 and done % self.diagnose == 0
-                if teach:
-                    targets = self._taught(images, targets, side)
                 recent.append(self.learn(images, targets, generator, side, look))
                 done += 1
                 bar.update(len(batches[0]))
