@@ -11,7 +11,7 @@ from torch import nn
 
 import engine
 from engine.tasks import BBOX, BIN, SEG
-from MTL_Utils import FixedWeights, PseudoMasks
+from MTL_Utils import FixedWeights
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
@@ -32,9 +32,6 @@ SEED = 0  # of initial weights, batches, augmentation and dropout
 
 # losses
 LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # weight of each task's loss
-
-# images without a mask
-CONFIDENCE = 0.95  # of the weight average, from which on its own mask of such an image is learned
 
 # network
 STEM = 2  # stride of the first convolution
@@ -93,11 +90,6 @@ TASKS = {
 def weighting(loss_weights=LOSS_WEIGHTS):
     """A new loss weighting."""
     return FixedWeights(loss_weights)
-
-
-def teacher(confidence=CONFIDENCE):
-    """What makes masks for images without one, while the network learns."""
-    return PseudoMasks(confidence)
 
 
 if __name__ == "__main__":

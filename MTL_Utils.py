@@ -218,40 +218,6 @@ def _pairs(numerator, denominator):
     return torch.stack([numerator.double(), denominator.double()], dim=1)
 
 
-# ----------------------------------------------------------------------- images without a mask
-
-
-class PseudoMasks:
-    """Masks that the weight average finds, in the place of those that nobody has drawn.
-
-    The average of the weights is the teacher (Tarvainen and Valpola 2017, arXiv:1703.01780). It
-    sees the image as it is, the network learns from the augmented one, and only pixels of which
-    the teacher is sure enough count (FixMatch, Sohn et al. 2020, arXiv:2001.07685).
-
-    Args:
-        confidence: smallest probability of the more probable class at which a pixel counts.
-    """
-
-    def __init__(self, confidence):
-        self.confidence = confidence
-
-    def __call__(self, network, images, targets):
-        """The targets with a mask, where its pixels are sure, for every image without one.
-
-        Args:
-            network: with `encoder(images)` and `decode(features)`, in evaluation mode.
-            images: (B, 3, h, w), of any size that the network takes.
-            targets: of the batch; masks (B, 1, H, W).
-        """
-        masks = targets["seg"]
-        logits = network.decode(network.encoder(images))["seg"].float()
-        probability = F.interpolate(logits, masks.shape[-2:], mode="bilinear").sigmoid()
-        unsure = torch.maximum(probability, 1 - probability) < self.confidence
-        found = (probability > 0.5).to(torch.uint8).masked_fill(unsure, UNKNOWN)
-        known = seg_known(masks)[:, None, None, None]
-        return targets | {"seg": torch.where(known, masks, found)}
-
-
 # -------------------------------------------------------------------------------- loss weighting
 
 

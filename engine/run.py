@@ -131,20 +131,11 @@ def build(script, settings, options, train, processes):
     steps = settings.EPOCHS * len(epoch_batches(train_known(options.tasks, train), sizes[0], 0, 0))
     check_seam(network, weighting, options.diagnose)
     trainer = Trainer(
-        network, options.tasks, weighting, augment, settings, steps, processes, options.diagnose,
-        teacher_of(script, settings, options.tasks, train),
-    )  # fmt: skip
+        network, options.tasks, weighting, augment, settings, steps, processes, options.diagnose
+    )
     if options.compile:
         trainer.compile()
     return trainer
-
-
-def teacher_of(script, settings, tasks, train):
-    """The script's `teacher()`, if it has one and a target of the first task is unknown."""
-    teacher = getattr(script.module, "teacher", None)
-    if teacher is None or train_known(tasks, train).all():
-        return None
-    return teacher(**named(settings, teacher))
 
 
 def check_seam(network, weighting, diagnose):

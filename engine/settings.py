@@ -26,7 +26,6 @@ RULES = {  # of the constants that the engine itself uses
     "WEIGHT_DECAY": (lambda value: 0 <= value < math.inf, "a number of at least 0"),
     "SEED": (lambda value: isinstance(value, int) and value >= 0, "a whole number from 0"),
     "EMA_DECAY": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
-    "CONFIDENCE": (lambda value: 0.5 <= value <= 1, "a number from 0.5 to 1"),
     "SIDES": (
         lambda value: len(value) > 0 and all(0 < share <= 1 for share in value),
         "numbers above 0, at most 1",

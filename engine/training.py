@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.transforms.v2.functional import resize
 
 from engine.average import WeightAverage
 from engine.batches import loader, seeded, training_side
@@ -102,17 +101,14 @@ class Trainer:
         total_steps: of all epochs together.
         processes: this process among the others.
         diagnose: steps between two measurements of the tasks' gradients; 0 for none.
-        teacher: (weight average, images, targets) -> targets to learn from, as
-            `MTL_Utils.PseudoMasks`; None for the targets as they are.
     """
 
     PARTS = ("network", "weighting", "optimiser", "average")  # of a checkpoint
 
     def __init__(
-        self, network, tasks, weighting, augment, settings, total_steps, processes, diagnose=0,
-        teacher=None,
-    ):  # fmt: skip
-        self.network, self.tasks, self.augment, self.teacher = network, tasks, augment, teacher
+        self, network, tasks, weighting, augment, settings, total_steps, processes, diagnose=0
+    ):
+        self.network, self.tasks, self.augment = network, tasks, augment
         self.settings, self.processes, self.diagnose = settings, processes, diagnose
         self.step = TrainingStep(network, tasks, weighting, processes).to(processes.device)
         self.weighting = self.step.weighting
@@ -163,8 +159,6 @@ class Trainer:
             finite, the weights stay as they were, in this step and all later ones. With `look`,
             T x T inner products follow.
         """
-        if self.teacher is not None:
-            targets = self._taught(images, targets, side or images.shape[-2:])
         images, targets = self.augment(images, targets, generator, side)
         counts = torch.stack([task.known(targets[n]).sum() for n, task in self.tasks.items()])
         counts = self.processes.sum(counts.float())  # (T,)
@@ -178,13 +172,6 @@ class Trainer:
         self.optimiser.step()
         self.average.update_parameters(self.network)
         return torch.cat([row, matrix.flatten().double()]) if look else row
-
-    @torch.no_grad()
-    def _taught(self, images, targets, side):
-        """The targets that the teacher makes of the images as they are, at the side (h, w)."""
-        images = resize(images, side).contiguous(memory_format=torch.channels_last)
-        with autocast(images.device):
-            return self.teacher(self.average.module.eval(), images, targets)
 
     def epoch(self, dataset, batches, epoch, done, report, pause):
         """Train on `batches[done:]` of an epoch, and yield the rows of its steps, as of `learn`.

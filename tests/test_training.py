@@ -9,7 +9,6 @@ import socket
 import sys
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -32,7 +31,6 @@ import MTL_OEQ
 from dataload import Augment, H5Dataset, write_split
 from engine.optimiser import Optimiser
 from engine.training import Trainer
-from MTL_Utils import PseudoMasks
 
 EPOCHS, STEPS, BATCH, SIDE = 4, 3, 4, 16
 FLAGS = ["--epochs", str(EPOCHS), "--batch-size", str(BATCH)]
@@ -475,58 +473,6 @@ def test_what_is_unknown_teaches_nothing(striped, tmp_path):
     assert np.isfinite(checkpoint["history"]["train"]["seg_loss"]).all()
 
 
-# --------------------------------------------------------------------------- images without a mask
-
-
-@pytest.fixture
-def half_masked(shared_data, tmp_path):
-    """The shared data, in which the second half of train has no masks."""
-    folder = tmp_path / "half_masked"
-    shutil.copytree(shared_data, folder)
-    with h5py.File(folder / "train" / "masks.h5", "r+") as file:
-        file["masks"][len(file["masks"]) // 2 :] = 255
-    return folder
-
-
-def count_lessons(monkeypatch):
-    """A list that gets (network, images, targets, targets afterwards) of every pseudo-mask."""
-    lessons, teach = [], PseudoMasks.__call__
-
-    def noted(self, network, images, targets):
-        found = teach(self, network, images, targets)
-        lessons.append((network.training, images, targets["seg"], found["seg"]))
-        return found
-
-    monkeypatch.setattr(PseudoMasks, "__call__", noted)
-    return lessons
-
-
-def test_the_average_teaches_where_there_is_no_mask(half_masked, tmp_path, monkeypatch):
-    lessons = count_lessons(monkeypatch)
-    flags = [*SMALL, "--epochs", "2", "--sides", "0.5", "1", "--confidence", "0.5"]
-    checkpoint = train("MTL_OEQ", half_masked, tmp_path / "out", *flags)
-    history, side = checkpoint["history"], H5Dataset("train", half_masked).side[0]
-    steps = len(lessons) // 2
-    assert (
-        steps
-        and [lesson[1].shape[-1] for lesson in lessons] == [side // 2] * steps + [side] * steps
-    )
-    for training, images, given, found in lessons:
-        assert not training and images.dtype == torch.uint8  # as they are, not augmented
-        assert (found != 255).all() and torch.equal(found[given != 255], given[given != 255])
-    assert history["train"]["seg_known"] == [6 * steps] * 2  # all pixels are sure from 0.5 on
-
-
-@pytest.mark.parametrize("script", ["MTL_OEQ", "MTL_main"])
-def test_no_teacher_where_every_mask_is_known_or_a_script_has_none(
-    script, shared_data, half_masked, tmp_path, monkeypatch
-):
-    lessons = count_lessons(monkeypatch)
-    data = half_masked if script == "MTL_main" else shared_data
-    train(script, data, tmp_path / "out", *SMALL)
-    assert not lessons
-
-
 # -------------------------------------------------------------------------------- weight average
 
 
@@ -744,18 +690,16 @@ def fake_processes(device):
     return SimpleNamespace(device=device, rank=0, size=1, sum=lambda tensor: tensor)
 
 
-def fake_trainer(script, device, teacher=None):
+def fake_trainer(script, device):
     augment = Augment(15.0, (0.75, 1.6), 1.2, 0.15, 0.4, 0.2)
     settings = SimpleNamespace(LEARNING_RATE=1.0, WEIGHT_DECAY=0.1, EMA_DECAY=0.9, CLIP_NORM=1.0)
     network, processes = script.Network(widths=(16, 16, 32)).to(device), fake_processes(device)
-    return Trainer(
-        network, script.TASKS, script.weighting(), augment, settings, 10, processes, 0, teacher
-    )
+    return Trainer(network, script.TASKS, script.weighting(), augment, settings, 10, processes)
 
 
 @pytest.mark.parametrize("script", [MTL_main, MTL_OEQ])
 def test_a_training_step_stays_on_the_gpu_and_never_waits_for_it(script, fake_gpu, monkeypatch):
-    trainer = fake_trainer(script, fake_gpu, PseudoMasks(0.9))
+    trainer = fake_trainer(script, fake_gpu)
 
     def backward(total):  # the one part that a real GPU alone can do
         assert total.shape == () and total.device == fake_gpu and total.requires_grad

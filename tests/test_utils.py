@@ -9,7 +9,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import distance_box_iou_loss
 
 from MTL_Utils import (
-    PseudoMasks,
     Task,
     bbox_known,
     bbox_loss,
@@ -293,34 +292,3 @@ def test_class_metrics_and_loss_by_hand():
     target = torch.tensor([1, 0, -1])
     assert pooled(CLASS, logits, target) == {"accuracy": 1 / 2}
     assert class_loss(logits, target).tolist() == pytest.approx([math.log(2), math.log(4), 0])
-
-
-# --------------------------------------------------------------------------- images without a mask
-
-
-class Sure(torch.nn.Module):
-    """A teacher whose logits are the red channel; it sees nothing else."""
-
-    def encoder(self, images):
-        return [images]
-
-    def decode(self, features):
-        return {"seg": features[0][:, :1]}
-
-
-def test_a_pseudo_mask_holds_what_the_teacher_is_sure_of():
-    logits = torch.tensor([[4.0, 1.0], [-1.0, -4.0]])  # probabilities .98, .73, .27, .02
-    images = logits.expand(2, 3, 2, 2)
-    given = torch.tensor([[[[0, 255], [1, 1]]], [[[255, 255], [255, 255]]]], dtype=torch.uint8)
-    targets = {"seg": given, "bin": torch.tensor([1.0, -1.0])}
-    found = PseudoMasks(0.9)(Sure(), images, targets)
-    assert found["seg"].dtype == torch.uint8
-    assert found["seg"][0].tolist() == given[0].tolist()  # an unknown pixel stays unknown
-    assert found["seg"][1].tolist() == [[[1, 255], [255, 0]]]
-    assert found["bin"] is targets["bin"] and targets["seg"] is given
-    assert PseudoMasks(0.7)(Sure(), images, targets)["seg"][1].tolist() == [[[1, 1], [0, 0]]]
-
-
-def test_a_pseudo_mask_has_the_size_of_the_masks():
-    images, masks = torch.full((1, 3, 2, 2), 9.0), torch.full((1, 1, 4, 4), 255, dtype=torch.uint8)
-    assert (PseudoMasks(0.9)(Sure(), images, {"seg": masks})["seg"] == 1).all()
