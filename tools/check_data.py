@@ -21,7 +21,7 @@ STRIDE = 32  # of the networks as they are: both sides must be multiples of it
 def main(argv):
     """Print the report; returns 0 if the experiments can run on the data, else 2."""
     parser = Parser("check_data.py", __doc__)
-    parser.add_argument("folder", metavar="DATA", help="the folder that contains train/, val/ and test/")
+    parser.add_argument("folder", metavar="DATA", help="holds train/, val/ and test/")
     folder = as_path(parser.parse_args(argv).folder, "DATA")
     problems, datasets = [], {}
     for split in SPLITS:

@@ -19,10 +19,10 @@ def main(argv):
     add, counts = parser.add_argument, (640, 96, 96)
     add("--out", required=True, metavar="DATA", help="a folder that holds no split yet")
     add("--varied", action="store_true", help="more variety, for pre-training")
-    add("--side", type=whole_number(32, 1024), default=128, metavar="N", help="side in pixels (128)")
+    add("--side", type=whole_number(32, 1024), default=128, metavar="N", help="pixels (128)")
     text = "samples in train, val and test (640 96 96)"
     add("--counts", type=whole_number(2, 10**5), nargs=3, default=counts, metavar="N", help=text)
-    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="of the drawing (0)")
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="of the pets (0)")
     options = parser.parse_args(argv)
     out, style = as_path(options.out, "--out"), "varied" if options.varied else "demo"
     make_demo(out, options.side, options.counts, options.seed, style)
