@@ -352,7 +352,7 @@ class Augment:
     mask, on whatever device they are; torchvision.transforms.v2 draws one map per call, so it would
     have to take the samples one by one. What comes from outside the frame is background, and grey
     128 before the brightness changes. A pixel is unknown where at least half of what it shows is,
-    and else what most of the known part is.
+    and else what most of the known part is; a mask without a known pixel stays one.
 
     A box is mapped as the ellipse inscribed in it, which is nearer to a head than the corners are
     and does not grow with every rotation. A box of which less than `MIN_VISIBLE` stays in the frame
@@ -423,7 +423,8 @@ class Augment:
         pixels *= ~(along & across)
         masks = (stacked[:, 3:4] > 0.5).to(torch.uint8)
         if self.unknown_pixels:
-            masks.masked_fill_(stacked[:, 4:] >= 0.5, UNKNOWN)
+            missing = unknown.flatten(1).all(1)[:, None, None, None]  # no pixel of it is known
+            masks.masked_fill_((stacked[:, 4:] >= 0.5) | missing, UNKNOWN)
         moved = {
             **targets,
             "seg": masks,

@@ -497,3 +497,14 @@ def test_known_masks_move_alike_with_and_without_the_plane_of_the_unknown():
         found.append(augment(images, targets, torch.Generator().manual_seed(5), (32, 48)))
     (image, moved), (other_image, other_moved) = found
     assert torch.equal(image, other_image) and torch.equal(moved["seg"], other_moved["seg"])
+
+
+def test_an_image_without_a_mask_has_none_after_augmentation():
+    """Also where it shows what lies outside the frame, which is background in other masks."""
+    images, masks = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.full((8, 1, 32, 32), 255)
+    masks[4:, :, :16] = 0
+    targets = {"seg": masks.to(torch.uint8), "bbox": torch.full((8, 4), torch.nan)}
+    augment = Augment(30.0, (0.3, 0.5), 1.2, 0.3, 0.4, 0.2)
+    _, moved = augment(images, targets, torch.Generator().manual_seed(0), (16, 16))
+    assert (moved["seg"][:4] == 255).all()
+    assert all((mask == 0).any() and (mask == 255).any() for mask in moved["seg"][4:])
