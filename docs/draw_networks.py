@@ -89,7 +89,7 @@ def two_heads():
     yield text(505, 302, "the class head looks where the mask is", GREY, 11)
     yield text(20, 325, "black: all scripts with this head", size=12, anchor="start")
     yield text(225, 325, "orange: MTL_main and MTL_ablation_bbox", ORANGE, 12, "start")
-    yield text(510, 325, "blue: MTL_OEQ", BLUE, 12, "start")
+    yield text(495, 325, "blue: MTL_OEQ, with one more level, 1/2", BLUE, 12, "start")
 
 
 def picture():
