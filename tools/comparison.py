@@ -149,8 +149,9 @@ def markdown(columns, split, baseline, everything=False):
     delta = [shown(delta_mtl(columns, label, split), "+.2f") for label in columns]
     if set(delta) != {BLANK}:
         table.append(("delta MTL, %", delta))
+    finished = [[r for r in column if not r["unfinished"]] for column in columns.values()]
     for key, (title, form) in COSTS.items():
-        known = [[r[key] for r in column if r[key] is not None] for column in columns.values()]
+        known = [[run[key] for run in runs if run[key] is not None] for runs in finished]
         table.append((title, [format(np.mean(each), form) if each else BLANK for each in known]))
     text = "".join(f"| {name} | {' | '.join(cells)} |\n" for name, cells in table)
     return text + "\n" + "\n".join(footnotes(columns, split, baseline)) + "\n"
