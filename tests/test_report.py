@@ -207,7 +207,7 @@ def test_the_time_left_goes_by_the_typical_epoch():
 
 def test_only_one_process_speaks(capsys, fake_tensorboard, tmp_path):
     Writer.made = None
-    report = Report(2, TASKS, speaks=False, tensorboard=True)
+    report = Report(2, TASKS, prints=False, tensorboard=True)
     report.start(tmp_path, 0)
     report.epoch(HISTORY, rate=1.0)
     report.warn("unheard")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine import artefacts, script
-from engine.settings import UserError, named
+from engine.settings import UserError, arguments_from
 from h5array import DEFAULT_CLASS_NAMES
 from tools.common import complain
 
@@ -94,7 +94,7 @@ def _unpickled(path, device):
 def _built(path, state, history, device):
     """The script's network, given the settings that its signature names, and these weights."""
     kind = script.load(history["script"]).module.Network
-    network = kind(**named(SimpleNamespace(**history["config"]), kind))
+    network = kind(**arguments_from(SimpleNamespace(**history["config"]), kind))
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

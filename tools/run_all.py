@@ -61,7 +61,7 @@ class Job:
                     pass  # is there
         except UserError as error:
             raise UserError(f"{self.script.title}: {error}") from error
-        self.config = settings.plain(values) | {"demo": options.demo}
+        self.config = settings.as_dict(values) | {"demo": options.demo}
         self.seconds = self.finished()
 
     def finished(self):
