@@ -27,8 +27,8 @@ def seeded(*numbers):
 def epoch_batches(known, batch_size, seed, epoch):
     """The sample numbers of an epoch's batches, shuffled; an incomplete last batch is dropped.
 
-    If fewer than LEAST_KNOWN of the samples have a known first target, these are drawn more often,
-    so that they make up this share of every batch; the number of steps stays the same.
+    If fewer than LEAST_KNOWN of the samples are known, these are drawn more often, so that they
+    make up this share of every batch; the number of steps stays the same.
 
     Args:
         known: bool (N,), whether a sample's target of the first task is known.
@@ -40,12 +40,12 @@ def epoch_batches(known, batch_size, seed, epoch):
     rare = order[known[order]]
     if not 0 < len(rare) < LEAST_KNOWN * length:
         return batches
-    share = math.ceil(LEAST_KNOWN * size)
+    quota = math.ceil(LEAST_KNOWN * size)  # in every batch
     others = order[~known[order]]
-    rounds = math.ceil(len(batches) * share / len(rare))
+    rounds = math.ceil(len(batches) * quota / len(rare))
     repeated = [rare[torch.randperm(len(rare), generator=generator)] for _ in range(rounds)]
-    repeated = torch.cat(repeated)[: len(batches) * share].view(len(batches), share)
-    others = others[: len(batches) * (size - share)].view(len(batches), size - share)
+    repeated = torch.cat(repeated)[: len(batches) * quota].view(len(batches), quota)
+    others = others[: len(batches) * (size - quota)].view(len(batches), size - quota)
     mixed = torch.cat([repeated, others], dim=1)  # (steps, size)
     places = torch.rand(mixed.shape, generator=generator).argsort(dim=1)
     return mixed.gather(1, places).tolist()  # shuffled, so that every process gets known ones
