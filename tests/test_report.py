@@ -200,9 +200,9 @@ def test_the_table_by_hand():
 
 def test_the_time_left_goes_by_the_typical_epoch():
     report = Report(10, TASKS)
-    assert report._time_left(0.5, a_whole_epoch=20) == "03:10"
+    assert report._time_left(0.5, epoch_seconds=20) == "03:10"
     report.seconds = [100.0, 10.0, 10.0]  # the first one was slow, as compilation makes it
-    assert report._time_left(3.5, a_whole_epoch=99) == "01:05"
+    assert report._time_left(3.5, epoch_seconds=99) == "01:05"
 
 
 def test_only_one_process_speaks(capsys, fake_tensorboard, tmp_path):
