@@ -12,7 +12,7 @@ from torch import nn
 import engine
 from engine.tasks import BBOX, BIN, SEG
 from MTL_Utils import FixedWeights
-from ResBlock import BoxHead, ClassHead, Decoder, Encoder, on_grid, presence
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
 # paths
@@ -34,7 +34,8 @@ SEED = 0  # of initial weights, batches, augmentation and dropout
 LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # weight of each task's loss
 
 # network
-WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
+STEM = 2  # stride of the first convolution
+WIDTHS = (16, 32, 64, 128, 256)  # channels at stride 2, 4, 8, 16, 32
 UNITS = 1  # residual units per block
 DROPOUT = 0.3  # share of the class head's inputs, in training
 
@@ -52,13 +53,13 @@ class Network(nn.Module):
     [0, 1], "bin": (B,) logits}; H and W multiples of 32.
     """
 
-    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+    def __init__(self, stem=STEM, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
         super().__init__()
-        self.encoder = Encoder(widths, units)
+        self.encoder = Encoder(widths, units, stem)
         self.stride = self.encoder.stride
-        self.seg = Decoder(widths, units)
+        self.seg = Decoder(widths, units, stem)
         self.bbox = BoxHead(widths[-2])
-        self.bin = ClassHead(widths[-1], dropout, looks=2)
+        self.bin = ClassHead(widths[-1] + widths[-2], dropout)
 
     def forward(self, image):
         if self.training:
@@ -74,7 +75,7 @@ class Network(nn.Module):
         return {
             "seg": seg,
             "bbox": bbox,
-            "bin": self.bin(deepest, presence(seg, deepest), on_grid(head, deepest)),
+            "bin": self.bin((deepest, presence(seg, deepest)), (levels[0], head)),
         }
 
 

@@ -66,7 +66,7 @@ class Network(nn.Module):
         seg = self.seg(features)
         return {
             "seg": seg,
-            "bin": self.bin(features[-1], presence(seg, features[-1])),
+            "bin": self.bin((features[-1], presence(seg, features[-1]))),
         }
 
 

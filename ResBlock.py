@@ -105,14 +105,15 @@ def shortcut(in_channels, out_channels, stride):
 
 
 class Encoder(nn.Module):
-    """A stem with stride 4, then one ResidualBlock "down" per further width.
+    """A stem, one convolution, then one ResidualBlock "down" per further width.
 
     Shape: image (B, 3, H, W) in [0, 255], uint8 or float -> a list of features, first
-    (B, widths[0], H / 4, W / 4), last (B, widths[-1], H / stride, W / stride).
+    (B, widths[0], H / stem, W / stem), last (B, widths[-1], H / stride, W / stride).
 
     Args:
-        widths: channels at stride 4, 8, 16, ...
+        widths: channels at stride `stem`, 2 `stem`, 4 `stem`, ...
         units: residual units in every ResidualBlock.
+        stem: stride of the stem.
         mode: of every ResidualBlock.
 
     Raises:
@@ -120,14 +121,15 @@ class Encoder(nn.Module):
         ValueError: H or W is no multiple of `stride`.
     """
 
-    def __init__(self, widths, units, mode="normal"):
+    def __init__(self, widths, units, stem=4, mode="normal"):
         super().__init__()
         if len(widths) < 2 or min(widths) < 2:
             raise SettingError(f"widths: expected two or more numbers above 1, found {widths}")
         if units < 1:
             raise SettingError(f"units: expected a whole number above 0, found {units}")
-        self.stride = 4 * 2 ** (len(widths) - 1)
-        self.stem = nn.Sequential(*conv_norm(3, widths[0], 7, 4), nn.ReLU(inplace=True))
+        self.stride = stem * 2 ** (len(widths) - 1)
+        convolution = conv_norm(3, widths[0], 2 * stem - 1, stem)
+        self.stem = nn.Sequential(*convolution, nn.ReLU(inplace=True))
         pairs = pairwise(widths)
         self.blocks = nn.ModuleList(ResidualBlock(a, b, units, "down", mode) for a, b in pairs)
 
@@ -146,26 +148,26 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """From the encoder's features back to one logit per pixel, with a skip connection per level.
 
-    Shape: features as Encoder returns them -> (B, 1, H, W). The last factor of 4 is a pixel shuffle
-    (Shi et al. 2016, arXiv:1609.05158): 16 logits per position at stride 4.
+    Shape: features as Encoder returns them -> (B, 1, H, W). The last factor is a pixel shuffle
+    (Shi et al. 2016, arXiv:1609.05158): stem x stem logits per position at stride `stem`.
 
     Args:
-        widths, units, mode: as the Encoder's.
+        widths, units, stem, mode: as the Encoder's.
     """
 
-    def __init__(self, widths, units, mode="normal"):
+    def __init__(self, widths, units, stem=4, mode="normal"):
         super().__init__()
         pairs = list(pairwise(reversed(widths)))
         self.blocks = nn.ModuleList(ResidualBlock(a, b, units, "up", mode) for a, b in pairs)
         self.skips = nn.ModuleList(nn.Sequential(*conv_norm(b, b, 1)) for _, b in pairs)
-        self.logits = nn.Sequential(nn.Conv2d(widths[0], 16, 1), nn.PixelShuffle(4))
+        self.logits = nn.Sequential(nn.Conv2d(widths[0], stem**2, 1), nn.PixelShuffle(stem))
 
     def forward(self, features):
         return self.logits(self.levels(features)[-1])
 
     def levels(self, features):
         """The decoded features, coarse to fine: (B, widths[-2], 2 h, 2 w) of the deepest h and w to
-        (B, widths[0], H / 4, W / 4)."""
+        (B, widths[0], H / stem, W / stem)."""
         decoded = [features[-1]]
         for block, skip, feature in zip(self.blocks, self.skips, features[-2::-1], strict=True):
             decoded.append(block(decoded[-1], skip(feature)))
@@ -173,29 +175,28 @@ class Decoder(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """Logits from means of the deepest features under weight maps.
+    """Logits from means of features under weight maps.
 
-    Shape: x (B, C, h, w), and `looks` maps (B, 1, h, w) >= 0 -> (B,), or (B, classes) for more
-    than one class. The means of x under the maps are concatenated. No gradient flows into the maps.
+    Shape: pairs of features (B, C, h, w) and a map (B, 1, h, w) >= 0 -> (B,), or (B, classes) for
+    more than one class. The means of the pairs are concatenated. No gradient flows into the maps.
 
     Args:
-        channels: C.
+        channels: the sum of the C of all pairs.
         dropout: share of the means that is dropped in training.
-        looks: number of maps.
         classes: number of logits.
     """
 
-    def __init__(self, channels, dropout, looks=1, classes=1):
+    def __init__(self, channels, dropout, classes=1):
         super().__init__()
         if not 0 <= dropout < 1:
             raise SettingError(
                 f"dropout: expected a number of at least 0 and below 1, found {dropout}"
             )
         self.dropout = nn.Dropout(dropout)
-        self.logits = nn.Linear(looks * channels, classes)
+        self.logits = nn.Linear(channels, classes)
 
-    def forward(self, x, *maps):
-        means = [weighted_mean(x, weight.detach()) for weight in maps]
+    def forward(self, *pairs):
+        means = [weighted_mean(x, weight.detach()) for x, weight in pairs]
         logits = self.logits(self.dropout(torch.cat(means, dim=1)))
         return logits[:, 0] if logits.shape[1] == 1 else logits
 
@@ -208,12 +209,7 @@ def weighted_mean(x, weight):
 
 def presence(logits, like):
     """Mask logits (B, 1, H, W) as mean probabilities (B, 1, h, w) on the grid of features."""
-    return on_grid(logits.sigmoid(), like)
-
-
-def on_grid(values, like):
-    """A map (B, C, H, W) averaged to the grid (h, w) of features."""
-    return F.adaptive_avg_pool2d(values, like.shape[-2:])
+    return F.adaptive_avg_pool2d(logits.sigmoid(), like.shape[-2:])
 
 
 class BoxHead(nn.Module):

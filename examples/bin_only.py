@@ -61,7 +61,7 @@ class Network(nn.Module):
     def decode(self, features):
         """The outputs from the features that the tasks share."""
         everywhere = torch.ones_like(features[-1][:, :1])
-        return {"bin": self.bin(features[-1], everywhere)}
+        return {"bin": self.bin((features[-1], everywhere))}
 
 
 # ---- losses and metrics: the first task chooses the best epoch ----

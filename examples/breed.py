@@ -96,8 +96,8 @@ class Network(nn.Module):
         return {
             "seg": seg,
             "bbox": self.bbox(features[-1]),
-            "bin": self.bin(features[-1], pet),
-            "breed": self.breed(features[-1], pet),
+            "bin": self.bin((features[-1], pet)),
+            "breed": self.breed((features[-1], pet)),
         }
 
 

@@ -83,7 +83,7 @@ class Network(nn.Module):
         return {
             "seg": seg,
             "bbox": self.bbox(features[-1]),
-            "bin": self.bin(features[-1], presence(seg, features[-1])),
+            "bin": self.bin((features[-1], presence(seg, features[-1]))),
         }
 
 

@@ -268,7 +268,10 @@ def test_constants_that_differ_are_told(tmp_path, capsys):
         config = {"WEIGHT_DECAY": decay, "LOSS_WEIGHTS": weights, **more}
         save(make_history(name, **config), tmp_path / name)
     text = printed(capsys, tmp_path)
-    assert "Not only the networks differ: WEIGHT_DECAY is 0.2 in alone; 0.05 in joint." in text
+    assert (
+        "The networks are not the only difference: WEIGHT_DECAY is 0.2 in alone; 0.05 in joint."
+        in text
+    )
     assert "DROPOUT" not in text and "LOSS_WEIGHTS" not in text  # not shared
     assert "WIDTHS" not in text  # the same
     weights = {"a": 2.0, "b": 1.0}
@@ -522,7 +525,7 @@ def test_damaged_histories_end_in_one_line(tmp_path, capsys):
     old = {key: value for key, value in summary.items() if key not in ("tasks", "rows")}
     (tmp_path / "old_seed0.json").write_text(histories.to_json(old))
     message = printed(capsys, tmp_path / "old_seed0.json", code=2)
-    assert message.endswith("found no tasks, rows in it\n")
+    assert message.endswith("found no tasks in it\n")
     for change in ({"best_epoch": 9}, {"config": {"EPOCHS": 1, "BATCH_SIZE": 0}}):
         path = save(make_history("joint") | change, tmp_path / "part")
         assert "found a damaged file (" in printed(capsys, path, code=2)

@@ -201,16 +201,14 @@ def test_mistakes_end_in_one_line(run_folder, shared_data, data_folder, tmp_path
 def test_a_split_where_nothing_is_known(run_folder, shared_data, monkeypatch, capsys):
     monkeypatch.setattr(gallery, "scores_of", lambda table, task: torch.full((7,), torch.nan))
     assert gallery.main([str(run_folder), str(shared_data)]) == 2
-    error = f"{shared_data / 'test'}: expected a sample of known bbox, found none\n"
+    error = f"{shared_data / 'test'}: expected a sample with known bbox, found none\n"
     assert capsys.readouterr().err.endswith(error)
 
 
-def test_a_history_that_does_not_tell_its_data(run_folder, shared_data, capsys):
+def test_a_history_that_does_not_name_its_data(run_folder, shared_data, capsys):
     path = run_folder / "boxes_last.pt"
     content = torch.load(path)
     del content["about"]["data_fingerprint"]
     torch.save(content, path)
     assert gallery.main([str(path), str(shared_data)]) == 2
-    assert "expected the run's data, which its history does not tell, found" in (
-        capsys.readouterr().err
-    )
+    assert "expected the run's data, which is not recorded, found" in (capsys.readouterr().err)

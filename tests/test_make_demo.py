@@ -242,11 +242,11 @@ def mistake(capsys, *flags, code=2):
     [
         (["--side", "8"], "--side: expected a whole number from 32 to 1024, found '8'"),
         (["--counts", "4", "0", "4"], "--counts: expected a whole number from 2 to 100000, found"),
-        (["--counts", "4", "4"], "--counts: expected 3 numbers, found 2"),
+        (["--counts", "4", "4"], "--counts: expected 3 arguments"),
         (["--seed", "-1"], "--seed"),
         (["--vried"], "did you mean --varied?"),
-        (["--out", ""], "--out: expected a folder, found ''"),
-        (["--out", "file/pets"], "--out file/pets: "),
+        (["--out", ""], "--out: expected a path, found an empty one"),
+        (["--out", "file/pets"], "file/pets: Not a directory"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, flags, message):

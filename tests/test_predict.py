@@ -172,7 +172,7 @@ def kinds():
     }
 
 
-def test_every_kind_of_file_in_batches_of_a_folder(call, tmp_path):
+def test_every_kind_of_file_in_a_folder(call, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     for name, (picture, options) in kinds().items():
@@ -180,7 +180,7 @@ def test_every_kind_of_file_in_batches_of_a_folder(call, tmp_path):
     for name in ("notes.txt", "._rgb.jpg", ".hidden.png", "images.h5", "clip.mpg", "paper.pdf"):
         (folder / name).write_text("no picture")
     (folder / "album.png").mkdir()
-    lines, errors = call(folder, "--batch-size", "3")
+    lines, errors = call(folder)
     assert errors == ""
     assert sorted(line["image"] for line in lines) == sorted(str(folder / n) for n in kinds())
     for line in lines:
@@ -345,7 +345,7 @@ def test_long_names_are_shortened(call, tmp_path):
 def test_a_result_that_cannot_be_written_costs_that_picture_alone(call, tmp_path):
     pictures = [white(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
     (tmp_path / "out/b_mask.png").mkdir(parents=True)
-    lines, errors = call(*pictures, "--batch-size", "2", code=1)
+    lines, errors = call(*pictures, code=1)
     assert [line["image"] for line in lines] == [str(pictures[0]), str(pictures[2])]
     path = tmp_path / "out/b_mask.png"
     assert errors == f"predict.py: {path}: cannot be written (Is a directory)\n"
@@ -434,7 +434,7 @@ def test_opening_a_network_changes_no_script(tmp_path, ending):
     torch.save(record(name="main", script="MTL_main", config=config), tmp_path / "main_history.pt")
     for name, content in {"model.pt": network, "model_lite.pt": network.state_dict()}.items():
         torch.save(content, tmp_path / f"main_{name}")
-    opened, _ = networks.open_network(tmp_path / f"main_{ending}", torch.device("cpu"))
+    opened, _, _ = networks.open_network(tmp_path / f"main_{ending}", torch.device("cpu"))
     assert not opened.training
     assert sum(p.numel() for p in opened.parameters()) == sum(
         p.numel() for p in network.parameters()
@@ -448,7 +448,7 @@ def test_an_older_history_names_no_script(tmp_path):
     about = record()
     del about["script"], about["class_names"]
     torch.save(about, tmp_path / "bright_history.pt")
-    _, history = networks.open_network(model, torch.device("cpu"))
+    _, _, history = networks.open_network(model, torch.device("cpu"))
     assert (history["script"], history["class_names"]) == ("MTL_bright", ("class 0", "class 1"))
 
 
@@ -473,7 +473,7 @@ def test_all_but_whole_networks_run_no_code(call, tmp_path, file):
     assert not (tmp_path / "ran").exists()
 
 
-def test_mistakes_end_in_one_line(call, model, tmp_path, capsys):
+def test_mistakes_end_in_one_line(call, model, tmp_path):
     white(tmp_path / "a.png")
 
     def message(path, *flags, picture=tmp_path / "a.png"):
@@ -491,9 +491,11 @@ def test_mistakes_end_in_one_line(call, model, tmp_path, capsys):
         assert "alone_history.pt: expected the history beside the network" in message(alone)
     whole = save_run(tmp_path / "run")
     torch.save({"weight": torch.ones(1)}, whole)
-    assert "expected a whole network, found a dict" in message(whole)
+    assert "expected the weights of MTL_bright.Network, found others" in message(whole)
+    torch.save([1], whole)
+    assert "bright_model.pt: expected weights, found something else" in message(whole)
     whole.write_bytes(b"damaged")
-    assert "bright_model.pt: expected a whole network, found a damaged file" in message(whole)
+    assert "bright_model.pt: expected a network, found a damaged file" in message(whole)
     lite = whole.with_name("bright_model_lite.pt")
     for wrong in ({"weight": torch.ones(1)}, {"level": 1.0}, torch.ones(1), [1], {}):
         torch.save(wrong, lite)
@@ -508,10 +510,6 @@ def test_mistakes_end_in_one_line(call, model, tmp_path, capsys):
     empty = message(model, picture=tmp_path / "empty")
     assert f"{tmp_path / 'empty'}: expected pictures (.jpg, .png, ...), found none" in empty
     assert "IMAGE: expected a path, found an empty one" in message(model, picture="")
-    with pytest.raises(SystemExit) as stopped:
-        predict.main([str(model), "a.png", "--out", "out", "--batch-size", "0"])
-    assert stopped.value.code == 2
-    assert "--batch-size: expected a whole number from 1" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- where a tool is run
@@ -561,11 +559,17 @@ def refused(argv):
     Path(argv[0]).read_bytes()
 
 
+def too_large(argv):
+    raise MemoryError
+
+
 def test_ctrl_c_and_what_the_system_refuses(capsys, tmp_path):
     assert common.run_tool("tool.py", interrupted, None) == 130
     assert capsys.readouterr().err == "tool.py: interrupted\n"
     assert common.run_tool("tool.py", refused, [tmp_path / "x"]) == 2
     assert capsys.readouterr().err == f"tool.py: {tmp_path / 'x'}: No such file or directory\n"
+    assert common.run_tool("tool.py", too_large, None) == 2
+    assert capsys.readouterr().err.startswith("tool.py: expected enough memory, found too little;")
 
 
 def test_streams_that_go_away_or_take_few_letters(monkeypatch, capsys):
@@ -598,7 +602,7 @@ def test_a_reader_that_has_seen_enough(model, tmp_path):
     left |= {"WORLD_SIZE": "2", "RANK": "0", "PYTHONIOENCODING": "cp1252"}
     left["PYTHONPATH"] = str(Path(sys.modules["MTL_bright"].__file__).parent)
     pictures = [white(tmp_path / f"{number}é猫.png") for number in range(9)]
-    command = [sys.executable, ROOT / "tools/predict.py", model, *pictures, "--batch-size", "1"]
+    command = [sys.executable, ROOT / "tools/predict.py", model, *pictures]
     with subprocess.Popen(
         [*command, "--out", tmp_path / "out"], env=os.environ | left,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

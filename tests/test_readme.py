@@ -79,7 +79,7 @@ def workplace(tmp_path, shared_data, monkeypatch):
 
 def pretend_to_prepare(words, shared_data):
     """Read the flags of prepare_pets; put tiny data where it would write."""
-    options = prepare_pets.parse_arguments(words)
+    options = prepare_pets.parse(words)
     if options.out.exists():
         return
     shutil.copytree(shared_data, options.out)

@@ -62,6 +62,15 @@ def test_encoder_and_decoder_fit_every_multiple_of_the_stride(side):
     assert decoder(features).shape == (2, 1, *side)
 
 
+@pytest.mark.parametrize("stem", [2, 4])
+def test_the_stem_sets_the_finest_stride(stem):
+    encoder, decoder = Encoder((4, 8, 12), 1, stem), Decoder((4, 8, 12), 1, stem)
+    features = encoder(torch.zeros(2, 3, 64, 32))
+    assert encoder.stride == 4 * stem
+    assert features[0].shape == (2, 4, 64 // stem, 32 // stem)
+    assert decoder(features).shape == (2, 1, 64, 32)
+
+
 def test_another_side_is_refused_with_the_multiple():
     with pytest.raises(ValueError, match="expected a multiple of 8, found 32 x 36"):
         Encoder((4, 8), 1)(torch.zeros(1, 3, 32, 36))
@@ -77,13 +86,15 @@ def test_every_skip_reaches_the_logits():
 
 
 def test_a_class_head_looks_under_each_map_and_teaches_the_maps_nothing():
-    head = ClassHead(8, 0.0, looks=2)
-    x = torch.randn(3, 8, 4, 4)
-    maps = torch.rand(2, 3, 1, 4, 4, requires_grad=True)
-    logits = head(x, *maps)
+    head = ClassHead(8 + 4, 0.0)
+    coarse, fine = torch.randn(3, 8, 4, 4), torch.randn(3, 4, 8, 8)
+    maps = torch.rand(3, 1, 4, 4, requires_grad=True), torch.rand(3, 1, 8, 8, requires_grad=True)
+    logits = head((coarse, maps[0]), (fine, maps[1]))
     assert logits.shape == (3,)
+    pooled = [weighted_mean(coarse, maps[0]), weighted_mean(fine, maps[1])]
+    torch.testing.assert_close(logits, head.logits(torch.cat(pooled, dim=1))[:, 0])
     logits.sum().backward()
-    assert maps.grad is None
+    assert maps[0].grad is None and maps[1].grad is None
 
 
 def test_a_weighted_mean_by_hand():

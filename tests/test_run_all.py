@@ -138,7 +138,7 @@ def test_folds_are_in_the_flags_and_in_the_names(scripts, series, shared_data, t
     capfd.readouterr()
     for arguments, place in (([*chosen], data), (chosen[:-3], f"{data}{{fold}}")):
         assert series(*arguments, data=place) == 2
-        assert "--folds: expected together with {fold} behind --" in one_line(capfd)
+        assert "--folds: expected together with {fold} after --" in one_line(capfd)
 
 
 def test_two_at_a_time_on_one_thread_each(scripts, series):

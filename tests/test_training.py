@@ -693,7 +693,7 @@ def fake_processes(device):
 def fake_trainer(script, device):
     augment = Augment(15.0, (0.75, 1.6), 1.2, 0.15, 0.4, 0.2)
     settings = SimpleNamespace(LEARNING_RATE=1.0, WEIGHT_DECAY=0.1, EMA_DECAY=0.9, CLIP_NORM=1.0)
-    network, processes = script.Network((16, 16, 32)).to(device), fake_processes(device)
+    network, processes = script.Network(widths=(16, 16, 32)).to(device), fake_processes(device)
     return Trainer(network, script.TASKS, script.weighting(), augment, settings, 10, processes)
 
 
@@ -719,7 +719,7 @@ def test_an_evaluation_waits_for_the_gpu_once_at_its_end(script, fake_gpu, monke
     monkeypatch.setattr(engine.evaluation, "loader", lambda *arguments: batches)
     processes, sums = fake_processes(fake_gpu), []
     processes.sum = lambda tensor: sums.append(tensor) or tensor
-    network = script.Network((16, 16, 32)).to(fake_gpu)
+    network = script.Network(widths=(16, 16, 32)).to(fake_gpu)
     with pytest.raises(DataDependentOutputException):
         engine.evaluation.evaluate(network, range(12), script.TASKS, 4, processes)
     assert len(sums) == 1  # it asks whether every sample was seen, after all batches

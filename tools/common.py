@@ -1,6 +1,7 @@
-"""What several tools share: the scripts' order, mistakes in one line, paths, a device."""
+"""What the tools share: the order of the scripts, one-line errors, paths and the device."""
 
 import contextlib
+import functools
 import os
 import sys
 from pathlib import Path
@@ -10,31 +11,39 @@ from engine.report import STDERR
 from engine.settings import UserError
 from h5array import DataError
 
-ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # in table order
+
+
+def command(work):
+    """Turn a tool's `main(argv)` into `main(argv=None)`, which returns an exit code: `run_tool`."""
+    name = Path(work.__code__.co_filename).name
+    return functools.wraps(work)(lambda argv=None: run_tool(name, work, argv))
 
 
 def run_tool(name, work, argv):
     """The exit code of `work(argv)`, which is 0 where it returns None.
 
-    A user's mistake (UserError), damaged data (DataError) and what the system refuses
-    (OSError) become one line on stderr and code 2, Ctrl-C code 130. A reader of stdout that has
-    seen enough, as in `| head -1`, ends the tool with code 0 and without a word.
+    UserError, DataError, OSError and MemoryError become one line on stderr and exit code 2, Ctrl-C
+    becomes exit code 130. If the reader of stdout closes it, as `| head -1` does, the tool ends
+    silently with exit code 0.
     """
-    with contextlib.suppress(AttributeError):  # a stdout of cp1252 takes any name, escaped
-        sys.stdout.reconfigure(errors="backslashreplace")
+    with contextlib.suppress(AttributeError):  # stdout is None, or not a text file
+        sys.stdout.reconfigure(errors="backslashreplace")  # cp1252 cannot encode every name
     try:
         code = work(argv) or 0
         print(end="", flush=True)
         return code
     except (UserError, DataError) as error:
         complain(f"{name}: {error}")
+    except MemoryError:
+        complain(f"{name}: expected enough memory, found too little; use smaller or fewer images")
     except OSError as error:
-        with contextlib.suppress(OSError, AttributeError):  # what is left for stdout is lost
+        with contextlib.suppress(OSError, AttributeError):  # discard what is buffered for stdout
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 0
-        complain(f"{name}: {error.filename or 'stdout'}: {error.strerror or error}")
+        reason = " ".join((error.strerror or str(error)).split())
+        complain(f"{name}: {error.filename or 'stdout'}: {reason}")
     except KeyboardInterrupt:
         complain(f"{name}: interrupted")
         return 130
@@ -42,20 +51,20 @@ def run_tool(name, work, argv):
 
 
 def complain(line):
-    """Print a line on stderr; a closed stderr does no harm."""
+    """Print a line on stderr; a closed stderr is ignored."""
     STDERR.write(f"{line}\n")
     STDERR.flush()
 
 
 def as_path(text, name):
-    """The path in a text, ~ being the home folder; an empty one is a UserError that says `name`."""
+    """The path in a text, with ~ as the home folder; UserError names `name` if it is empty."""
     if not str(text).strip():
         raise UserError(f"{name}: expected a path, found an empty one")
     return Path(os.path.expanduser(text))
 
 
 def make_folder(path, flag):
-    """The folder, made if it is not there; a UserError that names the flag if it cannot be used."""
+    """The folder, created if necessary; UserError names the flag if it cannot be written to."""
     path = as_path(path, flag)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -67,10 +76,7 @@ def make_folder(path, flag):
 
 
 def choose_device(name):
-    """One process, whatever torchrun has left in the environment, on the device of this name.
-
-    Without a name, that is the GPU, or else the CPU. UserError: there is no such device.
-    """
-    processes = Processes({})
+    """One process on the device of this name (None: the GPU, or else the CPU); raises UserError."""
+    processes = Processes({})  # whatever torchrun has left in the environment
     processes.use(name)
     return processes

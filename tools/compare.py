@@ -8,31 +8,29 @@
     python tools/compare.py results/128                   the same table from these files
     python tools/compare.py dwa=runs/a fixed=runs/b       runs of one script under different labels
 
-Folders are searched to any depth. Runs of one name with different constants become
-separate columns; runs with different test images are folds of one column. Runs with different data
-or budgets are refused: exit code 2 and one line that says how they differ. With --train-may-differ
-the training data may differ, as when images without a box are left out; then the number of steps,
-not of epochs, must be the same.
+Folders are searched to any depth. Runs of one script with different constants become separate
+columns; runs with different test images are folds of one column. Runs with different data or
+budgets are refused. With --train-may-differ the training data may differ, for example in the images
+without a box; then the number of steps instead of epochs must be the same.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from engine.artefacts import replacing
 from engine.settings import Parser, UserError
 from tools import histories
-from tools.common import EXPERIMENTS, complain, make_folder, run_tool
+from tools.common import EXPERIMENTS, command, complain, make_folder
 from tools.comparison import FREE, markdown, tested
 from tools.curves import save_picture
 
-SAME = (*histories.BUDGET, "demo", "processes")  # settings that must be the same for all runs
+EQUAL = (*histories.BUDGET, "demo", "processes")  # settings that must be the same for all runs
 
 
 def conditions(run, train_may_differ):
-    """{(scope, name): value} of everything that must be equal, in all runs or in one fold."""
-    whole = {key: run["config"].get(key) for key in SAME} | {"side": run["side"]}
+    """{(scope, name): value} of what must be equal: in all runs (scope "") or in one test set."""
+    whole = {key: run["config"].get(key) for key in EQUAL} | {"side": run["side"]}
     for task, entry in run["tasks"].items():
         whole[f"task {task}"] = [entry[k] for k in ("primary", "higher_is_better", "reference")]
     fold = {}
@@ -47,14 +45,7 @@ def conditions(run, train_may_differ):
 
 
 def refuse_different(runs, train_may_differ):
-    """Refuse runs whose data or budget differ, and folds that share a test image.
-
-    Args:
-        runs: [(path, summary)].
-
-    Raises:
-        UserError: names two runs and how they differ.
-    """
+    """UserError if [(path, summary)] differ in data or budget, or folds share a test image."""
     known = {}
     for path, run in runs:
         found = conditions(run, train_may_differ)
@@ -67,14 +58,10 @@ def refuse_different(runs, train_may_differ):
 
 
 def group(runs):
-    """{column: [summary]} in the order of EXPERIMENTS, then of appearance.
-
-    Raises:
-        UserError: two runs have the same name, settings, seed and data.
-    """
-    columns, paths, told = {}, {}, [*EXPERIMENTS]
-    told += [run["name"] for _, run in runs]
-    for path, run in sorted(runs, key=lambda pair: told.index(pair[1]["name"])):
+    """{column: [summary]} of [(path, summary)]; UserError if two are the same run."""
+    columns, paths = {}, {}
+    order = [*EXPERIMENTS, *(run["name"] for _, run in runs)]
+    for path, run in sorted(runs, key=lambda pair: order.index(pair[1]["name"])):
         label = _label(run, [other for _, other in runs if other["name"] == run["name"]])
         key = label, run["seed"], histories.test_set(run)
         if key in paths:
@@ -88,7 +75,7 @@ def group(runs):
 
 
 def _label(run, namesakes):
-    """The name, and the settings in which it differs from others of its name."""
+    """The name, and the settings in which the run differs from others of its name."""
     ours, *others = (
         {k: v for k, v in r["config"].items() if k.isupper() and k not in FREE}
         | ({"weights": "given"} if r["weights_from"] else {})
@@ -100,11 +87,7 @@ def _label(run, namesakes):
 
 
 def choose_baseline(wanted, columns):
-    """The column that gains are measured against: the wanted, a task's reference, or the first.
-
-    Raises:
-        UserError: it is not there, or a column has no test image in common with it.
-    """
+    """The column to compare with; UserError if it is missing, or shares no image with another."""
     if wanted and wanted not in columns:
         raise UserError(f"--baseline: expected one of {', '.join(columns)}, found {wanted}")
     tasks = [entry for column in columns.values() for entry in column[0]["tasks"].values()]
@@ -119,9 +102,21 @@ def choose_baseline(wanted, columns):
     return baseline
 
 
-def compare(argv):
+@command
+def main(argv):
     """Read and check the runs, and print or write what the flags ask for; raises UserError."""
-    options = parse(argv)
+    parser = Parser("compare.py", __doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUNS", help="[LABEL=] file or folder of runs")
+    add("--split", choices=("test", "val"), default="test", help="the split to show (test)")
+    add("--baseline", metavar="COLUMN", help="for the gains (a task's reference, or the first)")
+    add("--all", action="store_true", help="show all metrics, not only the primary ones")
+    text = "require only equal val and test data and numbers of steps"
+    add("--train-may-differ", action="store_true", help=text)
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--out", metavar="FOLDER", help="also write compare.md and compare.png")
+    target.add_argument("--export", metavar="FOLDER", help="only write a small file for each run")
+    options = parser.parse_args(argv)
     runs = histories.find(options.runs)
     if options.export:
         folder = make_folder(options.export, "--export")
@@ -138,27 +133,6 @@ def compare(argv):
         save_picture(folder / "compare.png", columns, options.split, baseline)
         complain(f"written to {folder}: compare.md and compare.png")
     print(table, end="")
-
-
-def parse(argv):
-    """The options; a wrong one ends the process with code 2."""
-    parser = Parser("compare.py", __doc__)
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUNS", help="[LABEL=] file or folder of runs")
-    add("--split", choices=("test", "val"), default="test", help="which values (test)")
-    add("--baseline", metavar="COLUMN", help="of the gains (a task's reference, or the first)")
-    add("--all", action="store_true", help="all metrics, not the primary ones only")
-    help_text = "only val and test and the number of training steps must be the same"
-    add("--train-may-differ", action="store_true", help=help_text)
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("--out", metavar="FOLDER", help="also write compare.md and compare.png")
-    target.add_argument("--export", metavar="FOLDER", help="only write a small file of each run")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    """Run the tool; returns the exit code: 0, or 2 for a mistake or a damaged file."""
-    return run_tool("compare.py", compare, argv)
 
 
 if __name__ == "__main__":

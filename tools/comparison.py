@@ -1,8 +1,8 @@
 """The table of a comparison: values pooled over test images, and gains on the same images.
 
 A column is a list of summaries (tools/histories.py): runs of one script that differ in seed and
-fold. An estimate is an array (1 + RESAMPLES,): the value itself, then its values on resampled
-images, drawn with replacement, the same for all estimates of a table.
+fold. An estimate is an array (1 + RESAMPLES,): the value itself, then its values on images that are
+drawn with replacement; the draws are the same for all estimates of a table.
 """
 
 import json
@@ -11,49 +11,49 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.histories import parts, rows, test_set
+from tools.histories import rows, test_set
 
 RESAMPLES = 2000
 FEWEST = 5  # images or runs; fewer would make an interval meaningless
-FREE = ("SEED", "DEMO_EPOCHS")  # constants that do not make another variant of a script
+FREE = ("SEED", "DEMO_EPOCHS")  # constants that may differ within a column
 BLANK = "-"
-COSTS = {  # title: key of a summary, format
+COSTS = {  # key of a summary: title, format
     "minutes": ("minutes", ".1f"),
-    "images/s": ("images_per_second", ".0f"),
+    "images_per_second": ("images/s", ".0f"),
     "parameters": ("parameters", ",.0f"),
-    "GFLOP per image": ("gflop", ".2f"),
-    "best epoch": ("best_epoch", ".0f"),
+    "gflop": ("GFLOP per image", ".2f"),
+    "best_epoch": ("best epoch", ".0f"),
 }
 INTERVALS = {
     "test": "Test split. Values are pooled over the test images of all folds; an image tested with "
     "several seeds counts once, with the mean of its numerators and denominators. [low, high] is a "
     f"95 % percentile bootstrap over the test images ({RESAMPLES} resamples, the same for all "
-    "columns). It covers the choice of the test images only. Training images, seeds and the split "
-    "into folds are averaged over where there are several, but their spread is not in it.",
+    "columns). It covers the choice of the test images only: where there are several training "
+    "sets, seeds or folds, values are averaged over them, and their spread is not included.",
     "val": "Validation split at the best epoch, which is chosen on the same images. Values are "
-    f"means over runs. [low, high], from {FEWEST} runs on, is a 95 % percentile bootstrap over "
-    f"runs ({RESAMPLES} resamples): it covers seeds and folds, not the choice of images.",
+    f"means over runs. [low, high], given {FEWEST} runs or more, is a 95 % percentile bootstrap "
+    f"over runs ({RESAMPLES} resamples): it covers seeds and folds, not the choice of images.",
 }
 
 
 class Metric(NamedTuple):
     """What a row of the table measures."""
 
-    name: str  # TASK_METRIC, as histories call it
+    name: str  # TASK_METRIC, as in histories
     task: str
     reference: str | None  # NAME of the task's single-task script
-    sign: int  # 1, or -1 where lower is better
-    pooled: tuple  # the rows it is computed from; none if only its value for each run is known
+    sign: int  # 1, or -1 if lower is better
+    pooled: tuple  # the rows it is computed from; empty if only its value per run is known
 
 
 def metrics(columns, split, everything=False):
-    """The primary metrics of all tasks, then, with `everything`, the others."""
+    """The primary metrics of all tasks and then, with `everything`, the others."""
     runs = [run for column in columns.values() for run in column if not run["unfinished"]]
     first, others = {}, {}
     for task, entry in (item for column in columns.values() for item in column[0]["tasks"].items()):
         tables = [run["rows"] for run in runs if task in run["tasks"]]
         for metric in entry["metrics"]:
-            names = parts(task, entry, metric)
+            names = [f"{task}_{n}" for n in entry.get("means", {}).get(metric, [metric])]
             known = split == "test" and all(name in table for table in tables for name in names)
             sign, pooled = 1 if entry["higher_is_better"] else -1, tuple(names) if known else ()
             found = Metric(f"{task}_{metric}", task, entry["reference"], sign, pooled)
@@ -62,11 +62,7 @@ def metrics(columns, split, everything=False):
 
 
 def units(column, metric, split):
-    """{key: (N, parts, 2) numerators and denominators} of the units by which columns are paired.
-
-    A unit is the set of test images of a fold, with the mean over seeds. Where the rows of images
-    are not known it is a run, (fold, seed), with N = 1.
-    """
+    """{key: (N, parts, 2)} numerators and denominators of each test set, or of each run (N = 1)."""
     found = {}
     for run in column:
         if metric.pooled:
@@ -81,13 +77,13 @@ def units(column, metric, split):
 
 @lru_cache(maxsize=4)
 def draws(count):
-    """(1 + RESAMPLES, count): how often each image or run counts; once each in the first line."""
+    """(1 + RESAMPLES, count): how often each image or run is drawn; once each in the first row."""
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     return np.concatenate([np.ones((1, count)), drawn])
 
 
 def estimate(found, keys=None):
-    """The estimate over units, all or those of `keys`; NaN where nothing is known."""
+    """The estimate over units, all or those of `keys`; NaN if nothing is known."""
     table = np.concatenate([found[key] for key in sorted(found if keys is None else keys)])
     sums = np.tensordot(draws(len(table)), table, axes=1)  # (1 + RESAMPLES, parts, 2)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -98,15 +94,15 @@ def estimate(found, keys=None):
 
 
 def limits(found):
-    """Lower and upper limit of the 95 % interval of an estimate; NaN where there is none."""
+    """Lower and upper limit of the 95 % interval of an estimate; NaN if there is none."""
     known = found[1:][np.isfinite(found[1:])]
     return tuple(np.percentile(known, (2.5, 97.5))) if len(known) else (np.nan, np.nan)
 
 
 def gain(columns, label, other, metric, split, relative=False):
-    """How much better a column is than another, an estimate over the images both have.
+    """How much better a column is than another (in percent if `relative`), on the images of both.
 
-    In percent of the other with `relative`; None for a column without the metric, or for itself.
+    An estimate, or None if a column lacks the metric or is the other one.
     """
     if label == other or other not in columns:
         return None
@@ -120,10 +116,7 @@ def gain(columns, label, other, metric, split, relative=False):
 
 
 def delta_mtl(columns, label, split):
-    """Mean over a column's tasks of the relative gain over their references, in percent.
-
-    Maninis et al. 2019 (arXiv:1904.08918). None unless the columns hold all references.
-    """
+    """Mean relative gain of the tasks over their references in percent, None if one is missing."""
     tasks = columns[label][0]["tasks"]
     chosen = [metric for metric in metrics(columns, split) if metric.task in tasks]
     gains = [gain(columns, label, m.reference, m, split, relative=True) for m in chosen]
@@ -131,7 +124,7 @@ def delta_mtl(columns, label, split):
 
 
 def shown(found, form=".4f"):
-    """'value [low, high]' of an estimate, without an interval where there is none, or BLANK."""
+    """'value [low, high]' of an estimate, 'value' if it has no interval, or BLANK."""
     if found is None or not np.isfinite(found[0]):
         return BLANK
     low, high = limits(found)
@@ -139,15 +132,13 @@ def shown(found, form=".4f"):
 
 
 def markdown(columns, split, baseline, everything=False):
-    """The table with its footnotes, in ASCII but for the labels.
-
-    Args:
-        columns: {label: [summary]}.
-        split: "test", or "val" for the values of the best epoch.
-        baseline: the column that gains are measured against.
-        everything: all metrics, not only the primary ones.
-    """
-    table = run_rows(columns)
+    """The table of {label: [summary]}, with its footnotes; ASCII except for the labels."""
+    seeds = [", ".join(map(str, sorted({r["seed"] for r in c}))) for c in columns.values()]
+    folds = [len({test_set(run) for run in column}) for column in columns.values()]
+    images = [str(sum(tested(column).values())) for column in columns.values()]
+    table = [("", list(columns)), ("---", ["---"] * len(columns)), ("seeds", seeds)]
+    table += [("folds", map(str, folds))] if max(folds) > 1 else []
+    table += [("test images", images)]
     for metric in metrics(columns, split, everything):
         found = [units(column, metric, split) for column in columns.values()]
         name = metric.name if metric.sign > 0 else f"{metric.name} (lower is better)"
@@ -158,11 +149,10 @@ def markdown(columns, split, baseline, everything=False):
     delta = [shown(delta_mtl(columns, label, split), "+.2f") for label in columns]
     if set(delta) != {BLANK}:
         table.append(("delta MTL, %", delta))
-    for title, (key, form) in COSTS.items():
+    for key, (title, form) in COSTS.items():
         known = [[r[key] for r in column if r[key] is not None] for column in columns.values()]
         table.append((title, [format(np.mean(each), form) if each else BLANK for each in known]))
-    lines = [("", list(columns)), ("---", ["---"] * len(columns)), *table]
-    text = "".join(f"| {name} | {' | '.join(cells)} |\n" for name, cells in lines)
+    text = "".join(f"| {name} | {' | '.join(cells)} |\n" for name, cells in table)
     return text + "\n" + "\n".join(footnotes(columns, split, baseline)) + "\n"
 
 
@@ -171,29 +161,20 @@ def tested(column):
     return {test_set(run): run["data"]["test"] for run in column if not run["unfinished"]}
 
 
-def run_rows(columns):
-    """Rows that say which runs a column is made of."""
-    seeds = [", ".join(map(str, sorted({r["seed"] for r in c}))) for c in columns.values()]
-    folds = [len({test_set(run) for run in column}) for column in columns.values()]
-    images = [str(sum(tested(column).values())) for column in columns.values()]
-    several = [("folds", [str(count) for count in folds])] if max(folds) > 1 else []
-    return [("seeds", seeds), *several, ("test images", images)]
-
-
 def footnotes(columns, split, baseline):
-    """Lines: what the numbers are, what the intervals cover, what else differs between columns."""
+    """Lines: what the numbers are, what the intervals cover, how else the columns differ."""
     runs = [run for column in columns.values() for run in column]
     epochs, batch = (_range(r["config"][key] for r in runs) for key in ("EPOCHS", "BATCH_SIZE"))
     data = ", ".join(f"{_range(r['data'][name] for r in runs)} {name}" for name in runs[0]["data"])
-    side = " x ".join(map(str, runs[0]["side"]))
-    yield INTERVALS[split]
     references = ", ".join(f"{m.task} {m.reference}" for m in metrics(columns, split))
+    yield INTERVALS[split]
     yield (
-        f"Budget of a run: {epochs} epochs, batches of {batch}, {data} images of {side}. Minutes "
-        "are of training and validation, images/s the training images by that time; GFLOP are of a "
-        f"forward and backward pass. A gain over {baseline} above 0 is better. Delta MTL (Maninis "
-        "et al. 2019, arXiv:1904.08918) is the mean relative gain in the primary metrics of a "
-        f"network's tasks over their references: {references}."
+        f"Budget of a run: {epochs} epochs, batches of {batch}, {data} images of "
+        f"{' x '.join(map(str, runs[0]['side']))}. Minutes cover training and validation; images/s "
+        "are training images in that time; GFLOP are those of a forward and backward pass. A gain "
+        f"over {baseline} above 0 is better. Delta MTL (Maninis et al. 2019, arXiv:1904.08918) is "
+        "the mean relative gain of a network's tasks in their primary metrics over their "
+        f"references: {references}."
     )
     ours = tested(columns[baseline])
     for label, column in columns.items():
@@ -210,18 +191,18 @@ def footnotes(columns, split, baseline):
 
 
 def different_constants(columns):
-    """Lines for constants that scripts share by name but not by value."""
+    """Lines about constants that scripts share by name but not by value."""
     found = {}
     for label, column in columns.items():
         for name, value in column[0]["config"].items():
             items = value.items() if isinstance(value, dict) else [(None, value)]
             for key, item in items if name.isupper() and name not in FREE else ():
-                title = name if key is None else f"{name} {key}"  # as the weight of each task
+                title = name if key is None else f"{name} {key}"  # such as the weight of a task
                 found.setdefault(title, {}).setdefault(json.dumps(item), []).append(label)
     for name, values in found.items():
         if len(values) > 1:
             each = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in values.items())
-            yield f"Not only the networks differ: {name} is {each}."
+            yield f"The networks are not the only difference: {name} is {each}."
 
 
 def _range(numbers):

@@ -4,47 +4,41 @@ from itertools import cycle
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from engine.artefacts import replacing
+from engine.pictures import Figure, plain_style, save
 from tools.comparison import gain, limits, metrics
 
 STYLES = (  # colours of Okabe and Ito for colour-blind readers, dashes for grey print
     *(("#0072B2", "-"), ("#E69F00", "--"), ("#009E73", "-."), ("#CC79A7", ":")),
     *(("#D55E00", "-"), ("#56B4E9", "--"), ("#000000", "-.")),
 )
-PLAIN = {"text.usetex": False, "text.parse_math": False}  # a label may hold $
 
 
 def save_picture(path, columns, split, baseline):
     """Curves of the first task's primary metric; gains over `baseline` in all primary metrics."""
-    chosen = metrics(columns, split)
-    forest = {metric.name: gains(columns, metric, split, baseline) for metric in chosen}
-    forest = {name: found for name, found in forest.items() if found}
+    chosen, forest = metrics(columns, split), {}
+    others = [label for label in columns if label != baseline]
+    for metric in chosen:
+        found = {label: gain(columns, label, baseline, metric, split) for label in others}
+        found = {k: g for k, g in found.items() if g is not None and np.isfinite(g[0])}
+        if found:
+            forest[metric.name] = {k: (g[0], *limits(g)) for k, g in found.items()}
     colours = {label: colour for label, (colour, _) in zip(columns, cycle(STYLES))}
-    height = max(3.6, 1.6 + 0.36 * len(columns))
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **PLAIN}):
-        figure = Figure((5 + 3.2 * len(forest), height), dpi=110, layout="constrained")
-        curves, *panels = figure.subplots(
-            1, 1 + len(forest), squeeze=False, width_ratios=[1.6, *[1] * len(forest)]
-        )[0]
-        draw_curves(curves, columns, chosen[0].name)
-        for panel, (name, found) in zip(panels, forest.items(), strict=True):
-            draw_forest(panel, name, found, [c for c in columns if c != baseline], colours)
-            panel.tick_params(labelleft=panel is panels[0])
-        for panel in panels[:1]:
+    size = 5 + 3.2 * len(forest), max(3.6, 1.6 + 0.36 * len(columns))
+    with plain_style(), matplotlib.rc_context({"text.parse_math": False}):  # a label may hold $
+        figure = Figure(size, dpi=110, layout="constrained")
+        ratios = [1.6, *[1] * len(forest)]
+        axes = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
+        draw_curves(axes[0], columns, chosen[0].name)
+        axes[0].legend(fontsize=8)
+        for axis, (name, found) in zip(axes[1:], forest.items(), strict=True):
+            draw_forest(axis, name, found, others, colours)
+            axis.tick_params(labelleft=axis is axes[1])
+        for axis in axes[1:2]:
             unit = "images" if split == "test" else "runs"
             title = f"{split}: gain over {baseline}, 95 % intervals over {unit}"
-            panel.set_title(title, fontsize=11, loc="left")
-        curves.legend(fontsize=8)
-        with replacing(path) as temporary:
-            figure.savefig(temporary)
-
-
-def gains(columns, metric, split, baseline):
-    """{label: (value, low, high)} of the columns that have the metric, as the baseline does."""
-    found = {label: gain(columns, label, baseline, metric, split) for label in columns}
-    return {c: (g[0], *limits(g)) for c, g in found.items() if g is not None and np.isfinite(g[0])}
+            axis.set_title(title, fontsize=11, loc="left")
+        save(figure, path)
 
 
 def draw_curves(axis, columns, metric):
@@ -65,20 +59,19 @@ def draw_curves(axis, columns, metric):
         margin = 0.05 * np.ptp(late) + 1e-3
         axis.set_ylim(late.min() - margin, late.max() + margin)
     axis.set_title("validation, mean and sd over runs", fontsize=11)
-    axis.set_xlabel("epoch")
+    axis.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_ylabel(metric.replace("_", " "))
     axis.grid(alpha=0.3)
 
 
 def draw_forest(axis, name, found, labels, colours):
-    """A line for each label: its gain as a dot, the interval as a bar, nothing if not `found`."""
+    """A row for each label: its gain as a dot and the interval as a bar, empty if not `found`."""
     axis.axvline(0, color="grey", linewidth=1)
-    for place, label in enumerate(labels):
+    for row, label in enumerate(labels):
         if label in found:
             value, low, high = found[label]
-            axis.plot([low, high], [place, place], color=colours[label], linewidth=2)
-            axis.plot([value], [place], "o", color=colours[label])
+            axis.plot([low, high], [row, row], color=colours[label], linewidth=2)
+            axis.plot([value], [row], "o", color=colours[label])
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set_xlabel(f"{name.replace('_', ' ')} (better to the right)")

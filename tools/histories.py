@@ -1,18 +1,17 @@
-"""Runs as small summaries: read from NAME_history.pt, NAME_last.pt or NAME_seedK.json, and written.
+"""Runs as small summaries, read from NAME_history.pt, NAME_last.pt or NAME_seedK.json.
 
-A summary is a plain dict, small enough to be kept in a repository. It has the keys of the history
-that are in SAME, and
+A summary is a plain dict, small enough for a repository. It has the keys COPIED of the history and
 
-    seed, fold                  fold: the number behind "fold" in the data folder's name, or None
+    seed, fold                  fold: the number after "fold" in the data folder's name, or None
     config                      without the two paths
-    minutes, images_per_second  training and validation; training images by that time
-    unfinished                  None, or "unfinished, epoch E of EPOCHS" of a stopped run
-    test, best                  values of the test split; of the best epoch in "train" and "val"
+    minutes, images_per_second  training and validation; training images in that time
+    unfinished                  None, or "unfinished, epoch E of EPOCHS" for a stopped run
+    test, best                  values of the test split; of the best epoch, in "train" and "val"
     curves                      {"train", "val"}: losses and primary metrics by epoch, to 4 digits
     rows                        {TASK_METRIC: [numerators, denominators]} of every test image, to 5
-                                digits; one number stands for all where they are the same
+                                digits; one number stands for all of them if they are equal
 
-What a history lacks is None, and so is NaN.
+What a history lacks is None, and so are NaN and infinity.
 """
 
 import json
@@ -26,33 +25,34 @@ from engine import artefacts
 from engine.settings import UserError
 from tools.common import as_path
 
-SAME = (
+COPIED = (
     *("name", "script", "tasks", "data", "data_fingerprint", "side", "parameters", "gflop"),
     *("seconds", "best_epoch", "device", "commit", "versions", "weights_from", "test_lines"),
 )
-MADE = (
+COMPUTED = (
     *("seed", "fold", "config", "minutes", "images_per_second", "unfinished", "test", "best"),
     *("curves", "rows"),
-)
-NEEDED = (
-    *("name", "config", "tasks", "train", "val", "best_epoch", "seconds", "data", "side", "test"),
-    *("data_fingerprint", "test_rows"),
 )
 BUDGET = ("EPOCHS", "BATCH_SIZE")  # settings without which runs cannot be compared
 PATHS = ("H5_SAVE_PATH", "FILE_SAVE_PATH")
 
 
-def summarise(history, unfinished=None):
-    """The summary of a history as the engine writes it."""
+def summarise(history):
+    """The summary of a history, or of the checkpoint of a stopped run, as the engine writes it."""
+    unfinished = None
+    if "about" in history:
+        history = {**history["about"], **history["history"], "test": {}, "test_rows": {}}
+        unfinished = f"unfinished, epoch {len(history['seconds'])} of {history['config']['EPOCHS']}"
     config, seconds, tasks = history["config"], history["seconds"], history["tasks"]
-    best = history["best_epoch"] - 1
     images = steps_per_epoch(history) * min(config["BATCH_SIZE"], history["data"]["train"])
-    kept = {
-        "train": [f"{task}_loss" for task in tasks],
-        "val": [f"{task}_{entry['primary']}" for task, entry in tasks.items()],
-    }
     fold = re.search(r"fold_?(\d+)", Path(config.get("H5_SAVE_PATH", "")).name)
-    return {key: _plain(history.get(key), 3) for key in SAME} | {
+    losses = [f"{task}_loss" for task in tasks]
+    best, curves = {}, {"train": losses, "val": [f"{t}_{e['primary']}" for t, e in tasks.items()]}
+    for part, names in curves.items():
+        series, number = history[part], history["best_epoch"] - 1
+        best[part] = _plain({name: series[name][number] for name in series if number >= 0}, 6)
+        curves[part] = _plain({name: series[name] for name in names if name in series}, 4)
+    return {key: _plain(history.get(key), 3) for key in COPIED} | {
         "seed": config["SEED"],
         "fold": int(fold[1]) if fold else None,
         "config": _plain({key: value for key, value in config.items() if key not in PATHS}),
@@ -60,23 +60,14 @@ def summarise(history, unfinished=None):
         "images_per_second": round(images * len(seconds) / sum(seconds), 1) if seconds else None,
         "unfinished": unfinished,
         "test": _plain(history["test"], 6),
-        "best": {
-            part: _plain({k: v[best] for k, v in history[part].items() if best >= 0}, 6)
-            for part in kept
-        },
-        "curves": {
-            part: _plain({k: history[part][k] for k in names if k in history[part]}, 4)
-            for part, names in kept.items()
-        },
-        "rows": {
-            name: _row(table) for name, table in history["test_rows"].items()
-            if name not in kept["train"]
-        },
-    }  # fmt: skip
+        "best": best,
+        "curves": curves,
+        "rows": {k: _row(v) for k, v in history["test_rows"].items() if k not in losses},
+    }
 
 
 def steps_per_epoch(run):
-    """Of a history or a summary; a last incomplete batch is left out in training."""
+    """Of a history or a summary; training drops a last incomplete batch."""
     images = run["data"]["train"]
     return images // min(run["config"]["BATCH_SIZE"], images)
 
@@ -84,11 +75,6 @@ def steps_per_epoch(run):
 def test_set(run):
     """What identifies the test images of a run."""
     return run["data_fingerprint"]["test"]
-
-
-def parts(task, entry, metric):
-    """Names of the rows that a metric is pooled from: its own, or those it is the mean of."""
-    return [f"{task}_{name}" for name in entry.get("means", {}).get(metric, [metric])]
 
 
 def rows(run, names):
@@ -117,51 +103,43 @@ def _plain(value, digits=15):
 
 
 def read(path):
-    """The summary in one file of any of the three forms.
-
-    Raises:
-        UserError: the file is damaged or something else.
-    """
+    """The summary in one file of any of the three forms; raises UserError if it is damaged."""
     expected = f"{path}: expected a run's history"
     try:
-        is_text = path.suffix == ".json"
-        found = json.loads(path.read_text(encoding="utf-8")) if is_text else artefacts.load(path)
-        unfinished = None
-        if path.name.endswith("_last.pt"):
-            found = {**found["about"], **found["history"], "test": {}, "test_rows": {}}
-            reached = f"epoch {len(found['seconds'])} of {found['config']['EPOCHS']}"
-            unfinished = f"unfinished, {reached}"
-        missing = [key for key in ((*SAME, *MADE) if is_text else NEEDED) if key not in found]
-        missing += [key for key in BUDGET if key not in found.get("config", BUDGET)]
-        if not missing:
-            run = found if is_text else summarise(found, unfinished)
-            for name in run["rows"]:
-                rows(run, [name])  # one number for each test image
-            return run
+        if path.suffix == ".json":
+            run = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            run = summarise(artefacts.load(path))
+        for holder, keys in ((run, (*COPIED, *COMPUTED)), (run["config"], BUDGET)):
+            for key in keys:
+                holder[key]
+        for name in run["rows"]:
+            rows(run, [name])  # one number for each test image
+        return run
+    except KeyError as error:
+        raise UserError(f"{expected}, found no {error.args[0]} in it") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{expected}, found a damaged file ({reason})") from error
-    raise UserError(f"{expected}, found no {', '.join(missing)} in it")
 
 
 def find(arguments):
-    """[(path, summary)] of all runs in files and folders, searched to any depth.
+    """[(path, summary)] of all runs in files and folders, searched to any depth; raises UserError.
 
-    A checkpoint counts where there is no history beside it.
-
-    Args:
-        arguments: PATH or LABEL=PATH; a label takes the place of the scripts' names there.
-
-    Raises:
-        UserError: no such path, or no run in it.
+    An argument is PATH or LABEL=PATH; the label replaces the scripts' names. A checkpoint counts
+    only if there is no history beside it.
     """
     found = []
     for argument in arguments:
-        words = argument.split("=")  # which may be in the label and in the path
+        words = argument.split("=")  # both label and path may hold "="
         cuts = [("=".join(words[:n]), "=".join(words[n:])) for n in range(len(words))]
         cuts = [(label, as_path(place, "RUNS")) for label, place in cuts]
         label, place = next((cut for cut in cuts if cut[1].exists()), cuts[min(1, len(cuts) - 1)])
-        paths = [place] if place.is_file() else _run_files(place)
+        paths = [place] if place.is_file() else []
+        if not paths:
+            paths = sorted([*place.rglob("*_history.pt"), *place.rglob("*_seed*.json")])
+            finished = {p.with_name(p.name.replace("_history.pt", "_last.pt")) for p in paths}
+            paths += sorted({*place.rglob("*_last.pt")} - finished)
         if not paths:
             raise UserError(
                 f"{place}: expected a file or folder with *_history.pt, *_last.pt or *_seed*.json "
@@ -172,18 +150,8 @@ def find(arguments):
     return found
 
 
-def _run_files(folder):
-    finished = sorted([*folder.rglob("*_history.pt"), *folder.rglob("*_seed*.json")])
-    beside = {path.with_name(path.name.replace("_history.pt", "_last.pt")) for path in finished}
-    return [*finished, *sorted({*folder.rglob("*_last.pt")} - beside)]
-
-
 def export(runs, folder):
-    """Write each of [(path, summary)] as folder/NAME_seedK[_foldF].json; returns the paths.
-
-    Raises:
-        UserError: a run is unfinished, or a file of that name holds another.
-    """
+    """Write [(path, summary)] as NAME_seedK[_foldF].json and return the paths; raises UserError."""
     written = []
     for source, run in runs:
         fold = "" if run["fold"] is None else f"_fold{run['fold']}"
@@ -192,8 +160,8 @@ def export(runs, folder):
             raise UserError(f"{source}: expected a finished run, found it {run['unfinished']}")
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise UserError(
-                f"{path}: holds another run than {source}; remove it, or write that one elsewhere "
-                "or with LABEL=FOLDER"
+                f"{path}: holds another run than {source}; remove it, choose another folder, or "
+                "use LABEL=FOLDER"
             )
         written.append(path)
         with artefacts.replacing(path) as temporary:
@@ -202,6 +170,6 @@ def export(runs, folder):
 
 
 def to_json(summary):
-    """JSON with one line for each key, so that two files can be read side by side."""
+    """JSON with one line for each key, so that two files can be compared line by line."""
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in summary.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"

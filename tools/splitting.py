@@ -1,0 +1,164 @@
+"""From samples to a data folder: what prepare_pets.py and prepare_folder.py share."""
+
+import os
+import shutil
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+import dataload
+from dataload import DATASETS, SPLITS, UNKNOWN, DataError
+from engine.settings import UserError, whole_number
+from tools.common import as_path
+
+NO_BOX = np.full(4, np.nan)
+
+
+class Sample(NamedTuple):
+    """One image, resized to (S, S), and what is known about it."""
+
+    image: np.ndarray  # uint8 (S, S, 3)
+    thumbnail: torch.Tensor  # of the source image, to find near-duplicates
+    mask: np.ndarray  # uint8 (S, S, 1) in {0, 1, 255}
+    box: np.ndarray = NO_BOX  # (4,) xmin, ymin, xmax, ymax in pixels; NaN = unknown
+    label: int = -1  # 0 or 1; -1 = unknown
+    breed: int = -1  # 0-36; -1 = unknown
+    line: int = -1  # in the lists of its source, from 0; -1 = in none
+    split: str = ""  # "" = to be dealt
+
+    @property
+    def has_mask(self):
+        """Whether any pixel of the mask is known."""
+        return (self.mask != UNKNOWN).any()
+
+    @property
+    def has_box(self):
+        """Whether the box is known."""
+        return not np.isnan(self.box).any()
+
+
+def resize(picture, size):
+    """An RGB picture -> uint8 (size, size, 3), antialiased, and the picture's thumbnail."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    resized = picture.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized), dataload.thumbnails(pixels[None])[0]
+
+
+def add_flags(add):
+    """Add the flags that both tools have, by the `add_argument` of a parser."""
+    add("--out", required=True, metavar="DATA", help="the folder to create")
+    side = "side in pixels (256); the networks need a multiple of 32"
+    add("--size", type=whole_number(1, 8192), default=256, metavar="N", help=side)
+    for split in ("val", "test"):
+        text = f"share of the images that goes to {split} (0.2)"
+        add(f"--{split}-fraction", type=float, metavar="X", help=text)
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="of the splits (0)")
+    add("--force", action="store_true", help="replace DATA once the new one is complete")
+
+
+def check_flags(options, *paths):
+    """Make paths of --out and the flags of these names, check the fractions; raises UserError."""
+    for name in ("out", *paths):
+        if getattr(options, name) is not None:
+            setattr(options, name, as_path(getattr(options, name), f"--{name}"))
+    options.out = options.out.resolve()  # so that a link is followed, not replaced
+    val, test = options.val_fraction, options.test_fraction
+    val, test = 0.2 if val is None else val, 0.2 if test is None else test
+    if not (val > 0 and test > 0 and val + test < 1):
+        message = f"expected both above 0, their sum below 1, found {val} and {test}"
+        raise UserError(f"--val-fraction, --test-fraction: {message}")
+    options.val_fraction, options.test_fraction = val, test
+
+
+def copies(samples, others):
+    """Pairs (i, j) for which samples[i] is a near-duplicate of others[j]."""
+    if not samples or not others:
+        return ()
+    pair = (torch.stack([s.thumbnail for s in some]) for some in (samples, others))
+    return dataload.near_duplicates(*pair)
+
+
+def group(samples):
+    """(N,) numbers, the same for samples that are near-duplicates, directly or through others."""
+    groups = np.arange(len(samples))
+    for i, j in copies(samples, samples):
+        if groups[i] != groups[j]:
+            groups[groups == groups[j]] = groups[i]
+    return groups
+
+
+def deal(strata, groups, fractions, generator):
+    """(N,) part of each sample, from 0, such that samples of one group get the same part.
+
+    Groups are dealt in random order, each to the part that is furthest behind its fraction of the
+    stratum (a whole number from 0, such as the breed) and, among equals, of all samples.
+    """
+    parts, counts = np.zeros(len(groups), int), np.zeros((max([0, *strata]) + 1, len(fractions)))
+    for number in generator.permutation(np.unique(groups)):
+        members = np.flatnonzero(groups == number)
+        stratum = strata[members[0]]
+        filled = np.round((counts[stratum] + len(members) / 2) / fractions, 9)
+        part = np.lexsort((counts.sum(0) / fractions, filled))[0]
+        parts[members], counts[stratum, part] = part, counts[stratum, part] + len(members)
+    return parts
+
+
+def check_output(out, force):
+    """Refuse an existing `out`; with `force`, only one that holds anything but H5 splits."""
+    if not out.exists():
+        return
+    if not force:
+        raise DataError(f"--out {out}: expected a new folder (or --force), found one")
+    ours = {out / split / f"{name}.h5" for split in SPLITS for name in (*DATASETS, "breeds")}
+    for path in (out, *out.rglob("*")):
+        if not path.is_dir() and path not in ours:
+            raise DataError(f"--force: expected {out} to hold only H5 splits, found {path}")
+
+
+@contextmanager
+def staged(out, force):
+    """An empty sibling folder that takes the place of `out` only if the block succeeds."""
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    replaced = out.with_name(f"{out.name}.replaced-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if force and out.exists():
+            out.rename(replaced)
+        partial.rename(out)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(out)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def save(folder, splits, class_names, about, with_breeds=False):
+    """Write the H5 files of {split: [Sample]} and check them; raises UserError or DataError."""
+    for split, samples in splits.items():
+        if not samples:
+            found = f"none of {sum(map(len, splits.values()))}; change the fractions or the folds"
+            raise UserError(f"--out: expected at least one image in {split}, found {found}")
+        images, _, masks, boxes, labels, breeds, lines, _ = zip(*samples, strict=True)
+        arrays = np.stack(images), np.stack(masks), np.stack(boxes), labels
+        attributes, breeds = about | {"split": split}, breeds if with_breeds else None
+        if max(lines) >= 0:
+            attributes["source_lines"] = np.array(lines, np.uint16)  # HDF5 takes at most 64 KB
+        dataload.write_split(folder / split, *arrays, class_names, attributes, breeds)
+        dataload.H5Dataset(split, folder, memory_limit=0)
+
+
+def print_summary(out, splits, class_names):
+    """A row for each split: samples, what is known of them, and megabytes (10^6 bytes) on disk."""
+    columns = ("samples", "masks", "boxes", *class_names, "MB")
+    print("split" + "".join(f" {column:>8}" for column in columns))
+    for split, samples in splits.items():
+        known = (sum(s.has_mask for s in samples), sum(s.has_box for s in samples))
+        labels = (sum(s.label == label for s in samples) for label in (0, 1))
+        megabytes = sum(path.stat().st_size for path in (out / split).iterdir()) / 1e6
+        counts = "".join(f" {count:8}" for count in (len(samples), *known, *labels))
+        print(f"{split:5}{counts}{megabytes:9.1f}")
