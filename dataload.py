@@ -28,6 +28,7 @@ import operator
 import zlib
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -49,9 +50,9 @@ from h5array import (
 
 SPLITS = ("train", "val", "test")
 ERASED_AREA = 0.1  # of an image, by augmentation
-SLAB = 256  # samples that are looked at together
-THUMBNAIL = 24  # pixels, a side of the thumbnails in which near-duplicates are found
-ALIKE = 0.7  # correlation of two thumbnails from which on they show one picture
+SLAB = 256  # samples that are processed at a time
+THUMBNAIL = 24  # side in pixels of the thumbnails that are compared to find near-duplicates
+ALIKE = 0.7  # least correlation of two thumbnails that show the same picture
 
 
 class H5Dataset(Dataset):
@@ -59,7 +60,7 @@ class H5Dataset(Dataset):
 
     `dataset[i]` is `(image, targets)` as the module docstring describes them, and `dataset[[i, j]]`
     the same with a leading batch dimension, from one indexing operation per array, images in
-    channels_last format. So `DataLoader(dataset, batch_size=8)` works as with any data set, and
+    channels_last format. `DataLoader(dataset, batch_size=8)` works as with any data set;
     `DataLoader(dataset, sampler=lists_of_numbers, batch_size=None)` is faster.
 
     Args:
@@ -75,13 +76,13 @@ class H5Dataset(Dataset):
         class_names: the names of class 0 and class 1.
         in_memory: whether images and masks are held in memory.
         unknown_pixels: whether any mask has an unknown pixel.
-        known: bool (N,) for each target, on the CPU: whether the sample's is known; of a mask,
+        known: {target: bool (N,)}, on the CPU: whether it is known for each sample; for a mask,
             whether any of its pixels is.
         source_lines: the line of each sample in the lists of its source; None if not recorded.
 
     Raises:
-        DataError: a file is missing or damaged, or its content is not what the layout says; uint8
-            images that stay on disk are not read before they are asked for.
+        DataError: a file is missing or damaged, or its content violates the layout; uint8 images
+            that stay on disk are read only when they are needed.
         IndexError: no sample has this number, or a list is empty.
     """
 
@@ -100,7 +101,7 @@ class H5Dataset(Dataset):
         self.binary = read_labels(self.arrays["binary"])
         self.known = {"seg": torch.zeros(self.length, dtype=torch.bool)}  # filled by _load
         self.known |= {"bbox": ~self.bboxes.isnan().any(1), "bin": self.binary >= 0}
-        self.unknown_pixels = False  # found out by _load
+        self.unknown_pixels = False  # set by _load
         self.breeds = None
         if "breeds" in self.arrays:
             self.breeds = read_labels(self.arrays["breeds"], BREEDS).long()
@@ -129,7 +130,7 @@ class H5Dataset(Dataset):
         """Images uint8 (B, 3, H, W) and targets with a leading B, for valid sample numbers."""
         indices = torch.tensor(numbers, device=self.bboxes.device)
         if self.in_memory:
-            # `[indices]` copies byte by byte, this sample by sample: 6 to 17 times as fast
+            # copies whole samples, where `[indices]` copies bytes: 6 to 17 times as fast
             images, masks = (kept.index_select(0, indices) for kept in (self.images, self.masks))
         else:
             rows = (self.arrays[name].rows(numbers) for name in ("images", "masks"))
@@ -144,11 +145,11 @@ class H5Dataset(Dataset):
         return images.permute(0, 3, 1, 2), targets  # (B, H, W, 3) -> (B, 3, H, W)
 
     def _load(self, name):
-        """Images or masks as one uint8 tensor; None, and only checked, if they stay on disk."""
+        """Images or masks as one uint8 tensor; if they stay on disk, None after a check."""
         array = self.arrays[name]
         shape = (self.length, *self.side, 3) if name == "images" else (self.length, *self.side)
         kept = torch.empty(shape, dtype=torch.uint8) if self.in_memory else None
-        if name == "images" and not self.in_memory and array.takes_any():
+        if name == "images" and not self.in_memory and array.accepts_any_value():
             return None
         for start, values in array.slabs():
             part = slice(start, start + len(values))
@@ -160,14 +161,14 @@ class H5Dataset(Dataset):
         return kept
 
     def to(self, device):
-        """Move a split that is in memory to the device, where batches are then put together."""
+        """Move a split that is in memory to the device, which then assembles the batches."""
         for name in (*DATASETS, "breeds") if self.in_memory else ():
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name).to(device))
         return self
 
     def slabs(self, name):
-        """Yield uint8 arrays (n, H, W, 3) of images or (n, H, W) of masks, all in their order."""
+        """Yield all images as uint8 (n, H, W, 3) or all masks as uint8 (n, H, W), in order."""
         if self.in_memory:
             kept = self.images if name == "images" else self.masks
             yield from (part.cpu().numpy() for part in kept.split(SLAB))
@@ -175,18 +176,18 @@ class H5Dataset(Dataset):
             yield from (values for _, values in self.arrays[name].slabs())
 
     @cached_property
-    def _seen(self):
-        """From one look at all images: a checksum, thumbnails (N, 3, 24, 24), the largest value."""
+    def _summary(self):
+        """Checksum, thumbnails (N, 3, 24, 24) and largest value of the images, from one pass."""
         checksum, small, largest = 0, [], 0
         for images in self.slabs("images"):
             checksum = zlib.crc32(images, checksum)
             largest = max(largest, int(images.max()))
             small.append(thumbnails(torch.from_numpy(images).permute(0, 3, 1, 2)))
-        return checksum, torch.cat(small), largest
+        return SimpleNamespace(checksum=checksum, thumbnails=torch.cat(small), largest=largest)
 
     def fingerprint(self):
         """Number of samples, and a checksum of all images, masks, boxes and labels, as text."""
-        checksum = self._seen[0]
+        checksum = self._summary.checksum
         for masks in self.slabs("masks"):
             checksum = zlib.crc32(masks, checksum)
         for values in (self.bboxes, self.binary, self.breeds):
@@ -196,7 +197,7 @@ class H5Dataset(Dataset):
 
 
 def split_arrays(folder):
-    """The H5Arrays of a split by name, their headers not read yet; DataError if no folder."""
+    """{name: H5Array} of a split, the headers not read yet; DataError if there is no folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the split '{folder.name}' there")
     names = [*DATASETS, *(["breeds"] if (folder / "breeds.h5").exists() else [])]
@@ -204,10 +205,10 @@ def split_arrays(folder):
 
 
 def check_splits(datasets, tasks=("seg",)):
-    """Complain of what makes {split: H5Dataset} useless as a whole.
+    """Refuse a {split: H5Dataset} whose splits do not fit together.
 
     Args:
-        tasks: those of which every split must know something.
+        tasks: those that need a known target in every split.
 
     Raises:
         DataError: sides, class names or kinds of files differ between splits (both files are
@@ -222,31 +223,32 @@ def check_splits(datasets, tasks=("seg",)):
         for lacking, having in ((one, other), (other, one)):
             for name in having.arrays.keys() - lacking.arrays.keys():
                 missing = lacking.arrays["images"].path.with_name(f"{name}.h5")
-                raise DataError(f"{missing}: expected one like {having.arrays[name].path}")
+                expected = f"a file like {having.arrays[name].path}"
+                raise DataError(f"{missing}: expected {expected}, found none")
     files = {"seg": "masks", "bbox": "bboxes", "bin": "binary", "breed": "breeds"}
     for split, dataset in datasets.items():
         for task in set(tasks) & dataset.known.keys():
-            needed = f"at least one sample of {split} that is known"
+            needed = f"at least one known target in {split}"
             dataset.arrays[files[task]].expect(dataset.known[task].any(), needed, "none")
 
 
 def warnings(datasets):
-    """Yield a line for what is valid in {split: H5Dataset} and yet probably a mistake."""
+    """Yield a line for everything in {split: H5Dataset} that is valid but probably a mistake."""
     for dataset in datasets.values():
         yield from _unlikely(dataset)
     yield from shared_pictures(datasets)
 
 
 def _unlikely(dataset):
-    """Yield a line for each of a split's files whose values are probably not meant."""
+    """Yield a line for each file of a split whose values are probably a mistake."""
     arrays, boxes, labels = dataset.arrays, dataset.bboxes.cpu(), dataset.binary
-    if dataset._seen[2] <= 1:
+    if dataset._summary.largest <= 1:
         yield f"{arrays['images'].path}: expected values 0-255, found none above 1"
     if dataset.known["seg"].any() and not any((m == 1).any() for m in dataset.slabs("masks")):
         yield f"{arrays['masks'].path}: expected foreground, found no pixel of value 1"
     known = boxes[dataset.known["bbox"]] * torch.tensor(dataset.side * 2).flip(0)
     if not len(known):
-        yield f"{arrays['bboxes'].path}: expected boxes, found none that is known"
+        yield f"{arrays['bboxes'].path}: expected boxes, found no known one"
     elif known.max() <= 1:
         yield f"{arrays['bboxes'].path}: expected boxes in pixels, found none beyond 1"
     found = [dataset.class_names[int(label)] for label in {*labels.tolist()} - {-1.0}]
@@ -255,17 +257,17 @@ def _unlikely(dataset):
 
 
 def shared_pictures(datasets):
-    """Yield a line for each split in which pictures of an earlier one are found again."""
+    """Yield a line for each split that repeats pictures of an earlier one."""
     earlier = []
     for split, dataset in datasets.items():
-        own = dataset._seen[1]
+        own = dataset._summary.thumbnails
         found = {}
         for other, theirs in earlier:
             for i, j in near_duplicates(own, theirs):
                 found.setdefault(i, f"sample {i} of {split} is sample {j} of {other}")
         if found:
-            path, first = dataset.arrays["images"].path, next(iter(found.values()))
-            text = f"found {len(found)} that another has too, or nearly so, the first: {first}"
+            path, example = dataset.arrays["images"].path, next(iter(found.values()))
+            text = f"found {len(found)} that another split has too, or nearly so: {example}"
             yield f"{path}: expected images of this split alone, {text}"
         earlier.append((split, own))
 
@@ -276,11 +278,11 @@ def thumbnails(images):
 
 
 def near_duplicates(one, other):
-    """Pairs (i, j) of thumbnails one[i] and other[j] that show one picture, in order of i.
+    """Pairs (i, j) of thumbnails one[i] and other[j] that show the same picture, in order of i.
 
-    Found are also mirrored, resized and recompressed copies and slight crops. The test is the
+    Mirrored, resized and recompressed copies and slight crops are found too. The test is the
     correlation of the thumbnails, each minus its local means: among 848 real photos it is at least
-    0.71 for the 7 pairs of one picture and at most 0.59 for others.
+    0.71 for the 7 pairs that show the same picture and at most 0.59 for all others.
 
     Args:
         one, other: uint8 (N, 3, 24, 24) and (M, 3, 24, 24).
@@ -288,29 +290,29 @@ def near_duplicates(one, other):
     even, odd = _details(other)
     for start in range(0, len(one), SLAB):
         own_even, own_odd = _details(one[start : start + SLAB])
-        # mirroring only turns the sign of the odd part
+        # mirroring only flips the sign of the odd part
         alike = own_even @ even.T + (own_odd @ odd.T).abs() >= ALIKE
         for i, j in alike.nonzero().tolist():
             yield start + i, j
 
 
 def _details(small):
-    """Unit vectors of thumbnails without their local means, as even and odd part, (N, 864) each.
+    """Unit vectors of thumbnails minus their local means, 0 for a thumbnail of one colour.
 
-    Even and odd are meant along the width. A thumbnail of one colour is 0.
+    Returns:
+        their parts that are even and odd along the width, (N, 864) each.
     """
     small = small.float()
     small = small - F.avg_pool2d(small, 7, 1, 3, count_include_pad=False)
     small = F.normalize(small.flatten(1), dim=1).view(small.shape)
-    half, mirrored = (part[..., : THUMBNAIL // 2] for part in (small, small.flip(-1)))
-    return tuple((part / math.sqrt(2)).flatten(1) for part in (half + mirrored, half - mirrored))
+    left, right = (part[..., : THUMBNAIL // 2] for part in (small, small.flip(-1)))
+    return tuple((part / math.sqrt(2)).flatten(1) for part in (left + right, left - right))
 
 
 def write_split(folder, images, masks, bboxes, binary, class_names, provenance, breeds=None):
     """Write one split in the layout of the module docstring; the inverse of H5Dataset.
 
-    Arrays are stored contiguously: one sample is one read, so is a whole file, and h5py guesses no
-    chunks.
+    Arrays are stored contiguously, so that a sample or a whole file is one read.
 
     Args:
         folder: created; must not hold the files yet.
@@ -318,10 +320,10 @@ def write_split(folder, images, masks, bboxes, binary, class_names, provenance, 
         masks: uint8 (N, H, W, 1) in {0, 1, 255}.
         bboxes, binary, breeds: (N, 4) and (N, 1) or (N,) as in the module docstring.
         class_names: the names of class 0 and class 1.
-        provenance: attributes (name -> string or number) put on every file.
+        provenance: {name: string or number}, the attributes of every file.
 
     Raises:
-        DataError: a file is there already, or the disk takes no more.
+        DataError: a file exists already, or the disk is full.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -350,13 +352,13 @@ class Augment:
 
     One affine map per sample, applied to the whole batch by one bilinear `grid_sample` of image and
     mask, on whatever device they are; torchvision.transforms.v2 draws one map per call, so it would
-    have to take the samples one by one. What comes from outside the frame is background, and grey
-    128 before the brightness changes. A pixel is unknown where at least half of what it shows is,
-    and else what most of the known part is; a mask without a known pixel stays one.
+    have to take the samples one by one. What lies outside the frame is background, and grey 128
+    before the brightness changes. A pixel is unknown if at least half of what it shows is;
+    otherwise it is what most of the known part is. A mask without a known pixel stays one.
 
-    A box is mapped as the ellipse inscribed in it, which is nearer to a head than the corners are
-    and does not grow with every rotation. A box of which less than `MIN_VISIBLE` stays in the frame
-    becomes unknown, any other is cut to the frame.
+    A box is mapped as its inscribed ellipse, which is closer to a head than the corners are and
+    does not grow with every rotation. A box of which less than `MIN_VISIBLE` stays in the frame
+    becomes unknown; any other is cut to the frame.
 
     Args:
         degrees: rotation drawn from [-degrees, degrees].
@@ -368,11 +370,11 @@ class Augment:
         erase: share of the images in which a rectangle of a tenth of the area turns grey.
 
     Attributes:
-        unknown_pixels: whether masks may hold unknown pixels. Set to False where it is known that
-            they do not, it saves one plane of five; the results are the same.
+        unknown_pixels: whether masks may hold unknown pixels. If they hold none, False saves one
+            plane of five and gives the same results.
 
     Raises:
-        ValueError: a value no augmentation can have; the message begins with the argument's name.
+        ValueError: an argument is out of range; the message begins with its name.
     """
 
     MIN_VISIBLE = 0.7
@@ -396,7 +398,7 @@ class Augment:
     def __call__(self, images, targets, generator, side=None):
         """Images uint8 (B, 3, H, W) and targets -> float32 images in [0, 255] and targets.
 
-        Images and masks are first resized to `side` (h, w), if that is another one. All random
+        Images and masks are first resized to `side` (h, w), if that differs. All random
         numbers come from `generator`, on the CPU, so they are the same on any device.
         """
         planes = [targets["seg"].float()]
@@ -408,11 +410,10 @@ class Augment:
             images, planes = resize(images, side), [resize(plane, side) for plane in planes]
         size, (height, width) = len(images), images.shape[-2:]
         forward = self.draw_affine(size, width / height, generator)
-        colour, brightness = self.draw_colour(size, generator)
-        along, across = self.draw_erased(size, height, width, generator)
-        backward = torch.linalg.inv(forward)[:, :2]  # output -> input
-        drawn = (forward, backward, colour, brightness, along, across)
-        forward, backward, colour, brightness, along, across = send(drawn, images.device)
+        drawn = [forward, torch.linalg.inv(forward)[:, :2]]  # input -> output, output -> input
+        drawn += self.draw_colour(size, generator)
+        drawn += self.draw_erased(size, height, width, generator)
+        forward, backward, colour, brightness, rows, columns = copy_to(images.device, drawn)
         grid = affine_grid(backward, height, width)
         stacked = torch.empty(size, 3 + len(planes), height, width, device=images.device)
         stacked[:, :3], stacked[:, 3:] = images, torch.cat(planes, dim=1)
@@ -420,7 +421,7 @@ class Augment:
         stacked = F.grid_sample(stacked, grid, align_corners=False)
         pixels = stacked[:, :3].flatten(2)  # (B, 3, H W)
         pixels = torch.baddbmm(brightness, colour, pixels).view(images.shape)
-        pixels *= ~(along & across)
+        pixels *= ~(rows & columns)
         masks = (stacked[:, 3:4] > 0.5).to(torch.uint8)
         if self.unknown_pixels:
             missing = unknown.flatten(1).all(1)[:, None, None, None]  # no pixel of it is known
@@ -439,12 +440,12 @@ class Augment:
         low, high = math.log(self.scale[0]), math.log(self.scale[1])
         zoom = torch.exp((low + high) / 2 + uniform[1] * (high - low) / 2)
         stretch = torch.exp(uniform[2] * math.log(self.stretch) / 2)
-        wide, high = zoom * stretch * torch.where(uniform[3] < 0, -1.0, 1.0), zoom / stretch
+        zoom_x, zoom_y = zoom * stretch * torch.where(uniform[3] < 0, -1.0, 1.0), zoom / stretch
         maps = torch.eye(3).repeat(size, 1, 1)
-        maps[:, 0, 0] = wide * torch.cos(angle)
-        maps[:, 0, 1] = -high * torch.sin(angle) / aspect
-        maps[:, 1, 0] = wide * torch.sin(angle) * aspect
-        maps[:, 1, 1] = high * torch.cos(angle)
+        maps[:, 0, 0] = zoom_x * torch.cos(angle)
+        maps[:, 0, 1] = -zoom_y * torch.sin(angle) / aspect
+        maps[:, 1, 0] = zoom_x * torch.sin(angle) * aspect
+        maps[:, 1, 1] = zoom_y * torch.cos(angle)
         maps[:, :2, 2] = uniform[4:].T * 2 * self.shift
         return maps
 
@@ -458,30 +459,30 @@ class Augment:
         return channels * matrix, 128 * self.colour * uniform[2]
 
     def draw_erased(self, size, height, width, generator):
-        """Bool (B, 1, H, 1) and (B, 1, 1, W), rows and columns of a rectangle in some images."""
+        """Bool (B, 1, H, 1) rows and (B, 1, 1, W) columns of a rectangle in some images."""
         uniform = torch.rand(4, size, 1, generator=generator)
         erased = uniform[0] < self.erase  # (B, 1)
         ratio = 2 ** (uniform[1] * 2 - 1)
         half = math.sqrt(ERASED_AREA) / 2
         x = (torch.arange(width) + 0.5) / width  # (W,)
         y = (torch.arange(height) + 0.5) / height
-        across = ((x - uniform[2]).abs() < half * ratio.sqrt()) & erased  # (B, W)
-        along = (y - uniform[3]).abs() < half / ratio.sqrt()  # (B, H)
-        return along[:, None, :, None], across[:, None, None]
+        columns = ((x - uniform[2]).abs() < half * ratio.sqrt()) & erased  # (B, W)
+        rows = (y - uniform[3]).abs() < half / ratio.sqrt()  # (B, H)
+        return rows[:, None, :, None], columns[:, None, None]
 
 
-def send(tensors, device):
-    """Tensors of the CPU on the device, without waiting for what a GPU is at."""
+def copy_to(device, tensors):
+    """Copies of CPU tensors on the device, without waiting for a GPU to finish its work."""
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
     return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
 def affine_grid(maps, height, width):
-    """torch's `affine_grid` without aligned corners: (B, 2, 3) -> (B, H, W, 2), places to sample.
+    """torch's `affine_grid` without aligned corners: (B, 2, 3) -> (B, H, W, 2), points to sample.
 
-    It adds what x contributes to what y does, and so takes a third of the time on a CPU, where
-    torch multiplies matrices for every pixel.
+    It adds the contributions of x and y. That takes a third of the time of torch's version on a
+    CPU, which multiplies matrices for every pixel.
     """
     y, x = ((2 * torch.arange(n, device=maps.device) + 1) / n - 1 for n in (height, width))
     across = maps[:, None, :, 0] * x[:, None]  # (B, W, 2)

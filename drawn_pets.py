@@ -1,19 +1,18 @@
 """Cats and dogs drawn from formulas, with exact masks, head boxes and classes.
 
     make_demo(folder)                                           the data set of `--demo`
-    make_demo(folder, counts=(3000, 96, 96), style="varied")    to learn from before real pictures
+    make_demo(folder, counts=(3000, 96, 96), style="varied")    for pre-training
 
 The species differ in shape (ears, head, muzzle, trunk, tail), never in colour: furs, background and
 the clutter in it take their colours from the same palette for both. A pet is a list of parts, each
 a signed distance on the pixel grid, in units of the pet's own size: negative inside, positive
-outside. What is painted, the mask and the head box all come from the same distances, so they cannot
-disagree.
+outside. Picture, mask and head box all come from the same distances, so they cannot disagree.
 
 The style "varied" draws pets that stand, sit, lie, curl up or face the camera, near or far, cut by
 the frame, behind objects, with many coats, backgrounds and lights. Mask and box cover only what is
 visible, not what lies behind an object or outside the frame. Training on pictures drawn by formulas
-is known from Kataoka et al., Pre-training without Natural Images (arXiv:2101.08515), and for
-segmentation from Shinoda et al., SegRCDB (arXiv:2309.17083).
+was introduced by Kataoka et al., Pre-training without Natural Images (arXiv:2101.08515), and for
+segmentation by Shinoda et al., SegRCDB (arXiv:2309.17083).
 """
 
 import os
@@ -30,9 +29,9 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 CLASS_NAMES = ("cat", "dog")
-HEAD_REACH = 0.8  # no part of a head is farther from its middle
+HEAD_REACH = 0.8  # no part of a head is farther from its centre
 CHUNK = 16  # samples that a process draws at a time
-POOLED_PIXELS = 200 * 128**2  # fewer are drawn sooner than other processes start
+POOLED_PIXELS = 200 * 128**2  # fewer are drawn before other processes have started
 PALETTE = np.array(  # RGB 0-255: black, grey, silver, white, cream, ginger, brown, chocolate
     [
         *[(52, 50, 54), (112, 112, 118), (168, 168, 170), (232, 228, 220)],
@@ -104,7 +103,7 @@ def blend(first, second, softness=0.12):
     return np.minimum(first, second) - overlap * overlap * (softness / 4)
 
 
-# The pets. x points to where the pet looks, y down, (0, 0) is the middle of the trunk or of the
+# The pets. x points to where the pet looks, y down; (0, 0) is the centre of the trunk or of the
 # head. Each function returns a list of (distance, paint) in painting order.
 
 
@@ -219,7 +218,7 @@ def fur(rng, x, y, side, where=...):
 def mix(main, second, share, grain):
     """float32 (H, W, 3): colours (3,), `share` (H, W) of the second, and `grain` (H, W) added.
 
-    Plane after plane in memory, since NumPy is slow on loops over three colours.
+    It is stored plane by plane, because NumPy loops slowly over three colours.
     """
     main, second = main[:, None, None], second[:, None, None]
     planes = (main + share * (second - main) + grain).astype(np.float32)
@@ -227,7 +226,7 @@ def mix(main, second, share, grain):
 
 
 def window(inside):
-    """The slices (rows, columns) around what is True in (H, W); empty ones if nothing is."""
+    """The slices (rows, columns) around what is True in (H, W); empty if nothing is."""
     found = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
     return tuple(slice(at[0], at[-1] + 1) if at.size else slice(0, 0) for at in found)
 
@@ -249,7 +248,7 @@ def paint(image, distance, colour, scale, rim=0.62):
 
 
 def clutter(rng, x, y):
-    """Distance to an ellipse, box, triangle or bar of random place and size."""
+    """Distance to an ellipse, box, triangle or bar of random position and size."""
     centre, half = rng.uniform(-1.5, 1.5, 2).tolist(), rng.uniform(0.1, 0.4, 2).tolist()
     turned = rotate(x - centre[0], y - centre[1], rng.uniform(0, 180))
     shapes = (
@@ -273,7 +272,7 @@ def backdrop(rng, x, y, side):
 
 
 def grid(side, dtype):
-    """x and y (side, side) of the pixels' middles, from -1.5 to 1.5 across the picture."""
+    """x and y (side, side) of the pixel centres, from -1.5 to 1.5 across the picture."""
     pixels = (np.arange(side, dtype=np.float32) + 0.5) / side * 3 - 1.5
     return np.meshgrid(pixels.astype(dtype), pixels.astype(dtype))
 
@@ -304,7 +303,7 @@ def silhouettes(body, head, near, side):
 
 
 def draw_demo(rng, side, label):
-    """One pet of class `label` in profile on its background, whole, with nothing before it.
+    """One whole pet of class `label` in profile on its background, with nothing in front of it.
 
     Returns:
         image uint8 (side, side, 3), and what the mask and the head cover, bool (side, side) each.
@@ -370,7 +369,7 @@ def posed_body(x, y, rng, label):
     """A pet of class `label` that sits, lies, faces the camera or curls up, or stands.
 
     Args:
-        x, y: coordinates whose origin is the middle of the head.
+        x, y: coordinates whose origin is the centre of the head.
 
     Returns:
         the parts, and the coordinates of the body.
@@ -415,7 +414,7 @@ def frontal_ears(x, y, rng, label):
 
 
 def frontal_head(x, y, rng, label):
-    """A head that faces the camera, or is turned from it by up to some 45 degrees."""
+    """A head that faces the camera, or is turned from it by up to about 45 degrees."""
     turn, eye = rng.uniform(0, 0.5), rng.uniform(0.85, 1.15) * (0.065, 0.05)[label]
     ears, shift = frontal_ears(x + 0.05 * turn, y, rng, label), 0.16 * turn
     if label == 0:
@@ -469,7 +468,7 @@ def coat(rng, x, y, side):
 
 
 def surface(rng, x, y, side, where=...):
-    """float32 (H, W, 3), the part `where` of a wall, lawn, board or cloth, or of a fur."""
+    """float32 (H, W, 3), the part `where` of a wall, lawn, board, cloth or fur."""
     if rng.random() < 0.25:
         return fur(rng, x, y, side, where)
     colours = rng.uniform(20, 235, (2, 1)) + rng.uniform(0, 60) * rng.standard_normal((2, 3))
@@ -483,7 +482,7 @@ def surface(rng, x, y, side, where=...):
 
 
 def scenery(rng, x, y, side):
-    """float32 (H, W, 3): a wall, mostly a floor, up to six things, often out of focus."""
+    """float32 (H, W, 3): a wall, usually a floor, up to six objects, often out of focus."""
     image = surface(rng, x, y, side)
     if rng.random() < 0.8:
         edge = rng.uniform(-0.8, 1) - y + rng.normal(0, 0.1) * x
@@ -518,7 +517,7 @@ def photograph(rng, image, x, y, side):
 
 
 def place_varied(rng, side, label):
-    """A pet of random size and pose whose head has its middle in the picture.
+    """A pet of random size and pose, the centre of whose head is in the picture.
 
     Returns:
         parts of the body, parts of the head and their index, pixels per unit, and the coordinates
@@ -546,19 +545,19 @@ def place_varied(rng, side, label):
 def draw_varied(rng, side, label):
     """One pet of class `label`, of any size and pose; returns what `draw_demo` does.
 
-    It is drawn anew until about half of its head or more can be seen.
+    It is drawn again until at least about half of its head is visible.
     """
     x, y = grid(side, np.float32)
     image = scenery(rng, x, y, side)
-    seen = 0
-    while seen < 0.15:  # a whole head covers about 0.3 square units
+    visible = 0
+    while visible < 0.15:  # a whole head covers about 0.3 square units
         body, head, near, scale, u, v = place_varied(rng, side, label)
         hidden = np.zeros((side, side), bool)
         if rng.random() < 0.35:
             thing = clutter(rng, u, v)
             hidden = thing < 0
         in_pet, in_head = (shape & ~hidden for shape in silhouettes(body, head, near, side))
-        seen = in_head.sum() / scale**2
+        visible = in_head.sum() / scale**2
     ground = np.clip(1.2 - np.hypot(u, (v - 0.68) / 0.3), 0, 1)[..., None]
     image *= 1 - rng.uniform(0, 0.6) * ground  # its shadow
     paint_pet(image, body, head, near, coat(rng, u, v, side), scale, rng.uniform(0.65, 1))
@@ -571,12 +570,12 @@ STYLES = {"demo": draw_demo, "varied": draw_varied}
 
 
 def draw_sample(seed, split, index, side, style="demo"):
-    """Sample `index` of split number 0, 1 or 2; it depends on nothing else.
+    """Sample `index` of split number 0, 1 or 2, determined by the arguments alone.
 
     Returns:
         image uint8 (side, side, 3), mask uint8 (side, side, 1) in {0, 1}, the box (4,) of the head
         with its ears: xmin, ymin, xmax, ymax in pixels, right and lower edge exclusive; and the
-        class, 0 cat or 1 dog: they take turns.
+        class, 0 cat or 1 dog, in turn.
     """
     rng = np.random.default_rng([seed, split, index])
     image, mask, head = STYLES[style](rng, side, index % 2)
@@ -595,18 +594,18 @@ def draw_chunk(seed, split, start, stop, side, style):
 
 
 def start_worker():
-    """A worker leaves Ctrl-C to the process that started it, and ends when that one does."""
+    """Leave Ctrl-C to the process that started this worker, and end when that one does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def draw_chunks(tasks, workers):
-    """Yield `draw_chunk` of every task, in their order, drawn by so many processes at once."""
+    """Yield `draw_chunk` of every task, in order, drawn by `workers` processes."""
     if workers == 1:
         yield from (draw_chunk(*task) for task in tasks)
         return
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
-        yield from pool.map(draw_chunk, *zip(*tasks, strict=True))  # once closed, it cancels
+        yield from pool.map(draw_chunk, *zip(*tasks, strict=True))  # closing it cancels the rest
 
 
 def count_cores():

@@ -1,6 +1,6 @@
-"""One array of the H5 layout of dataload.py in its file: opening, checks, values.
+"""One array of the H5 layout of dataload.py: opening its file, checking it, reading values.
 
-Whatever is wrong with a file ends in one DataError, which names the file.
+Whatever is wrong with a file becomes one DataError, which names the file.
 """
 
 import math
@@ -16,16 +16,16 @@ DATASETS = ("images", "masks", "bboxes", "binary")  # each in the file of its na
 BREEDS = 37  # of Oxford-IIIT Pet, in the optional file breeds.h5
 UNKNOWN = 255  # in a mask
 DEFAULT_CLASS_NAMES = ("class 0", "class 1")
-SLAB_BYTES = 32 * 2**20  # converted at a time, so a float64 file never stands in memory whole
+SLAB_BYTES = 32 * 2**20  # converted at a time, so that a float64 file never fills the memory
 BOX_TOLERANCE = 1e-3  # pixels by which rounding may push a box over the frame
-HEAP_BYTES = 2**20  # of a file that is searched for a damaged heap of strings
+HEAP_BYTES = 2**20  # largest file that is searched for a damaged heap of strings
 
 
 class DataError(Exception):
     """A missing, damaged or inconsistent data file; the message is one line that names the file."""
 
     def __str__(self):
-        # a DataLoader raises an error of its workers anew, with their traceback before the message
+        # a DataLoader re-raises an error of its workers, with their traceback before the message
         return super().__str__().rpartition(f"{DataError.__name__}: ")[2].strip()
 
 
@@ -46,13 +46,13 @@ class H5Array:
         self.shape = self.dtype = None
 
     def expect(self, condition, expected, found):
-        """Complain unless `condition` holds."""
+        """Raise DataError unless `condition` holds."""
         if not condition:
             raise DataError(f"{self.path}: expected {expected}, found {found}")
 
     @contextmanager
     def opened(self):
-        """The h5py dataset; all that goes wrong while it is open is an error of this file."""
+        """The h5py dataset; every error while it is open becomes a DataError of this file."""
         try:
             if not self.path.is_file():
                 raise DataError(f"{self.path}: no such file")
@@ -73,7 +73,7 @@ class H5Array:
         return file[found[0]]
 
     def read_header(self):
-        """Learn shape and dtype, once it is sure that there are real numbers for all of it."""
+        """Set shape and dtype, after a check that real numbers are stored for all of it."""
         with self.opened() as dataset:
             self.shape, self.dtype = dataset.shape, dataset.dtype
             is_real = self.dtype.kind in "buif" and self.shape is not None
@@ -81,26 +81,26 @@ class H5Array:
             self._check_storage(dataset)
 
     def _check_storage(self, dataset):
-        """Complain where HDF5 would read nothing, or zeros that nobody wrote."""
+        """Refuse what HDF5 cannot read, or would read as zeros that nobody wrote."""
         if dataset.is_virtual:  # its sources would have to be checked in the same way
             found = f"a virtual dataset of values in {dataset.virtual_sources()[0].file_name!r}"
             self.expect(False, "the values in the file itself", found)
         properties = dataset.id.get_create_plist()
         for code, _, _, name in map(properties.get_filter, range(properties.get_nfilters())):
             found = f"number {code} {name.decode(errors='replace')!r}"
-            self.expect(has_filter(code), "a filter of HDF5's (or pip install hdf5plugin)", found)
+            self.expect(has_filter(code), "a filter of HDF5 (pip install hdf5plugin)", found)
         if dataset.chunks:
             pairs = zip(self.shape, dataset.chunks, strict=True)
             needed = math.prod(-(-side // chunk) for side, chunk in pairs)
             stored = dataset.id.get_num_chunks()
         else:
             needed, stored = dataset.nbytes, dataset.id.get_storage_size()
-        # zeros are read for days if the shape is damaged
+        # with a damaged shape, HDF5 would read zeros for days
         self.expect(stored >= needed, f"values for all of {self.shape}", "some never written")
 
     def check_shape(self, images):
-        """Complain unless the shape is what the layout wants beside that of `images`."""
-        shape, count = self.shape, (*images, 0)[0]
+        """Check the shape against the layout and the shape of `images`."""
+        shape = self.shape
         if self.name == "images":
             fits = len(shape) == 4 and shape[3] == 3 and min(shape) > 0
             self.expect(fits, "(N, H, W, 3) with N, H and W above 0", shape)
@@ -108,12 +108,12 @@ class H5Array:
             fits = shape[:3] == images[:3] and shape[3:] in ((), (1,))
             self.expect(fits, f"one mask for each image, {(*images[:3], 1)}", shape)
         elif self.name == "bboxes":
-            self.expect(shape == (count, 4), f"({count}, 4)", shape)
+            self.expect(shape == (images[0], 4), f"({images[0]}, 4)", shape)
         else:
-            self.expect(shape in ((count,), (count, 1)), f"({count}, 1)", shape)
+            self.expect(shape in (images[:1], (images[0], 1)), f"({images[0]}, 1)", shape)
 
-    def takes_any(self):
-        """Whether every value of the stored dtype is valid, so that none needs a look."""
+    def accepts_any_value(self):
+        """Whether every value of the stored dtype is valid, so that none needs a check."""
         return self.dtype == np.bool_ or (self.dtype == np.uint8 and self.name == "images")
 
     def slabs(self):
@@ -123,17 +123,17 @@ class H5Array:
                 yield start, self._checked(dataset[start:stop], start)
 
     def rows(self, numbers):
-        """uint8 (B, H, W, 3) or (B, H, W) of these samples of images or masks, checked."""
+        """These samples of images or masks, uint8 (B, H, W, 3) or (B, H, W), checked."""
         with self.opened() as dataset:
-            same = (dataset.shape, dataset.dtype) == (self.shape, self.dtype)
-            self.expect(same, f"the file of the start, {self.shape}", f"another, {dataset.shape}")
+            before, now = (f"{array.shape} of dtype {array.dtype}" for array in (self, dataset))
+            self.expect(now == before, f"shape {before} as at the start", now)
             return np.concatenate([self._checked(dataset[i : i + 1], i) for i in numbers])
 
     def _checked(self, values, start):
-        """uint8 of real `values`, the samples from `start` on."""
+        """Real `values` as uint8, checked; `start` is the number of their first sample."""
         if self.name == "masks":
             values = values.reshape(values.shape[:3])
-        if self.takes_any():
+        if self.accepts_any_value():
             return values.astype(np.uint8, copy=False)
         top, expected = (255, "values 0-255") if self.name == "images" else (1, "0, 1 or 255")
         low, high = values.min(), values.max()  # NaN if any value is NaN
@@ -144,15 +144,15 @@ class H5Array:
             low, high = values.min(), values.max()
         if not (low >= 0 and high <= top):
             wrong = ~((values >= 0) & (values <= top))
-            self.expect(False, expected, _first(values, wrong, start))
+            self.expect(False, expected, _first_wrong(values, wrong, start))
         rounded = np.rint(values, casting="unsafe") if values.dtype.kind == "f" else values
         if self.name == "masks" and (rounded != values).any():
-            self.expect(False, expected, _first(values, rounded != values, start))
+            self.expect(False, expected, _first_wrong(values, rounded != values, start))
         rounded = rounded.astype(np.uint8, copy=False)
         return rounded if unknown is None else np.where(unknown, np.uint8(UNKNOWN), rounded)
 
     def source_lines(self):
-        """The whole numbers of the file's attribute `source_lines`, one a sample; None if not."""
+        """The file's attribute `source_lines`, a list of one integer per sample; else None."""
         with self.opened() as dataset:
             lines = dataset.file.attrs.get("source_lines")
         fits = isinstance(lines, np.ndarray) and lines.shape == self.shape[:1]
@@ -191,7 +191,7 @@ def read_labels(array, classes=2):
     wrong = ~np.isin(labels, np.arange(-1, classes))
     if wrong.any():
         expected = "0, 1, -1 or NaN" if classes == 2 else f"0-{classes - 1}, -1 or NaN"
-        array.expect(False, expected, _first(labels, wrong, 0))
+        array.expect(False, expected, _first_wrong(labels, wrong, 0))
     return torch.from_numpy(labels.astype(np.float32))
 
 
@@ -211,9 +211,9 @@ def read_class_names(array):
 
 
 def check_heap(array):
-    """Complain of a damaged heap of strings, on which the HDF5 library would loop for ever.
+    """Refuse a damaged heap of strings, on which the HDF5 library would loop forever.
 
-    Only a file of labels and little else is searched.
+    A file above HEAP_BYTES, which holds more than labels, is not searched.
     https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, section III.E.
     """
     if array.path.stat().st_size > HEAP_BYTES:
@@ -230,7 +230,7 @@ def check_heap(array):
 
 
 def _slabs(dataset):
-    """(start, stop) ranges of samples that cover the dataset, of about SLAB_BYTES, whole chunks."""
+    """Yield (start, stop) ranges that cover the dataset: about SLAB_BYTES each, whole chunks."""
     sample_bytes = max(1, dataset.dtype.itemsize * math.prod(dataset.shape[1:]))
     step = max(1, SLAB_BYTES // sample_bytes)
     chunk = dataset.chunks[0] if dataset.chunks else 1
@@ -240,7 +240,7 @@ def _slabs(dataset):
         yield start, min(start + step, len(dataset))
 
 
-def _first(values, wrong, start):
+def _first_wrong(values, wrong, start):
     """'VALUE in sample NUMBER' for the first wrong entry of a slab that begins at `start`."""
     position = np.unravel_index(int(wrong.argmax()), wrong.shape)
     return f"{values[position]} in sample {start + int(position[0])}"

@@ -1,8 +1,8 @@
 """The run of an experiment and everything around it; knows no task, network or metric by name.
 
-settings.py     the constants of a script as settings, its command line
-script.py       a script loaded from its file, and what it must bring
-tasks.py        the three tasks put together: the one file here that names them
+settings.py     the constants of a script as settings, and its command line
+script.py       a script loaded from its file, and what it must define
+tasks.py        the three tasks, assembled: the only file here that names them
 run.py          one run from data to artefacts, resumed where it stopped
 training.py     the training step and everything that learns
 batches.py      which samples a step sees, at which side, and how they reach the device
@@ -11,9 +11,9 @@ optimiser.py    Muon and AdamW under one schedule
 average.py      the average of the weights
 precision.py    bf16 where it is native
 processes.py    one process or many (torchrun), and the signals that stop a run
-artefacts.py    files written completely or not at all, and the lock of a run
+artefacts.py    atomic file writes, the lock of a run, and the provenance of a result
 results.py      what a finished run writes
-pictures.py     the loss curve and the test picture
+pictures.py     the loss curve, the test picture and the gradients' curves
 report.py       what a run prints; CSV and TensorBoard copies of its history
 """
 
@@ -49,7 +49,7 @@ def main(file, argv=None):
             started = sys.argv and Path(sys.argv[0]).resolve() == Path(file).resolve()
             argv = sys.argv[1:] if started else []
         settings, options = parse(script, argv)
-        from engine.run import execute  # only now, so that --help and a wrong flag are quick
+        from engine.run import execute  # late, so that --help and a wrong flag answer quickly
 
         execute(script, settings, options)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Files written completely or not at all, the lock of a run, and the origin of a result."""
+"""Atomic file writes, the lock of a run, and the provenance of a result."""
 
 import contextlib
 import importlib.metadata
@@ -39,7 +39,7 @@ def replacing(path):
 
 
 def save(content, path):
-    """torch.save, completely or not at all; raises UserError.
+    """torch.save as an atomic write; raises UserError.
 
     The content goes through memory, because torch writes "unexpected pos" where the system says
     "disk full".
@@ -69,7 +69,7 @@ def output_folder(path):
     """The folder as a Path, created if necessary and checked to be writable; ~ is the home folder.
 
     Raises:
-        UserError: that is not possible.
+        UserError: the folder cannot be created or written to.
     """
     folder = Path(os.path.expanduser(path))
     try:
@@ -88,10 +88,10 @@ def remove_leftovers(folder, name):
 
 
 @contextlib.contextmanager
-def owned(folder, name):
+def locked(folder, name):
     """A block during which no other run may write files of this name to the folder.
 
-    The system releases the lock of a killed process. On a file system without locks there is none.
+    The system releases the lock of a killed process. A file system without locks gives no guard.
 
     Raises:
         UserError: another run has the lock.
@@ -117,13 +117,13 @@ def owned(folder, name):
 
 
 def versions():
-    """{library: version} of everything a result depends on."""
+    """{library: version} of what a result depends on, Python included."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version()} | found
 
 
 def commit():
-    """The git commit of the code, with "+" where it was changed since; None outside git."""
+    """The git commit of the code, with "+" if the code has changed since; None outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(

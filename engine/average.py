@@ -7,11 +7,11 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class WeightAverage(AveragedModel):
-    """An exponential average of parameters and buffers whose memory lengthens during the run.
+    """An exponential moving average of parameters and buffers whose memory grows during the run.
 
-    After n updates the next one keeps min(decay, (1 + n) / (10 + n)) of the average; the first
-    copies. torch's own update sends its count to the device and reads it back, which makes the
-    host wait for a GPU in every step; this one counts on the host.
+    After n updates the next one keeps min(decay, (1 + n) / (10 + n)) of the average; the first one
+    copies the weights. torch's own update reads its count back from the device, so the host waits
+    for a GPU in every step; this one counts on the host.
 
     Args:
         network: is copied, not changed.

@@ -1,6 +1,7 @@
 """Which samples a training step sees, at which side, and how they reach the device."""
 
 import contextlib
+import itertools
 import math
 import signal
 
@@ -9,12 +10,12 @@ import torch
 from torch.utils.data import DataLoader
 
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-LEAST_KNOWN = 0.25  # share of a batch whose first target is known, where the data allow it
+LEAST_KNOWN = 0.25  # share of a batch with a known target of the first task, if possible
 WORKERS = 2  # processes that read from disk
 
 
 def seeded(*numbers):
-    """A CPU generator for one place in a run; also seeds torch's own, from which dropout draws.
+    """A CPU generator for one step of a run; also seeds torch's own, from which dropout draws.
 
     Every step begins with this, so the position in a run determines all its random numbers.
     """
@@ -24,10 +25,10 @@ def seeded(*numbers):
 
 
 def epoch_batches(known, batch_size, seed, epoch):
-    """The sample numbers of an epoch's batches, shuffled; a last incomplete batch is left out.
+    """The sample numbers of an epoch's batches, shuffled; an incomplete last batch is dropped.
 
-    If fewer than LEAST_KNOWN of the samples have a known first target, these are drawn more often,
-    so that they make up this share of every batch; the number of steps stays the same.
+    If fewer than LEAST_KNOWN of the samples are known, these are drawn more often, so that they
+    make up this share of every batch; the number of steps stays the same.
 
     Args:
         known: bool (N,), whether a sample's target of the first task is known.
@@ -39,37 +40,38 @@ def epoch_batches(known, batch_size, seed, epoch):
     rare = order[known[order]]
     if not 0 < len(rare) < LEAST_KNOWN * length:
         return batches
-    share = math.ceil(LEAST_KNOWN * size)
+    quota = math.ceil(LEAST_KNOWN * size)  # in every batch
     others = order[~known[order]]
-    rounds = math.ceil(len(batches) * share / len(rare))
-    again = [rare[torch.randperm(len(rare), generator=generator)] for _ in range(rounds)]
-    again = torch.cat(again)[: len(batches) * share].view(len(batches), share)
-    others = others[: len(batches) * (size - share)].view(len(batches), size - share)
-    mixed = torch.cat([again, others], dim=1)  # (steps, size)
+    rounds = math.ceil(len(batches) * quota / len(rare))
+    repeated = [rare[torch.randperm(len(rare), generator=generator)] for _ in range(rounds)]
+    repeated = torch.cat(repeated)[: len(batches) * quota].view(len(batches), quota)
+    others = others[: len(batches) * (size - quota)].view(len(batches), size - quota)
+    mixed = torch.cat([repeated, others], dim=1)  # (steps, size)
     places = torch.rand(mixed.shape, generator=generator).argsort(dim=1)
-    return mixed.gather(1, places).tolist()  # so that every process gets some of them
+    return mixed.gather(1, places).tolist()  # shuffled, so that every process gets known ones
 
 
 def training_side(sides, epoch, epochs, full, stride):
-    """(h, w) in pixels of the training images in an epoch: small at first, because that is cheap.
+    """(h, w) in pixels of the training images in an epoch: progressive resizing.
 
-    Both are the multiples of `stride` that come nearest to the wanted share of `full` at nearly the
-    same aspect ratio. The last epoch always has the last of `sides`.
+    `sides` are shares of the side `full`, one for each equal part of the epochs; the last epoch
+    always has the last one. h and w are the multiples of `stride` nearest to that share, with
+    nearly the aspect ratio of `full`.
     """
-    place = len(sides) - 1 if epoch == epochs else (epoch - 1) * len(sides) // epochs
+    part = len(sides) - 1 if epoch == epochs else (epoch - 1) * len(sides) // epochs
+    wanted = math.log(sides[part])
     height, width = (max(1, pixels // stride) for pixels in full)  # in units of the stride
 
     def distance(side):
-        tall, wide = math.log(side[0] / height), math.log(side[1] / width)
-        wanted = math.log(sides[place])
-        return (tall - wanted) ** 2 + (wide - wanted) ** 2 + 4 * (tall - wide) ** 2
+        h, w = math.log(side[0] / height), math.log(side[1] / width)
+        return (h - wanted) ** 2 + (w - wanted) ** 2 + 4 * (h - w) ** 2
 
-    every = [(h, w) for h in range(1, height + 1) for w in range(1, width + 1)]
-    return tuple(stride * units for units in min(every, key=distance))
+    candidates = itertools.product(range(1, height + 1), range(1, width + 1))
+    return tuple(stride * units for units in min(candidates, key=distance))
 
 
 def loader(dataset, batches, device):
-    """Yield batches (images, targets) on the device; with workers if the data stay on disk."""
+    """Yield batches (images, targets) on the device; with workers if the data are on disk."""
     on_host = not dataset.in_memory or dataset.images.device.type == "cpu"
     samples = DataLoader(
         dataset,
@@ -77,22 +79,22 @@ def loader(dataset, batches, device):
         batch_size=None,
         num_workers=0 if dataset.in_memory else WORKERS,
         pin_memory=device.type == "cuda" and on_host,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_ignore_stop_signals,
     )
-    with _signals_blocked():  # workers inherit this: the parent decides when to stop
+    with _stop_signals_blocked():  # workers inherit this: the parent decides when to stop
         samples = iter(samples)
     for images, targets in samples:
         targets = {task: target.to(device, non_blocking=True) for task, target in targets.items()}
         yield images.to(device, non_blocking=True), targets
 
 
-def _leave_signals(worker):
+def _ignore_stop_signals(worker):
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def _signals_blocked():
+def _stop_signals_blocked():
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -104,7 +106,7 @@ def _signals_blocked():
 
 
 def keep_on_device(datasets, device):
-    """Move each data set that takes at most half of the free memory of a GPU there, in order."""
+    """Move to a GPU, in order, each data set that takes at most half of its free memory."""
     if device.type != "cuda":
         return
     for dataset in datasets:

@@ -33,25 +33,21 @@ def evaluate(network, dataset, tasks, batch_size, processes):
     network.eval()
     device, mine = processes.device, range(processes.rank, len(dataset), processes.size)
     batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
-    batches = batches or [[0]]  # more processes than samples: the result does not count
-    table = {(None, "seen"): torch.zeros(len(dataset), 2, dtype=torch.float64, device=device)}
+    batches = batches or [[0]]  # more processes than samples: only for the keys of the table
+    seen = torch.zeros(len(dataset), 1, dtype=torch.float64, device=device)
+    table = {name: {} for name in tasks}
     for indices, (images, targets) in zip(batches, loader(dataset, batches, device), strict=True):
         with autocast(device):
             outputs = network(images)
-        places = torch.tensor(indices, device=device)  # once, since a GPU waits for it
-        rows = {(None, "seen"): torch.ones(len(images), 2, device=device)}
+        rows = torch.tensor(indices, device=device)  # once, since a GPU waits for it
+        seen[rows] += 1 if mine else 0
         for name, task in tasks.items():
-            pairs = sample_pairs(task, outputs[name], targets[name])
-            rows |= {(name, metric): pair for metric, pair in pairs.items()}
-        for key, pairs in rows.items():
-            empty = torch.zeros_like(table[None, "seen"])
-            table.setdefault(key, empty)[places] += pairs if mine else torch.zeros_like(pairs)
-    if not processes.sum(table.pop((None, "seen"))).eq(1).all():
+            for metric, pairs in sample_pairs(task, outputs[name], targets[name]).items():
+                sums = table[name].setdefault(metric, seen.new_zeros(len(dataset), 2))
+                sums[rows] += pairs if mine else 0
+    if not processes.sum(seen).eq(1).all():
         raise RuntimeError(f"evaluation did not see each of the {len(dataset)} samples once")
-    found = {name: {} for name in tasks}
-    for (name, metric), pairs in table.items():
-        found[name][metric] = processes.sum(pairs)
-    return found
+    return {name: {m: processes.sum(p) for m, p in found.items()} for name, found in table.items()}
 
 
 def sample_pairs(task, output, target):
@@ -75,5 +71,5 @@ def values(tasks, table):
 
 
 def sample_scores(pairs):
-    """Numerators and denominators (N, 2) of a metric -> (N,); 1, perfect, where both are 0."""
+    """Numerators and denominators (N, 2) of a metric -> (N,); 1, a perfect score, for 0 / 0."""
     return (pairs[:, 0] / pairs[:, 1]).nan_to_num(1.0).cpu()

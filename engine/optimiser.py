@@ -4,8 +4,8 @@ rest, under one one-cycle schedule."""
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-SMALLEST = 16  # rows and columns from which on orthogonalising a matrix says something
-WARM_UP = 0.2  # share of the schedule in which the rate rises
+SMALLEST = 16  # least rows and columns of a matrix that is worth orthogonalising
+WARM_UP = 0.2  # share of the schedule in which the learning rate rises
 MOMENTUM = 0.95  # of Muon
 POLYNOMIALS = (  # a x + b x^3 + c x^5 + d x^7 + e x^9, one after the other: see inverse_root
     (14.8688, -145.3504, 483.4466, -621.2607, 270.2585),
@@ -20,7 +20,7 @@ class Optimiser:
     Muon makes the update of a matrix orthogonal, so that all its directions learn alike; a kernel
     (O, I, h, w) counts as a matrix (O, I h w). Scaled to the usual size of AdamW's updates (Liu et
     al. 2025, arXiv:2502.16982), both share one learning rate. Biases, norms, and matrices with
-    fewer than 16 rows or columns go to AdamW; what has one dimension has no weight decay.
+    fewer than 16 rows or columns go to AdamW; parameters of one dimension have no weight decay.
 
     Args:
         parameters: of the network and the loss weighting.
@@ -41,16 +41,15 @@ class Optimiser:
         ]
         self.adamw = torch.optim.AdamW(groups, fused=True)
         self.bad = torch.zeros((), device=parameters[0].device)
-        self.adamw.found_inf, self.adamw.grad_scale = self.bad, None  # the fused step heeds them
+        self.adamw.found_inf, self.adamw.grad_scale = self.bad, None  # read by the fused step
         rise = WARM_UP if WARM_UP * total_steps != 1 else 0.0  # torch would divide by 0
         self.schedule = OneCycleLR(self.adamw, learning_rate, total_steps, pct_start=rise)
         self.peak = learning_rate
 
     def freeze(self, bad):
-        """Keep the weights as they are from now on if `bad`, a scalar bool tensor, is true.
+        """Freeze weights and momentum from now on if `bad`, a scalar bool tensor, is true.
 
-        This happens on the device, so that the host need not wait to learn of it. Momentum stays
-        as it is, too, whatever the gradients are.
+        This happens on the device, so that the host need not wait for the answer.
         """
         self.bad.copy_(torch.maximum(self.bad, bad.to(self.bad)))
 
@@ -68,7 +67,7 @@ class Optimiser:
             kernel.grad = None
 
     def state_dict(self):
-        """What `load_state_dict` needs to go on at the same step."""
+        """What `load_state_dict` needs to continue at the same step."""
         return {
             "momentum": self.muon.momentum,
             "adamw": self.adamw.state_dict(),
@@ -76,7 +75,7 @@ class Optimiser:
         }
 
     def load_state_dict(self, state):
-        """Go on where `state` was taken, with this optimiser's peak of the learning rate."""
+        """Continue where `state` was taken, with this optimiser's peak learning rate."""
         for mine, saved in zip(self.muon.momentum, state["momentum"], strict=True):
             mine.copy_(saved)
         self.adamw.load_state_dict(state["adamw"])
@@ -90,10 +89,11 @@ class Optimiser:
 class Muon:
     """Muon with Nesterov momentum, in few launches on a GPU.
 
-    The Gram matrices of an update, rows by rows, are small; only their products are repeated, and
-    they are stacked. The long side takes part at the beginning and at the end ("Gram
-    Newton-Schulz", https://dao-lab.ai/blog/2026/gram-newton-schulz). Everything is in fp32: small
-    singular values would drown in the rounding of a Gram matrix in bf16.
+    The Gram matrix of an update, rows by rows, is small. Only products of Gram matrices are
+    iterated, stacked for all updates with the same number of rows; the long side takes part only at
+    the beginning and at the end ("Gram Newton-Schulz",
+    https://dao-lab.ai/blog/2026/gram-newton-schulz). Everything is in fp32: small singular values
+    would drown in the rounding of a Gram matrix in bf16.
 
     Args:
         kernels: parameters (O, I, h, w) or (O, I).
@@ -122,24 +122,24 @@ class Muon:
             roots = inverse_root(torch.stack([update @ update.mT for _, update in alike]))
             roots = torch.where(frozen, 0.0, roots)
             for (matrix, update), root in zip(alike, roots, strict=True):
-                size = 0.2 * matrix.shape[1] ** 0.5  # to AdamW's: root mean square 0.2
+                size = 0.2 * matrix.shape[1] ** 0.5  # root mean square 0.2, as AdamW's updates
                 matrix.addmm_(root, update, alpha=-rate * size)
 
 
 def inverse_root(gram):
     """Stacked Gram matrices X X^T (k, m, m) -> R (k, m, m) with R X almost orthogonal.
 
-    The singular values of X from 0.0025 of the largest on become 0.84 to 1.16, smaller ones grow
+    Singular values of X above 0.0025 of the largest become 0.84 to 1.16; smaller ones grow up to
     379-fold. The three polynomials are those of Polar Express (Amsel et al. 2025, arXiv:2505.16932,
     theorem 4.1) for degree 9 and this range. X is divided by the root of the norm of X X^T, which
-    is a closer bound of the largest singular value than the norm of X (Grishina et al. 2025,
+    is a tighter bound on the largest singular value than the norm of X (Grishina et al. 2025,
     arXiv:2506.10935).
     """
     size = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-14)
     gram, factor, root = gram / size, None, None
     for a, b, c, d, e in POLYNOMIALS:
         if factor is not None:
-            gram = gram @ factor @ factor  # that of X after the polynomials so far
+            gram = gram @ factor @ factor  # of X after the polynomials so far
         square = gram @ gram
         factor = (e * square).add_(gram, alpha=d)
         factor.diagonal(dim1=1, dim2=2).add_(c)

@@ -1,4 +1,4 @@
-"""Loss curve and test picture. Colours are Okabe and Ito's, for colour-blind readers too."""
+"""Curves and test picture of a run. Colours are Okabe and Ito's, for colour-blind readers too."""
 
 import contextlib
 import math
@@ -15,14 +15,14 @@ from engine.artefacts import replacing
 BLUE, ORANGE = "#0072B2", "#E69F00"
 WIDTH = 8.0  # inches; with fonts of 9 points readable when shown 800 pixels wide
 DPI = 150
-SHARP = 450  # least side in pixels of an image into which lines are drawn
+SHARP = 450  # least side in pixels of an image that lines are drawn on
 
 
 def drawn(image, answers, tasks, class_names):
-    """An image with targets or outputs drawn in, and the texts of the tasks, joined.
+    """An image with targets or outputs drawn on it, and the words of the tasks, joined.
 
     Args:
-        image: uint8 (3, H, W); enlarged by a whole number, so that lines are thin.
+        image: uint8 (3, H, W); enlarged by a whole factor, so that lines look thin.
         answers: {task: target or output} without a batch dimension, but logits of scalars as (1,).
     """
     factor = max(1, math.ceil(SHARP / min(image.shape[1:])))
@@ -41,18 +41,18 @@ def save_test_picture(path, image, targets, outputs, scores, tasks, class_names)
         image: uint8 (3, H, W).
         targets: {task: target} without a batch dimension.
         outputs: {task: output} without a batch dimension, but logits of scalars as (1,).
-        scores: {name: value} of this sample for the title; NaN, unknown, is left out.
+        scores: {name: value} of this sample for the title; NaN is unknown and left out.
     """
-    told = (f"{name.replace('_', ' ')} {v:.2f}" for name, v in scores.items() if not math.isnan(v))
-    panels = {"image": ({}, ""), "truth": (targets, ""), "prediction": (outputs, ", ".join(told))}
+    known = (f"{n.replace('_', ' ')} {v:.2f}" for n, v in scores.items() if not math.isnan(v))
+    panels = {"image": ({}, ""), "truth": (targets, ""), "prediction": (outputs, ", ".join(known))}
     with plain_style():
         figure = Figure(dpi=DPI, layout="constrained")
         rows = 1
-        for axis, (title, (answers, last)) in zip(
+        for axis, (title, (answers, text)) in zip(
             figure.subplots(1, 3), panels.items(), strict=True
         ):
             picture, words = drawn(image, answers, tasks, class_names)
-            lines = [f"{title}: {words}" if words else title, last]
+            lines = [f"{title}: {words}" if words else title, text]
             title = "\n".join(textwrap.fill(line, 40) for line in lines).strip()
             rows = max(rows, 1 + title.count("\n"))
             show(axis, picture, title)
@@ -62,9 +62,9 @@ def save_test_picture(path, image, targets, outputs, scores, tasks, class_names)
 
 
 def show(axis, picture, title, fontsize=9):
-    """A picture uint8 (3, H, W) with a title on its own axis; "$" in it starts no formula."""
+    """A picture uint8 (3, H, W) with a title on its own axis; "$" in the title is no formula."""
     axis.imshow(picture.permute(1, 2, 0).numpy())
-    axis.set_anchor("S")  # leaves the room for the title
+    axis.set_anchor("S")  # so that the free space is left for the title
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=fontsize, parse_math=False)
 
@@ -76,7 +76,7 @@ def save_loss_picture(path, history, name, task):
         left, right = figure.subplots(1, 2)
         losses, val_losses = (history[part][f"{name}_loss"] for part in ("train", "val"))
         metric = task.primary.replace("_", " ")
-        curve = {"marker": "." if len(losses) < 20 else ""}  # a single epoch makes no line
+        curve = {"marker": "." if len(losses) < 20 else ""}  # a single epoch draws no line
         epochs = range(1, len(losses) + 1)
         left.plot(epochs, losses, color=BLUE, linestyle="--", label="training, augmented", **curve)
         left.plot(epochs, val_losses, color=ORANGE, label="validation", **curve)
@@ -132,6 +132,6 @@ def plain_style():
 
 
 def save(figure, path):
-    """Write a figure as a PNG, completely or not at all; raises UserError."""
+    """Write a figure as a PNG, as an atomic write; raises UserError."""
     with replacing(path) as temporary:
         figure.savefig(temporary)

@@ -1,8 +1,8 @@
-"""bf16 where the hardware computes in it; fp32 where it would only emulate it."""
+"""bf16 where the hardware has it, fp32 where it would be emulated."""
 
 import torch
 
-# found out once: the call would split a compiled graph; torch has no public name for it
+# asked once, because the call would split a compiled graph; torch has no public name for it
 CPU_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

@@ -18,13 +18,13 @@ TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for ever
 
 
 class Processes:
-    """This process among those of the run; a context manager that leaves their group at the end.
+    """The processes of a run as this one sees them; a context manager that joins their group.
 
     Args:
         environment: what torchrun has set; {} for a program that is always one process.
 
     Attributes:
-        rank, size: the number of this process, and how many there are.
+        rank, size: the number of this process from 0, and the number of all.
         device: the device of this process; the CPU until `use` is called.
     """
 
@@ -41,7 +41,7 @@ class Processes:
             )
 
     def __enter__(self):
-        if self.size > 1:  # gloo too, so that what the CPUs exchange never waits for a GPU
+        if self.size > 1:  # gloo too, so that an exchange between CPUs never waits for a GPU
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return self
 
@@ -50,7 +50,7 @@ class Processes:
             dist.destroy_process_group()
 
     def use(self, name):
-        """Use the device of this name: "cuda" is this process's GPU; None is the GPU, else the CPU.
+        """Use a device: "cuda" is the GPU of this process; None is that GPU if any, else the CPU.
 
         Raises:
             UserError: there is no such device.
@@ -82,14 +82,14 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
-    def copy_first(self, tensors):
-        """Give every process the first one's values, in place."""
+    def broadcast(self, tensors):
+        """Give every process the tensors of the first one, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def agree(self, *numbers):
-        """Each integer's largest value over all processes, as a list; never waits for a GPU."""
+    def max(self, *numbers):
+        """Each integer's maximum over all processes, as a list; never waits for a GPU."""
         if self.size == 1:
             return list(numbers)
         numbers = torch.tensor(numbers, dtype=torch.int64)
@@ -98,12 +98,12 @@ class Processes:
 
     @contextlib.contextmanager
     def failing_alike(self):
-        """A block that ends the run in all processes if it fails in one of them.
+        """A block that ends the run in all processes if it fails in any of them.
 
         The block itself must not communicate.
 
         Raises:
-            UserError: in the first process, with the message of the lowest that failed.
+            UserError: in the first process, with the message of the lowest rank that failed.
             SystemExit: code 2 in the others.
         """
         message = None
@@ -116,40 +116,37 @@ class Processes:
         if self.size > 1:
             messages = [None] * self.size
             dist.all_gather_object(messages, message)
-            self._end_if_any(messages)
-
-    def _end_if_any(self, messages):
-        message = next(filter(None, messages), None)
-        if message and self.is_first:
-            raise UserError(message)
-        if message:
-            sys.exit(2)
+            message = next(filter(None, messages), None)
+            if message and self.is_first:
+                raise UserError(message)
+            if message:
+                sys.exit(2)
 
 
 class StopSignals:
     """Ctrl-C, SIGTERM and, when a terminal is closed, SIGHUP.
 
-    While `patient` is set, the first signal is only noted in `received`, so that the run can stop
-    after its current step. Before that, and the second time, a signal ends the program at once.
+    While `graceful` is set, the first signal is only noted in `received`, so that the run can stop
+    after its current step. Before that, and from the second on, a signal ends the program at once.
     Under nohup, SIGHUP stays ignored.
 
     Attributes:
-        patient: whether the run checks `received` from time to time.
+        graceful: whether the run checks `received` and stops by itself.
         received: number of the signal, or 0.
     """
 
     ECHO_SECONDS = 2.0  # torchrun repeats a Ctrl-C that the terminal has sent to all processes
 
     def __init__(self):
-        self.patient, self.received, self.since = False, 0, 0.0
+        self.graceful, self.received, self.since = False, 0, 0.0
 
     def __enter__(self):
         self.old = {}
         if threading.current_thread() is threading.main_thread():  # only this one may set handlers
             hung_up = getattr(signal, "SIGHUP", None)  # Windows has none
             ignored = hung_up and signal.getsignal(hung_up) is signal.SIG_IGN
-            heard = [number for number in STOPPING if not (ignored and number == hung_up)]
-            self.old = {number: signal.signal(number, self._receive) for number in heard}
+            numbers = [number for number in STOPPING if not (ignored and number == hung_up)]
+            self.old = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -157,7 +154,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number, frame):
-        if self.patient and not self.received:
+        if self.graceful and not self.received:
             self.received, self.since = number, time.monotonic()
         elif not self.received or time.monotonic() - self.since > self.ECHO_SECONDS:
             with contextlib.suppress(OSError):  # print may be in use

@@ -13,10 +13,10 @@ from engine.settings import UserError
 
 
 class Speaker:
-    """A stream that may be closed, as a terminal or pipe is; what is written after that is lost.
+    """A stream that survives a closed terminal or pipe; what is written after that is lost.
 
     Args:
-        stream: the name of the stream in `sys`, looked up whenever it is used.
+        stream: its name in `sys`, looked up at every use.
     """
 
     def __init__(self, stream="stderr"):
@@ -44,7 +44,7 @@ STDERR = Speaker()
 
 
 class Report:
-    """The lines, bars and TensorBoard scalars of one run, all from its first process.
+    """The lines, bars and TensorBoard scalars of a run, all from its first process.
 
     Everything goes to stderr. The bar is drawn only on a terminal, so that the log of a batch job
     has one line per epoch and no control characters.
@@ -52,7 +52,7 @@ class Report:
     Args:
         epochs: of the whole run.
         tasks: {name: Task}.
-        speaks: whether this process prints; true in one process only.
+        prints: whether this process prints; true in one process only.
         quiet: print warnings only.
         tensorboard: also write scalars per epoch and the test picture for TensorBoard.
 
@@ -60,8 +60,8 @@ class Report:
         UserError: TensorBoard is wanted but not installed.
     """
 
-    def __init__(self, epochs, tasks, speaks=True, quiet=False, tensorboard=False):
-        self.epochs, self.tasks, self.speaks, self.quiet = epochs, tasks, speaks, quiet
+    def __init__(self, epochs, tasks, prints=True, quiet=False, tensorboard=False):
+        self.epochs, self.tasks, self.prints, self.quiet = epochs, tasks, prints, quiet
         self.seconds = []  # of the epochs since this process started
         self.writer_class = summary_writer() if tensorboard else None
         self.writer = None
@@ -73,13 +73,13 @@ class Report:
 
     def warn(self, text):
         """Print lines that the user must see, even with --quiet."""
-        if self.speaks:
+        if self.prints:
             tqdm.write(text, file=STDERR)
             STDERR.flush()
 
     def start(self, folder, done):
-        """Open the TensorBoard folder; scalars of epochs after number `done` are replaced."""
-        if self.writer_class and self.speaks:
+        """Open the TensorBoard folder; the scalars of epochs after `done` are replaced."""
+        if self.writer_class and self.prints:
             self.writer = self.writer_class(str(folder), purge_step=done + 1)
 
     def bar(self, epoch, batches, done):
@@ -94,21 +94,21 @@ class Report:
             bar_format="{desc} {percentage:3.0f}% {bar} {rate_noinv_fmt}{postfix}",
             dynamic_ncols=True,
             leave=False,
-            disable=None if self.speaks and not self.quiet else True,  # None: where no terminal
+            disable=None if self.prints and not self.quiet else True,  # None: without a terminal
         )
 
     def show(self, bar, epoch, losses):
-        """Show {task: loss} and the time left until the last epoch ends beside the bar."""
+        """Show beside the bar {task: loss} and the time left to the end of the run."""
         if bar.disable or bar.n == bar.initial:
             return
-        a_whole_epoch = bar.format_dict["elapsed"] / (bar.n - bar.initial) * bar.total
-        left = self._left(epoch - 1 + bar.n / bar.total, a_whole_epoch)
+        epoch_seconds = bar.format_dict["elapsed"] / (bar.n - bar.initial) * bar.total
+        left = self._time_left(epoch - 1 + bar.n / bar.total, epoch_seconds)
         shown = " ".join(f"{task} {loss:.3f}" for task, loss in losses.items())
         bar.set_postfix_str(f"{shown}, {left} left")
 
-    def _left(self, position, a_whole_epoch):
-        """Time from `position`, in epochs, to the end: by past epochs, else by the estimate."""
-        typical = median(self.seconds[-10:]) if self.seconds else a_whole_epoch
+    def _time_left(self, position, epoch_seconds):
+        """Time from `position`, in epochs, to the end: by past epochs, else by `epoch_seconds`."""
+        typical = median(self.seconds[-10:]) if self.seconds else epoch_seconds
         return tqdm.format_interval(typical * (self.epochs - position))
 
     def epoch(self, history, rate):
@@ -122,9 +122,9 @@ class Report:
         best = ", best so far" if history["best_epoch"] == done else ""
         losses = {part: self._last(history[part], "loss") for part in ("train", "val")}
         self.say(
-            f"epoch {done}/{self.epochs}: train loss {losses['train']}{self._few(history)}; "
+            f"epoch {done}/{self.epochs}: train loss {losses['train']}{self._known(history)}; "
             f"val loss {losses['val']}; {self._primary(history['val'])}{best}; "
-            f"{rate:.0f} images/s, {seconds:.1f} s, {self._left(done, seconds)} left"
+            f"{rate:.0f} images/s, {seconds:.1f} s, {self._time_left(done, seconds)} left"
         )
         if self.writer:
             for part in ("train", "val"):
@@ -141,19 +141,19 @@ class Report:
         names = ((name, task.primary) for name, task in self.tasks.items())
         return " ".join(f"{n} {m.replace('_', ' ')} {series[f'{n}_{m}'][-1]:.3f}" for n, m in names)
 
-    def _few(self, history):
-        """How many known targets each task had in the epoch, if the tasks differ in that."""
-        found = {task: history["train"][f"{task}_known"][-1] for task in self.tasks}
-        if len({*found.values()}) == 1:
+    def _known(self, history):
+        """The number of known targets of each task in the epoch, if the tasks differ in that."""
+        counts = {task: history["train"][f"{task}_known"][-1] for task in self.tasks}
+        if len({*counts.values()}) == 1:
             return ""
-        return f" (known: {', '.join(f'{count} {task}' for task, count in found.items())})"
+        return f" (known: {', '.join(f'{count} {task}' for task, count in counts.items())})"
 
     def table(self, history):
-        """The table of test metrics."""
+        """Print the table of test metrics."""
         self.say(test_table(history))
 
     def end(self, history, files):
-        """The list of files; test metrics and the PNGs among the files to TensorBoard."""
+        """Print the list of files; write test metrics and PNG files for TensorBoard."""
         places = [*files, self.writer.log_dir] if self.writer else files
         self.say("\n".join(["files written:", *(f"  {path}" for path in places)]))
         if not self.writer:

@@ -1,4 +1,4 @@
-"""What a run records about itself, and the files that it writes after its test."""
+"""What a run records about itself, and the files that it writes after the test."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from engine.training import TrainingStep, gigaflop
 
 
 def about(script, config, tasks, data, trainer):
-    """The part of a history that is known before training, for the checkpoint too."""
+    """The part of a history that is known before training; checkpoints hold it too."""
     train, device = data["train"], trainer.processes.device
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
@@ -35,7 +35,7 @@ def about(script, config, tasks, data, trainer):
 
 @torch.inference_mode()
 def _summaries(tasks, network, train, device):
-    """{task: what a reader of the history must know about it}."""
+    """{task: what a reader of the history needs to know about it}."""
     images, targets = train[[0]]
     outputs = network.eval()(images.to(device))
     found = {}
@@ -52,7 +52,7 @@ def _summaries(tasks, network, train, device):
 
 
 def _gigaflop(trainer, train):
-    """Of one image, forward and backward; other processes take no part."""
+    """GFLOP of one image, forward and backward, in this process alone."""
     device = trainer.processes.device
     images, targets = train[[0, 0]]  # batch norm needs more than one value
     targets = {task: target.to(device) for task, target in targets.items()}
@@ -61,7 +61,7 @@ def _gigaflop(trainer, train):
 
 
 def tested(about, trainer, table, data):
-    """`about` and the results of the test split, with one row per sample."""
+    """`about` with the results of the test split, one row per sample."""
     rows = {
         f"{name}_{metric}": pairs.cpu()
         for name, metrics in table.items()
@@ -102,12 +102,13 @@ def write(folder, history, network, tasks, table, data, report):
     save_csv(history, files[2])
     artefacts.save(history, files[3])
     report.table(history)
-    pictures = (
+    pictures = [
         functools.partial(_draw_losses, history, tasks),
         functools.partial(_draw_median, on_cpu, tasks, table, data["test"]),
-        functools.partial(_draw_conflict, history),
-    )
-    for draw, path in zip(pictures[: 3 if "conflict" in history else 2], files[4:], strict=False):
+    ]
+    if "conflict" in history:
+        pictures.append(functools.partial(_draw_conflict, history))
+    for draw, path in zip(pictures, files[4:], strict=False):
         try:
             draw(path)
         except UserError as error:
@@ -131,7 +132,7 @@ def _draw_conflict(history, path):
 
 
 def _draw_median(network, tasks, table, test, path):
-    """The test sample whose primary metric is the median."""
+    """Draw the test sample whose primary metric is the median."""
     from engine.pictures import save_test_picture
 
     name, task = next(iter(tasks.items()))

@@ -17,7 +17,7 @@ from engine.evaluation import evaluate, values
 from engine.processes import Processes, StopSignals
 from engine.report import Report
 from engine.script import check_script, check_tasks
-from engine.settings import UserError, named, plain
+from engine.settings import UserError, arguments_from, as_dict
 from engine.training import Trainer, conflict, known_counts, means
 from engine.weights import take_weights
 from h5array import DataError
@@ -52,7 +52,7 @@ def execute(script, settings, options):
                 )  # fmt: skip
                 out = artefacts.output_folder(settings.FILE_SAVE_PATH)  # after all checks
                 if processes.is_first:
-                    stack.enter_context(artefacts.owned(out, script.name))
+                    stack.enter_context(artefacts.locked(out, script.name))
             run = Run(script, settings, options, data, trainer, report, out, signals)
             run.start(options)
             run.train_and_test()
@@ -113,12 +113,12 @@ def build(script, settings, options, train, processes):
         )
     seeded(settings.SEED)
     try:
-        network = script.module.Network(**named(settings, script.module.Network))
-        weighting = script.module.weighting(**named(settings, script.module.weighting))
+        network = script.module.Network(**arguments_from(settings, script.module.Network))
+        weighting = script.module.weighting(**arguments_from(settings, script.module.weighting))
     except SettingError as error:  # one that a flag can correct
         raise UserError(f"--{error}") from error
     try:
-        augment = Augment(**named(settings, Augment))
+        augment = Augment(**arguments_from(settings, Augment))
     except ValueError as error:
         raise UserError(f"--{error}") from error
     augment.unknown_pixels = train.unknown_pixels
@@ -186,7 +186,7 @@ class Run:
         self.last, self.finished = (
             folder / f"{self.name}_{part}.pt" for part in ("last", "history")
         )
-        config = plain(settings) | {"demo": options.demo, "processes": self.processes.size}
+        config = as_dict(settings) | {"demo": options.demo, "processes": self.processes.size}
         config |= {"diagnose": options.diagnose} if options.diagnose else {}
         self.about = results.about(script, config, self.tasks, data, trainer)
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}
@@ -202,7 +202,7 @@ class Run:
                 checkpoint is damaged, of other settings or of other data.
         """
         there = self.last.is_file()
-        (somewhere,) = self.processes.agree(options.resume and there)
+        (somewhere,) = self.processes.max(options.resume and there)
         with self.processes.failing_alike():
             self._refuse_another(options, there)
             if options.weights and not somewhere:
@@ -262,7 +262,7 @@ class Run:
         keep_on_device(self.data.values(), self.processes.device)
         self.trainer.distribute()
         self.report.start(f"{self.folder / self.name}_tensorboard", len(self.history["seconds"]))
-        self.signals.patient = True
+        self.signals.graceful = True
         while len(self.history["seconds"]) < self.settings.EPOCHS:
             self._epoch()
             signal, is_due = self._pauses()
@@ -281,7 +281,7 @@ class Run:
         """The signal that asks for a stop or 0, and whether a checkpoint is due."""
         ended = len(self.history["seconds"]) == self.settings.EPOCHS
         is_due = ended or time.monotonic() - self.saved > CHECKPOINT_SECONDS
-        return self.processes.agree(self.signals.received, is_due)
+        return self.processes.max(self.signals.received, is_due)
 
     def _epoch(self):
         """The rest of an epoch's training and, unless that pauses, its validation.
@@ -302,7 +302,7 @@ class Run:
         self._close_epoch()
         start = time.monotonic()
         average = self.trainer.average.module
-        self.processes.copy_first(average.buffers())  # batch norm's are each process's own
+        self.processes.broadcast(average.buffers())  # batch norm's are each process's own
         self._record("val", values(self.tasks, self._evaluate(average, "val")))
         self._keep_best(epoch)
         self.history["seconds"].append(self.seconds + time.monotonic() - start)
@@ -386,7 +386,7 @@ class Run:
         with contextlib.suppress(UserError):
             if self.finished.is_file():
                 done = artefacts.load(self.finished)["seconds"] == self.history["seconds"]
-        return self.processes.agree(self.processes.is_first and done)[0]
+        return self.processes.max(self.processes.is_first and done)[0]
 
     def _finish(self):
         """Test the best epoch, once, and write everything but the checkpoint."""

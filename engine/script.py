@@ -1,4 +1,4 @@
-"""One experiment: a script loaded from its file, and the check of what it must bring."""
+"""One experiment: a script loaded from its file, and a check of what it must define."""
 
 import importlib.util
 import linecache
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from engine.settings import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = {  # what the engine itself asks of a script
+NEEDED = {  # by the engine itself
     "constant": (
         *("H5_SAVE_PATH", "FILE_SAVE_PATH", "EPOCHS", "BATCH_SIZE", "LEARNING_RATE"),
         *("WEIGHT_DECAY", "EMA_DECAY", "CLIP_NORM", "SIDES", "SEED"),
@@ -26,7 +26,7 @@ class Script(NamedTuple):
         name: NAME in its artefacts: the file's name without MTL_ and .py.
         module_name: the name by which Python imports it in the repository, "MTL_main" or
             "examples.bbox_only"; a saved network refers to it.
-        module: freshly executed.
+        module: the file, executed anew.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Script(NamedTuple):
 
 
 def load(place):
-    """The Script in a file (a path that ends in .py) or of a module's name.
+    """The Script of a path that ends in .py, or of a module's name.
 
     Every call executes the file again, so that edits take effect, in a notebook too.
 
@@ -66,7 +66,7 @@ def _path_of(name):
     """The file of a module; a path that does not exist if there is no such module."""
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # a folder is missing, or this is no name
+    except (ImportError, ValueError):  # a folder is missing, or this is not a name
         spec = None
     return Path(spec.origin) if spec and spec.has_location else ROOT / f"{name}.py"
 
@@ -78,8 +78,8 @@ def check_script(script, constants):
         UserError: names the file and what is missing.
     """
     for kind, names in NEEDED.items():
-        there = constants if kind == "constant" else vars(script.module)
-        missing = [name for name in names if name not in there]
+        defined = constants if kind == "constant" else vars(script.module)
+        missing = [name for name in names if name not in defined]
         if missing:
             raise UserError(f"expected a {kind} {missing[0]}, found none")
     if not isinstance(script.module.TASKS, dict) or not script.module.TASKS:
@@ -87,7 +87,7 @@ def check_script(script, constants):
 
 
 def check_tasks(tasks, weights, outputs, targets):
-    """Refuse tasks, weights, outputs of the network and targets of the data that do not match.
+    """Refuse a script whose tasks, weights, outputs and targets do not match.
 
     Args:
         tasks, weights, outputs, targets: the names of each.

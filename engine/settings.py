@@ -20,7 +20,7 @@ SCALARS = (bool, int, float, str)
 
 WHOLE = (lambda value: isinstance(value, int) and value >= 1, "a whole number above 0")
 POSITIVE = (lambda value: 0 < value < math.inf, "a number above 0")
-RULES = {  # of the constants that the engine itself uses
+RULES = {  # (test, expected) for the constants that the engine itself uses
     **dict.fromkeys(("EPOCHS", "DEMO_EPOCHS", "BATCH_SIZE"), WHOLE),
     **dict.fromkeys(("LEARNING_RATE", "CLIP_NORM"), POSITIVE),
     "WEIGHT_DECAY": (lambda value: 0 <= value < math.inf, "a number of at least 0"),
@@ -89,7 +89,7 @@ def constants(module):
         elif name in assigned:
             raise UserError(
                 f"{name}: expected a number, text, bool, None, or a tuple, list or dict of these, "
-                f"found a {type(value).__name__}; write a name that is no setting in small letters"
+                f"found a {type(value).__name__}; write a name that is no setting in lower case"
             )
     return found
 
@@ -113,13 +113,13 @@ def _targets(node):
 def parse(script, argv):
     """(settings, options) from a Script and its command line.
 
-    The settings are an immutable named tuple. Options are `demo`, `resume`,
-    `overwrite`, `quiet`, `tensorboard`, `compile` (bool), `device` and `weights` (text or None),
-    `diagnose` (int), and `tasks`, the script's TASKS under these settings.
+    The settings are an immutable named tuple. The options are `demo`, `resume`, `overwrite`,
+    `quiet`, `tensorboard`, `compile` (bool), `device`, `weights` (text or None), `diagnose` (int),
+    and `tasks`, the script's TASKS under these settings.
 
     Raises:
-        SystemExit: code 2 with one line on stderr, for an unknown flag or a value of another kind.
-        UserError: a value that makes no sense, or a constant that no flag can express.
+        SystemExit: code 2 with one line on stderr, for an unknown flag or a wrong type of value.
+        UserError: a value out of range, or a constant that no flag can express.
     """
     source, defaults = inspect.getsource(script.module), constants(script.module)
     parser = _parser(script, source, defaults)
@@ -127,39 +127,39 @@ def parse(script, argv):
     chosen = {name: vars(options)[name] for name in defaults if name in vars(options)}
     if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
         chosen = {"EPOCHS": defaults["DEMO_EPOCHS"]} | chosen
-    scope, changed = _computed(source, script.module, defaults, chosen)
-    _refuse_unseen(source, changed - {*NOT_SETTINGS})
+    scope, changed = _recompute(source, script.module, defaults, chosen)
+    _refuse_direct_use(source, changed - {*NOT_SETTINGS})
     values = {name: scope[name] for name in defaults}
     options.tasks = scope.get("TASKS")
     for name, value in values.items():
         accepts, expected = RULES.get(name, (lambda value: True, ""))
         if not _accepted(accepts, value):
-            raise UserError(f"{flag(name)}: expected {expected}, found {_shown(value)}")
+            raise UserError(f"{flag(name)}: expected {expected}, found {_as_text(value)}")
     return freeze(values), options
 
 
 def _accepted(accepts, value):
     try:
         return accepts(value)
-    except (TypeError, AttributeError):  # a value of another kind
+    except (TypeError, AttributeError):  # a value of the wrong type
         return False
 
 
 def freeze(values):
     """{NAME: value} as an immutable named tuple."""
-    kinds = {list: tuple, dict: MappingProxyType}
-    frozen = {name: kinds.get(type(value), lambda v: v)(value) for name, value in values.items()}
+    immutable = {list: tuple, dict: MappingProxyType}
+    frozen = {n: immutable.get(type(value), lambda v: v)(value) for n, value in values.items()}
     return collections.namedtuple("Settings", frozen)(**frozen)
 
 
-def plain(settings):
+def as_dict(settings):
     """{NAME: value} of settings, of types that torch.load opens with weights_only=True."""
     values = settings._asdict()
     return {n: dict(v) if isinstance(v, MappingProxyType) else v for n, v in values.items()}
 
 
-def named(settings, function):
-    """{parameter: setting} of those parameters of a function that a setting is named after.
+def arguments_from(settings, function):
+    """{parameter: value} for those parameters of a function that have the name of a setting.
 
     Raises:
         UserError: a parameter without a default has no setting.
@@ -179,10 +179,10 @@ def named(settings, function):
     return found
 
 
-def _computed(source, module, defaults, chosen):
-    """The top level of a script under the `chosen` values, and the names whose values they change.
+def _recompute(source, module, defaults, chosen):
+    """The top-level names of a script under the `chosen` values, and those whose values change.
 
-    A line that uses such a name is executed again, so HALF = EPOCHS // 2 follows --epochs.
+    Lines that use a changed name are executed again, so HALF = EPOCHS // 2 follows --epochs.
     """
     scope = dict(vars(module)) | chosen
     changed = {name for name, value in chosen.items() if value != defaults[name]}
@@ -196,8 +196,8 @@ def _computed(source, module, defaults, chosen):
     return scope, changed
 
 
-def _refuse_unseen(source, changed):
-    """Refuse a changed setting that a function or class reads itself: it would see the default."""
+def _refuse_direct_use(source, changed):
+    """Refuse a changed setting that a function reads directly: it would see the default."""
     kinds = (ast.FunctionDef, ast.ClassDef)
     for outer in (node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)):
         statements = [node for node in outer.body if not isinstance(node, kinds)]
@@ -205,21 +205,21 @@ def _refuse_unseen(source, changed):
             if isinstance(node, ast.Name) and node.id in changed:
                 raise UserError(
                     f"{flag(node.id)}: expected {outer.name} to take {node.id} as a parameter, "
-                    f"found that line {node.lineno} reads it itself; write "
+                    f"found that line {node.lineno} reads it directly; write "
                     f"def ...(..., {node.id.lower()}={node.id})"
                 )
 
 
 def _parser(script, source, defaults):
-    """The parser of a script: the options of every run, then its constants in their groups."""
+    """The parser of a script: the options of every run, then the constants in their groups."""
     summary = (script.module.__doc__ or script.name).strip().splitlines()[0]
     parser = Parser(script.title, summary, usage="%(prog)s [flags]")
     run = parser.add_argument_group("the run")
-    earlier = run.add_mutually_exclusive_group()
+    existing = run.add_mutually_exclusive_group()
     for group, name, text in (
         (run, "demo", "train on a small synthetic data set, drawn on the spot"),
-        (earlier, "resume", "continue where a run stopped"),
-        (earlier, "overwrite", "start over in a folder that holds a run of this script"),
+        (existing, "resume", "continue where a run stopped"),
+        (existing, "overwrite", "start over in a folder that holds a run of this script"),
         (run, "quiet", "print warnings and errors only"),
         (run, "tensorboard", "also write scalars and pictures for TensorBoard"),
         (run, "compile", "compile the training step with torch.compile"),
@@ -229,18 +229,18 @@ def _parser(script, source, defaults):
     text = "record the tasks' gradients every N steps; changes no weights (default: 0, never)"
     run.add_argument("--diagnose", metavar="N", type=whole_number(0, 10**9), default=0, help=text)
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
-    groups, comments = {}, described(source)
+    groups, comments = {}, help_texts(source)
     for name, value in defaults.items():
         title, text = comments.get(name, ("settings", ""))
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        text = f"{text} (default: {_shown(value)})".strip().replace("%", "%%")
-        options = {"dest": name, "default": argparse.SUPPRESS, "help": text, **_kind(value)}
+        text = f"{text} (default: {_as_text(value)})".strip().replace("%", "%%")
+        options = {"dest": name, "default": argparse.SUPPRESS, "help": text, **_parsing(value)}
         group.add_argument(flag(name), **options)
     return parser
 
 
-def described(source):
-    """What the comments of a script say about its constants: {NAME: (group title, help)}.
+def help_texts(source):
+    """{NAME: (group title, help)} of the constants of a script, from its comments.
 
     The comment beside a constant is its help. A comment line below an empty line or below the
     banner "# ----" is the title of the constants that follow.
@@ -264,29 +264,29 @@ def described(source):
     return found
 
 
-def _kind(value):
-    """The options with which argparse parses values like this default."""
+def _parsing(value):
+    """The options of argparse for a flag with this default."""
     if isinstance(value, bool):
         return {"action": argparse.BooleanOptionalAction}
     if isinstance(value, dict):
         return {"nargs": "+", "action": _Entries, "entries": value, "metavar": "KEY=VALUE"}
     if isinstance(value, tuple | list):
-        return {"nargs": "+", "type": _reader(value), "metavar": "X"}
+        return {"nargs": "+", "type": _converter(value), "metavar": "X"}
     metavar = {int: "N", float: "X"}.get(type(value), "TEXT")
-    return {"type": _reader([value]), "metavar": metavar}
+    return {"type": _converter([value]), "metavar": metavar}
 
 
-def _reader(values):
-    """The function that parses a value of the same type as `values`."""
+def _converter(values):
+    """The function that turns text into a value of the same type as `values`."""
     if values and all(isinstance(value, str) for value in values):
         return str
     if any(isinstance(value, float) for value in values):
         return lambda text: float(_number(text))
-    return _number if all(isinstance(v, int) for v in values) and values else _guessed
+    return _number if all(isinstance(v, int) for v in values) and values else _guess
 
 
 def _number(text):
-    """An int where the text is one, else a float: a default of 1 does not rule out 0.5."""
+    """An int if the text is one, else a float: a default of 1 does not rule out 0.5."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -295,8 +295,8 @@ def _number(text):
     raise argparse.ArgumentTypeError(f"expected a number, found '{text}'")
 
 
-def _guessed(text):
-    """None, a number or the text itself, for a constant whose default does not tell the type."""
+def _guess(text):
+    """None, a number or the text itself, for a constant whose default has no clear type."""
     try:
         return None if text.lower() == "none" else _number(text)
     except argparse.ArgumentTypeError:
@@ -318,13 +318,13 @@ class _Entries(argparse.Action):
                 keys = ", ".join(f"{key}=VALUE" for key in self.entries)
                 parser.error(f"argument {option_string}: expected {keys}, found '{text}'")
             try:
-                changed[key] = _reader([self.entries[key]])(value)
+                changed[key] = _converter([self.entries[key]])(value)
             except argparse.ArgumentTypeError as error:
                 parser.error(f"argument {option_string}: {error}")
         setattr(namespace, self.dest, changed)
 
 
-def _shown(value):
+def _as_text(value):
     if isinstance(value, dict | MappingProxyType):
         return " ".join(f"{key}={item}" for key, item in value.items())
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,4 +1,4 @@
-"""The three tasks put together: losses, metrics, drawing, and descriptions in words and JSON.
+"""The three tasks, assembled: losses, metrics, drawing, and descriptions in words and JSON.
 
 This is the only module of the engine that knows a task by name. A draw function takes an image
 uint8 (3, H, W), a target or an output without batch dimension, and the class names; it returns the
@@ -24,7 +24,7 @@ from MTL_Utils import (
 
 BLUE, ORANGE = "#0072B2", "#E69F00"  # Okabe and Ito's, for colour-blind readers too
 WHITE, BLACK = "#FFFFFF", "#000000"
-TINT = 0.45  # how much of the mask's colour covers the picture
+TINT = 0.45  # opacity of the mask's colour
 
 
 def line_width(image):
@@ -45,7 +45,7 @@ def border(mask, width):
     """The pixels of a mask (H, W) at most `width` from its outside, along either axis."""
     rows = torch.arange(-width, mask.shape[0] + width).clamp(0, mask.shape[0] - 1)
     columns = torch.arange(-width, mask.shape[1] + width).clamp(0, mask.shape[1] - 1)
-    tall, wide = mask[rows], mask[:, columns]  # beyond the frame, its edge goes on
+    tall, wide = mask[rows], mask[:, columns]  # padded by the mask's own edges
     inner = tall[: -2 * width] & tall[2 * width :] & wide[:, : -2 * width] & wide[:, 2 * width :]
     return mask & ~inner
 
@@ -53,8 +53,8 @@ def border(mask, width):
 def paint(image, mask, colour, opacity=1.0):
     """An image (3, H, W) with "#RRGGBB" over the pixels of a mask (H, W).
 
-    torchvision's `draw_segmentation_masks` takes ten times as long and darkens what is outside the
-    mask too, because it rounds down.
+    torchvision's `draw_segmentation_masks` takes ten times as long, and rounds down, so that it
+    darkens the pixels outside the mask too.
     """
     colour = torch.tensor(list(bytes.fromhex(colour[1:])), dtype=torch.uint8)[:, None, None]
     if opacity < 1:
@@ -90,10 +90,9 @@ def draw_bbox(image, value, class_names):
     from torchvision.utils import draw_bounding_boxes  # takes seconds to import
 
     width, size = line_width(image), torch.tensor(image.shape[:0:-1]).repeat(2)  # W, H, W, H
-    first, second = (value.float().clamp(0, 1) * size).round().view(2, 2)
-    low, high = torch.minimum(first, second), torch.maximum(first, second) - 1  # both inside
-    low = torch.minimum(low, size[:2] - 1)
-    box = torch.cat([low, torch.maximum(low, high)])
+    corners = (value.float().clamp(0, 1) * size).round().view(2, 2)
+    top_left = torch.minimum(corners.amin(0), size[:2] - 1)
+    box = torch.cat([top_left, torch.maximum(top_left, corners.amax(0) - 1)])  # both corners inside
     halo = box + width * torch.tensor([-1, -1, 1, 1])
     image = draw_bounding_boxes(image, halo[None], colors=BLACK, width=3 * width)
     return draw_bounding_boxes(image, box[None], colors=ORANGE, width=width), ""
@@ -102,12 +101,12 @@ def draw_bbox(image, value, class_names):
 def draw_bin(image, value, class_names):
     """The class in words: of a target in {0, 1, -1}, shape (), or of a logit, shape (1,)."""
     if value.ndim:
-        label, probability = likelier(value)
+        label, probability = more_probable(value)
         return image, f"{class_names[label]}, probability {probability:.2f}"
     return image, class_names[int(value)] if value >= 0 else "class unknown"
 
 
-def likelier(logit):
+def more_probable(logit):
     """The more probable class under a logit (1,), and its probability."""
     probability = logit.sigmoid().item()  # of class 1
     return int(probability > 0.5), max(probability, 1 - probability)
@@ -127,7 +126,7 @@ def describe_bbox(output, size, class_names):
 
 def describe_bin(output, size, class_names):
     """A logit (1,) -> the more probable class and its probability."""
-    label, probability = likelier(output)
+    label, probability = more_probable(output)
     return {"class": class_names[label], "probability": round(probability, 4)}
 
 

@@ -11,7 +11,7 @@ from engine.settings import UserError
 
 
 def take_weights(place, *networks):
-    """Copy those weights of a file that fit by name and shape into networks of one kind.
+    """Copy the weights of a file that fit by name and shape into networks of one class.
 
     Args:
         place: NAME_model_lite.pt, NAME_model.pt (a pickle, which runs code: open only those you
@@ -21,7 +21,7 @@ def take_weights(place, *networks):
         (the path as text, a line that says how many tensors were taken).
 
     Raises:
-        UserError: no such file, a damaged one, or nothing in it fits.
+        UserError: the file is missing or damaged, or nothing in it fits.
     """
     path = Path(os.path.expanduser(place))
     if not path.is_file():
@@ -39,7 +39,7 @@ def take_weights(place, *networks):
 
 
 def weights_in(path):
-    """{name: tensor} in a file that a run has left, or that was made for distribution.
+    """{name: tensor} in a file of a run, or in one made for distribution.
 
     Raises:
         UserError: the file is damaged or holds no weights.
@@ -57,7 +57,7 @@ def weights_in(path):
         found = artefacts.load(path)
     if isinstance(found, dict) and isinstance(found.get("history"), dict):  # a checkpoint
         found = found.get("best") or found.get("network")
-    if isinstance(found, dict) and isinstance(found.get("state"), dict):  # with its own history
+    if isinstance(found, dict) and isinstance(found.get("state"), dict):  # for distribution
         found = found["state"]
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise UserError(f"{path}: expected weights, found something else")

@@ -1,4 +1,4 @@
-"""The head box alone: the single-task reference of the box, with MTL_main's encoder and head.
+"""The head box alone: the single-task reference for the box, with MTL_main's encoder and head.
 
 python -m examples.bbox_only --h5-save-path data/pets
 """

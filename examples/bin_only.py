@@ -1,4 +1,4 @@
-"""The class alone: the single-task reference of the class, with MTL_main's encoder and head.
+"""The class alone: the single-task reference for the class, with MTL_main's encoder and head.
 
 Without a mask, the head takes the plain mean of the features.
 

@@ -1,4 +1,4 @@
-"""A fourth task on real data: MTL_main and the breed, 37 classes.
+"""A fourth task on real data: MTL_main plus the breed, 37 classes.
 
 python tools/prepare_pets.py --root data --out data/pets_breeds --breeds --add-unboxed
 python -m examples.breed --h5-save-path data/pets_breeds
@@ -44,7 +44,7 @@ COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a shar
 ERASE = 0.2  # share of the images in which a rectangle is erased
 
 
-breeds = 37  # of Oxford-IIIT Pet; in small letters, so it is no setting
+breeds = 37  # of Oxford-IIIT Pet; in lower case, so it is no setting
 
 
 def draw_breed(image, value, class_names):
@@ -54,7 +54,7 @@ def draw_breed(image, value, class_names):
 
 
 def describe_breed(output, size, class_names):
-    """The likeliest breed and its probability."""
+    """The most probable breed and its probability."""
     probability = output.softmax(0)
     return {
         "breed": int(probability.argmax()),

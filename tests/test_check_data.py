@@ -155,7 +155,7 @@ def test_data_of_another_kind_trains_after_a_warning(leaves, train, capsys):
     out = train(leaves)
     assert capsys.readouterr().err == (
         f"warning: {leaves}/test/images.h5: expected images of this split alone, found 1 that "
-        "another has too, or nearly so, the first: sample 1 of test is sample 4 of train\n"
+        "another split has too, or nearly so: sample 1 of test is sample 4 of train\n"
     )
     record = torch.load(out / "main_history.pt", weights_only=True)
     assert list(record["side"]) == [96, 160]

@@ -194,7 +194,7 @@ def test_two_runs_of_one_name_in_one_folder_are_refused(shared_data, tmp_path):
     assert "expected no other run of main in" in printed and "still going" in printed
     first.signal(signal.SIGKILL)
     assert first.wait()[0] == -signal.SIGKILL
-    with artefacts.owned(out, "main"):  # a killed run leaves no lock behind
+    with artefacts.locked(out, "main"):  # a killed run leaves no lock behind
         pass
 
 

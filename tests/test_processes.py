@@ -289,7 +289,7 @@ def test_torchrun_ends_when_a_worker_dies_and_leaves_a_checkpoint(pair, shared_d
 def test_an_echo_of_a_signal_is_not_a_second_one():
     """torchrun passes on the Ctrl-C that its workers have already got from the terminal."""
     with StopSignals() as signals:
-        signals.patient = True
+        signals.graceful = True
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert signals.received == signal.SIGINT

@@ -200,14 +200,14 @@ def test_the_table_by_hand():
 
 def test_the_time_left_goes_by_the_typical_epoch():
     report = Report(10, TASKS)
-    assert report._left(0.5, a_whole_epoch=20) == "03:10"
+    assert report._time_left(0.5, epoch_seconds=20) == "03:10"
     report.seconds = [100.0, 10.0, 10.0]  # the first one was slow, as compilation makes it
-    assert report._left(3.5, a_whole_epoch=99) == "01:05"
+    assert report._time_left(3.5, epoch_seconds=99) == "01:05"
 
 
 def test_only_one_process_speaks(capsys, fake_tensorboard, tmp_path):
     Writer.made = None
-    report = Report(2, TASKS, speaks=False, tensorboard=True)
+    report = Report(2, TASKS, prints=False, tensorboard=True)
     report.start(tmp_path, 0)
     report.epoch(HISTORY, rate=1.0)
     report.warn("unheard")

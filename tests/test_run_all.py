@@ -66,7 +66,7 @@ def scripts(shared_data, tmp_path, monkeypatch):
     plain, _ = settings.parse(load(ROOT / "MTL_main.py"), ["--h5-save-path", str(shared_data)])
     for seed in range(3):
         for name in ("main", "baseline", "alone", "main_fold0", "main_fold1"):
-            config = settings.plain(plain) | {"SEED": seed, "demo": False}
+            config = settings.as_dict(plain) | {"SEED": seed, "demo": False}
             if "fold" in name:
                 config["H5_SAVE_PATH"] = str(shared_data) + name[-5:]
             path = folder / f"{name}_seed{seed}.pt"

@@ -17,7 +17,7 @@ from engine import training
 from engine.batches import epoch_batches
 from engine.evaluation import evaluate
 from engine.processes import Processes
-from engine.settings import constants, freeze, named
+from engine.settings import arguments_from, constants, freeze
 from engine.training import TrainingStep
 
 
@@ -175,7 +175,7 @@ def test_a_training_step_runs_on_the_meta_device(monkeypatch, script):
             "bbox": torch.zeros(2, 4),
             "bin": torch.zeros(2),
         }
-    augment = Augment(**named(freeze(constants(module)), Augment))
+    augment = Augment(**arguments_from(freeze(constants(module)), Augment))
     counts = torch.full((len(module.TASKS),), 2.0, device="meta")
     total, losses, _ = step(*augment(images, targets, torch.Generator(), (32, 32)), counts)
     total.backward()

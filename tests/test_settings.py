@@ -9,7 +9,7 @@ from running import ROOT, SCRIPTS
 
 from dataload import Augment
 from engine.script import load
-from engine.settings import UserError, constants, described, named, parse, plain
+from engine.settings import UserError, arguments_from, as_dict, constants, help_texts, parse
 
 TOY = '''"""An experiment in 100% of the cases.
 
@@ -68,14 +68,14 @@ def toy(tmp_path):
 
 
 def test_comments_are_titles_and_help():
-    found = described(TOY)
+    found = help_texts(TOY)
     assert found["FILE_SAVE_PATH"] == ("paths", "folder for results")
     assert found["EPOCHS"] == found["HALF"] == found["A"] == found["B"] == ("training", "")
     assert found["DEMO_EPOCHS"] == ("training", "EPOCHS of --demo")
     assert found["LEARNING_RATE"] == ("training", "90% of the peak")
     assert found["WIDTHS"] == ("training", "channels")
     assert found["MIRROR"] == ("training", "still training: no title above")
-    assert described("A = 1  # one\n") == {"A": ("settings", "one")}
+    assert help_texts("A = 1  # one\n") == {"A": ("settings", "one")}
 
 
 DEFAULTS = {
@@ -100,7 +100,7 @@ DEFAULTS = {
 def test_constants_of_every_usual_form_are_settings(toy):
     """Annotated, imported, computed, unpacked, a list, None and a dict."""
     settings, _ = parse(toy(), [])
-    assert plain(settings) == DEFAULTS
+    assert as_dict(settings) == DEFAULTS
 
 
 def test_nothing_can_change_the_settings_and_they_change_nothing(toy):
@@ -112,7 +112,7 @@ def test_nothing_can_change_the_settings_and_they_change_nothing(toy):
         settings.RATES["seg"] = 5
     assert (script.module.EPOCHS, script.module.RATES["seg"]) == (200, 1.0)
     again, _ = parse(script, [])  # the first call's flags are not the second's defaults
-    assert plain(again) == DEFAULTS
+    assert as_dict(again) == DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_nothing_can_change_the_settings_and_they_change_nothing(toy):
 def test_flags(toy, flags, changed):
     """What is computed from a constant follows its flag."""
     settings, _ = parse(toy(), flags.split())
-    assert plain(settings) == DEFAULTS | changed
+    assert as_dict(settings) == DEFAULTS | changed
 
 
 def test_tasks_that_depend_on_a_setting_follow_it(toy):
@@ -152,10 +152,10 @@ def test_tasks_that_depend_on_a_setting_follow_it(toy):
 def test_a_function_gets_the_settings_that_its_signature_names(toy):
     script = toy()
     settings, _ = parse(script, ["--epochs", "8"])
-    given = named(settings, script.module.Network)
+    given = arguments_from(settings, script.module.Network)
     assert given == {"widths": (8, 16), "epochs": 8, "half": 4}
     with pytest.raises(UserError, match="DEGREES: expected this constant, which Augment needs as"):
-        named(settings, Augment)
+        arguments_from(settings, Augment)
 
 
 @pytest.mark.parametrize("value", ["object()", "{1: 2}", "(1, (2, 3))", "[None]", "open"])
@@ -167,7 +167,7 @@ def test_a_constant_that_no_flag_can_express_is_refused(toy, value):
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("return 1", "return SEED", "reads it itself; write def"),
+        ("return 1", "return SEED", "reads it directly; write def"),
         ("self.given = widths", "self.given = SEED", "expected __init__ to take SEED"),
         ("class Network:", "class Network:\n    seed = SEED", "expected Network to take SEED"),
     ],
@@ -197,7 +197,7 @@ def test_help_groups_the_flags_with_defaults(toy, capsys):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_has_its_constants_in_titled_groups(name):
     module = importlib.import_module(name)
-    comments = described(inspect.getsource(module))
+    comments = help_texts(inspect.getsource(module))
     assert all(comments[constant][1] for constant in constants(module))
     titles = {comments[constant][0] for constant in constants(module)}
     assert titles == {"paths", "training", "losses", "network", "augmentation"}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from engine import artefacts, script
-from engine.settings import UserError, named
+from engine.settings import UserError, arguments_from
 from engine.weights import weights_in
 from h5array import DEFAULT_CLASS_NAMES
 from tools.common import complain
@@ -40,7 +40,7 @@ def open_network(path, device):
             raise UserError(f"{beside}: expected the history beside the network, found no file")
         history = _checked(artefacts.load(beside), beside)
     module = script.load(history["script"]).module
-    settings = named(SimpleNamespace(**history["config"]), module.Network)
+    settings = arguments_from(SimpleNamespace(**history["config"]), module.Network)
     network = module.Network(**settings).to(device, memory_format=torch.channels_last)
     try:
         network.load_state_dict(content)

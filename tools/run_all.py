@@ -53,7 +53,7 @@ class Job:
                     pass  # it exists
         except UserError as error:
             raise UserError(f"{self.script.title}: {error}") from error
-        self.config = settings.plain(values) | {"demo": options.demo}
+        self.config = settings.as_dict(values) | {"demo": options.demo}
         self.seconds = self.finished()
 
     def finished(self):
