@@ -230,9 +230,9 @@ class BoxHead(nn.Module):
         nn.init.constant_(self.votes.bias, -1.5)  # softplus(-1.5) = 0.2 of the side
 
     def forward(self, x):
-        return self.look(x)[0]
+        return self.attend(x)[0]
 
-    def look(self, x):
+    def attend(self, x):
         """Boxes (B, 4), and the attention (B, 1, h, w) that weighs the votes, of sum 1."""
         votes = self.votes(self.hidden(x)).float().flatten(2)  # (B, 5, h w)
         attention = votes[:, :1].softmax(2)

@@ -201,30 +201,32 @@ class Run:
             UserError: the folder holds a run and neither --resume nor --overwrite is given, or the
                 checkpoint is damaged, of other settings or of other data.
         """
-        there = self.last.is_file()
-        (somewhere,) = self.processes.max(options.resume and there)
+        has_checkpoint = self.last.is_file()
+        (resumes,) = self.processes.max(options.resume and has_checkpoint)
         with self.processes.failing_alike():
-            self._refuse_another(options, there)
-            if options.weights and not somewhere:
+            self._refuse_another(options, has_checkpoint)
+            if options.weights and not resumes:
                 self.about["weights_from"], line = take_weights(
                     options.weights, self.trainer.network, self.trainer.average.module
                 )
                 self.report.say(line)
-            if options.resume and there:
+            if options.resume and has_checkpoint:
                 self._load(artefacts.load(self.last))
-            elif somewhere:
-                raise UserError(f"--resume: {self.last} is there for some of the processes only")
-        if options.resume and not there:
+            elif resumes:
+                raise UserError(
+                    f"--resume: expected {self.last} for every process, found it for some only"
+                )
+        if options.resume and not has_checkpoint:
             self.report.warn(f"--resume: no checkpoint {self.last}; starting anew")
         if self.processes.is_first:
             artefacts.remove_leftovers(self.folder, self.name)
-            for path in results.paths(self.folder, self.name, self.tasks) if not somewhere else ():
+            for path in results.paths(self.folder, self.name, self.tasks) if not resumes else ():
                 path.unlink(missing_ok=True)
         self.saved = time.monotonic()
-        if not somewhere:
+        if not resumes:
             self._checkpoint()
 
-    def _refuse_another(self, options, there):
+    def _refuse_another(self, options, has_checkpoint):
         found = [path.name for path in (self.last, self.finished) if path.is_file()]
         if found and not (options.resume or options.overwrite):
             raise UserError(
@@ -232,7 +234,7 @@ class Run:
                 f"{found[0]}; continue it with --resume, start anew with --overwrite, or choose "
                 "another folder"
             )
-        if options.resume and found and not there and self.processes.is_first:
+        if options.resume and found and not has_checkpoint and self.processes.is_first:
             raise UserError(
                 f"--resume: expected {self.last}, found a finished run without it; start anew with "
                 "--overwrite"

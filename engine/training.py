@@ -24,12 +24,12 @@ class TrainingStep(nn.Module):
 
     (images, targets, counts) -> (the scalar to minimise, sums (T,) of the unweighted losses over
     the known samples of all processes, and (T, T) inner products of the tasks' gradients where they
-    are looked at, else None). `counts` (T,) are the known samples in the batch by the number of
+    are measured, else None). `counts` (T,) are the known samples in the batch by the number of
     processes: a loss is its sum by its count, so that DDP's mean over the processes is the mean
     over all known samples.
 
     Args:
-        network: with `encoder` and `decode(features)` if gradients are looked at.
+        network: with `encoder` and `decode(features)` if gradients are measured.
         tasks: {name: Task}.
         weighting: a loss weighting of MTL_Utils.py; asks for gradients by `needs_gradients`.
         processes: among which the inner products are summed; None for this one alone.
@@ -41,8 +41,8 @@ class TrainingStep(nn.Module):
         self.processes = processes
         self.needs_gradients = getattr(weighting, "needs_gradients", False)
 
-    def forward(self, images, targets, counts, look=False):
-        features, outputs = self._answer(images, look or self.needs_gradients)
+    def forward(self, images, targets, counts, measure=False):
+        features, outputs = self._answer(images, measure or self.needs_gradients)
         sums = {}
         for name, task in self.tasks.items():
             losses = task.loss(outputs[name], targets[name])  # (B,)
@@ -62,10 +62,10 @@ class TrainingStep(nn.Module):
         total = self.weighting(means, dict(zip(self.tasks, present.unbind(), strict=True)))
         return total, sums.detach(), matrix
 
-    def _answer(self, images, look):
-        """The features that the tasks share, where they are asked for, and the outputs."""
+    def _answer(self, images, wanted):
+        """The features that the tasks share, or None unless wanted, and the outputs."""
         with autocast(images.device):
-            if not look:
+            if not wanted:
                 return None, self.network(images)
             features = self.network.encoder(images)
             return features, self.network.decode(features)
@@ -144,26 +144,26 @@ class Trainer:
         if self.processes.size > 1:
             self.step = DistributedDataParallel(self.step)
 
-    def learn(self, images, targets, generator, side=None, look=False):
+    def learn(self, images, targets, generator, side=None, measure=False):
         """Augment a batch and learn from it; nothing here makes a GPU wait.
 
         Args:
             images, targets: this process's share of the batch, as the data set gives it.
             generator: of this step's random numbers.
             side: (h, w) to train at, if not that of the images.
-            look: whether to measure the inner products of the tasks' gradients.
+            measure: whether to measure the inner products of the tasks' gradients.
 
         Returns:
             (2 T + 1,) fp64: for each task the sum of its losses over the known samples of all
             processes, for each task their number, and the norm of the gradient. If one is not
-            finite, the weights stay as they were, in this step and all later ones. With `look`,
+            finite, the weights stay as they were, in this step and all later ones. With `measure`,
             T x T inner products follow.
         """
         images, targets = self.augment(images, targets, generator, side)
         counts = torch.stack([task.known(targets[n]).sum() for n, task in self.tasks.items()])
         counts = self.processes.sum(counts.float())  # (T,)
         images = images.contiguous(memory_format=torch.channels_last)
-        total, sums, matrix = self.step(images, targets, counts / self.processes.size, look)
+        total, sums, matrix = self.step(images, targets, counts / self.processes.size, measure)
         self.optimiser.zero_grad()
         total.backward()
         norm = clip_grad_norm_(self.step.parameters(), self.settings.CLIP_NORM)
@@ -171,7 +171,7 @@ class Trainer:
         self.optimiser.freeze(~row.isfinite().all())
         self.optimiser.step()
         self.average.update_parameters(self.network)
-        return torch.cat([row, matrix.flatten().double()]) if look else row
+        return torch.cat([row, matrix.flatten().double()]) if measure else row
 
     def epoch(self, dataset, batches, epoch, done, report, pause):
         """Train on `batches[done:]` of an epoch, and yield the rows of its steps, as of `learn`.
@@ -197,8 +197,8 @@ class Trainer:
         with report.bar(epoch, batches, done) as bar:
             for images, targets in loader(dataset, mine, world.device):
                 generator = seeded(settings.SEED, epoch, done, world.rank)
-                look = self.diagnose > 0 and done % self.diagnose == 0
-                recent.append(self.learn(images, targets, generator, side, look))
+                measure = self.diagnose > 0 and done % self.diagnose == 0
+                recent.append(self.learn(images, targets, generator, side, measure))
                 done += 1
                 bar.update(len(batches[0]))
                 paused = pause()
@@ -257,9 +257,9 @@ def conflict(tasks, rows):
         "cosine TASK OTHER": cosine of the angle between two}; NaN where a task had no known target.
     """
     count = len(tasks)
-    looks = [row[2 * count + 1 :] for row in rows if len(row) > 2 * count + 1]
-    matrix = torch.tensor(looks, dtype=torch.float64).view(-1, count, count)
-    norms = matrix.diagonal(dim1=1, dim2=2).sqrt()  # (looks, T)
+    measured = [row[2 * count + 1 :] for row in rows if len(row) > 2 * count + 1]
+    matrix = torch.tensor(measured, dtype=torch.float64).view(-1, count, count)
+    norms = matrix.diagonal(dim1=1, dim2=2).sqrt()  # (measurements, T)
     norms = torch.where(norms > 0, norms, torch.nan)
     cosines = matrix / norms[:, :, None] / norms[:, None]
     found = {f"norm {task}": norms[:, i] for i, task in enumerate(tasks)}
