@@ -98,7 +98,7 @@ class Series:
     def execute(self):
         """Run the unfinished jobs; returns the exit code."""
         with self.signals:
-            self.signals.patient = True
+            self.signals.graceful = True
             while self.running or (self.waiting and not self.is_ending):
                 self._turn()
         codes = ", ".join(f"{job.folder.name} ({code})" for job, code in self.failed.items())
