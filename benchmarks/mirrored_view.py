@@ -4,21 +4,23 @@
 
 MTL_OEQ averages its outputs for an image and for the mirrored image; any network can. Every run in
 the folder is evaluated with and without, on the data that it was trained on. The Markdown table
-holds the primary metrics pooled over all runs (folds, seeds) of a script.
+holds the primary metrics pooled over the folds of each script; below it stand the gains of each
+network over the others without the second view, with 95 % bootstrap intervals over the images.
 """
 
 import sys
 from collections import defaultdict
+from itertools import combinations
 from pathlib import Path
 
-import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import H5Dataset
 from engine.evaluation import evaluate
 from engine.settings import Parser
-from tools.common import as_path, choose_device, command
+from tools.common import EXPERIMENTS, as_path, choose_device, command
+from tools.comparison import estimate, limits
 from tools.networks import open_network
 
 BATCH_SIZE = 32
@@ -39,38 +41,52 @@ class Views(nn.Module):
         return {name: (plain[name] + self.tasks[name].mirror(other[name])) / 2 for name in plain}
 
 
-def primary_sums(weights, split, processes):
-    """(name, {(task metric, mirrored): (2,) numerator and denominator over the split}) of a run."""
+def primary_rows(weights, split, processes):
+    """(name, test set, {(task metric, mirrored): (N, 1, 2) numerators and denominators})."""
     network, tasks, history = open_network(weights, processes.device)
     dataset, found = H5Dataset(split, history["config"]["H5_SAVE_PATH"]), {}
     for mirrored in (False, True):
         views = Views(network, tasks, mirrored)
         for name, pairs in evaluate(views, dataset, tasks, BATCH_SIZE, processes).items():
             metric = tasks[name].primary
-            found[f"{name} {metric}", mirrored] = pairs[metric].sum(0).cpu()
-    return history["name"], found
+            found[f"{name} {metric}", mirrored] = pairs[metric][:, None].cpu().numpy()
+    return history["name"], history["data_fingerprint"][split], found
+
+
+def gains(rows, metric):
+    """Yield a line for every pair of networks: how much better the later one is without mirror."""
+    known = [name for name in rows if (metric, False) in rows[name]]
+    for other, name in combinations(known, 2):
+        ours, theirs = rows[name][metric, False], rows[other][metric, False]
+        shared = ours.keys() & theirs.keys()
+        difference = estimate(ours, shared) - estimate(theirs, shared)
+        low, high = limits(difference)
+        yield f"{metric}, {name} over {other}: {difference[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 @command
 def main(argv):
     """Evaluate the runs and print the table; raises UserError."""
     parser = Parser("mirrored_view.py", __doc__)
-    parser.add_argument("runs", metavar="RUNS", help="a folder of finished runs")
+    parser.add_argument("runs", metavar="RUNS", help="a folder of finished runs, one seed a fold")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="(test)")
     options, processes = parser.parse_args(argv), choose_device(None)
-    sums, runs = defaultdict(lambda: torch.zeros(2, dtype=torch.float64)), defaultdict(int)
+    rows = defaultdict(lambda: defaultdict(dict))  # {network: {(metric, mirrored): {fold: rows}}}
     for weights in sorted(as_path(options.runs, "RUNS").glob("**/*_model_lite.pt")):
-        name, found = primary_sums(weights, options.split, processes)
-        runs[name] += 1
-        for key, pair in found.items():
-            sums[name, *key] += pair
-    metrics = list(dict.fromkeys(metric for _, metric, _ in sums))
-    print(f"| network | runs | {' | '.join(f'{m} | mirrored too' for m in metrics)} |")
-    print("| --- | --- |" + " --- | --- |" * len(metrics))
-    for name, count in runs.items():
-        pairs = [sums.get((name, metric, m)) for metric in metrics for m in (False, True)]
-        cells = ["-" if pair is None else f"{pair[0] / pair[1]:.3f}" for pair in pairs]
-        print(f"| {name} | {count} | {' | '.join(cells)} |")
+        name, fold, found = primary_rows(weights, options.split, processes)
+        for key, pairs in found.items():
+            rows[name][key][fold] = pairs
+    rows = {name: rows[name] for name in sorted(rows, key=EXPERIMENTS.index)}
+    metrics = list(dict.fromkeys(metric for found in rows.values() for metric, _ in found))
+    print(f"| network | {' | '.join(f'{m} | mirrored too' for m in metrics)} |")
+    print("| --- |" + " --- | --- |" * len(metrics))
+    for name, found in rows.items():
+        keys = [(metric, mirrored) for metric in metrics for mirrored in (False, True)]
+        cells = [f"{estimate(found[key])[0]:.3f}" if key in found else "-" for key in keys]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print("\nWithout the mirrored view:")
+    for metric in metrics:
+        print(*gains(rows, metric), sep="\n")
 
 
 if __name__ == "__main__":
