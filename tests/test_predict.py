@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 from dataload import H5Dataset
+from drawn_pets import make_demo
 from engine import script
-from engine.evaluation import autocast
+from engine.evaluation import autocast, evaluate, values
+from engine.processes import Processes
 from engine.settings import UserError, constants
 from tools import common, networks, predict
 
@@ -613,3 +615,15 @@ def test_a_reader_that_has_seen_enough(model, tmp_path):
     assert process.returncode == 0
     assert line["image"] == str(pictures[0])
     assert not (tmp_path / "out/8é猫_overlay.png").exists()
+
+
+def test_the_network_in_weights_finds_drawn_pets(tmp_path):
+    """The file of weights/: small, safe to open, and with every metric far above chance."""
+    path = script.ROOT / "weights" / "OEQ_model_lite.pt"
+    assert path.stat().st_size <= 4e6
+    network, tasks, history = networks.open_network(path, torch.device("cpu"))
+    assert history["side"] == (256, 256) and history["class_names"] == ("cat", "dog")
+    make_demo(tmp_path, 96, (1, 1, 12))
+    table = evaluate(network, H5Dataset("test", tmp_path), tasks, 4, Processes({}))
+    found = values(tasks, table)
+    assert found["seg_iou"] > 0.6 and found["bbox_iou"] > 0.3, found

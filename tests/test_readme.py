@@ -68,6 +68,7 @@ def workplace(tmp_path, shared_data, monkeypatch):
     """A folder like a user's, entered, where what is drawn is small."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pets").symlink_to(shared_data)
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
     Image.new("RGB", (70, 40), "brown").save(tmp_path / "photo.jpg")
     draw = drawn_pets.make_demo
     monkeypatch.setattr(
