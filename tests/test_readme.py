@@ -87,6 +87,9 @@ def pretend_to_prepare(words, shared_data):
     for split in options.out.iterdir() if options.breeds else ():
         with h5py.File(split / "binary.h5") as labels, h5py.File(split / "breeds.h5", "w") as file:
             file["breeds"] = labels["binary"][()]
+    if options.mask_share < 1:
+        with h5py.File(options.out / "train" / "masks.h5", "r+") as file:
+            file["masks"][::2] = 255
 
 
 def execute(words, shared_data, monkeypatch, reads_only=False):
