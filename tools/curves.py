@@ -36,7 +36,7 @@ def save_picture(path, columns, split, baseline):
             axis.tick_params(labelleft=axis is axes[1])
         for axis in axes[1:2]:
             unit = "images" if split == "test" else "runs"
-            title = f"{split}: gain over {baseline}, 95 % intervals over {unit}"
+            title = f"{split}: gain over {baseline},\n95 % intervals over {unit}"
             axis.set_title(title, fontsize=11, loc="left")
         save(figure, path)
 
