@@ -622,7 +622,7 @@ def test_the_network_in_weights_finds_drawn_pets(tmp_path):
     path = script.ROOT / "weights" / "OEQ_model_lite.pt"
     assert path.stat().st_size <= 4e6
     network, tasks, history = networks.open_network(path, torch.device("cpu"))
-    assert history["side"] == (256, 256) and history["class_names"] == ("cat", "dog")
+    assert history["side"] == (128, 128) and history["class_names"] == ("cat", "dog")
     make_demo(tmp_path, 96, (1, 1, 12))
     table = evaluate(network, H5Dataset("test", tmp_path), tasks, 4, Processes({}))
     found = values(tasks, table)
