@@ -18,7 +18,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import H5Dataset
 from engine.evaluation import evaluate
-from engine.settings import Parser
+from engine.settings import Parser, UserError
 from tools.common import EXPERIMENTS, as_path, choose_device, command
 from tools.comparison import estimate, limits
 from tools.networks import open_network
@@ -76,7 +76,10 @@ def main(argv):
         name, fold, found = primary_rows(weights, options.split, processes)
         for key, pairs in found.items():
             rows[name][key][fold] = pairs
-    rows = {name: rows[name] for name in sorted(rows, key=EXPERIMENTS.index)}
+    if not rows:
+        raise UserError(f"{options.runs}: expected finished runs, found none")
+    order = [*EXPERIMENTS, *sorted(rows.keys() - {*EXPERIMENTS})]
+    rows = {name: rows[name] for name in order if name in rows}
     metrics = list(dict.fromkeys(metric for found in rows.values() for metric, _ in found))
     print(f"| network | {' | '.join(f'{m} | mirrored too' for m in metrics)} |")
     print("| --- |" + " --- | --- |" * len(metrics))

@@ -68,7 +68,8 @@ def workplace(tmp_path, shared_data, monkeypatch):
     """A folder like a user's, entered, where what is drawn is small."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pets").symlink_to(shared_data)
-    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    for folder in ("weights", "results"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     Image.new("RGB", (70, 40), "brown").save(tmp_path / "photo.jpg")
     draw = drawn_pets.make_demo
     monkeypatch.setattr(
@@ -114,6 +115,9 @@ def execute(words, shared_data, monkeypatch, reads_only=False):
         pretend_to_prepare(words[2:], shared_data)
         return
     assert words[0] == "python", line
+    if reads_only and words[1] in ("tools/pseudo_masks.py", "benchmarks/mirrored_view.py"):
+        assert (ROOT / words[1]).is_file()  # for a series of runs that is not there
+        return
     place = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
     flags = words[3 if words[1] == "-m" else 2 :]
     trains = place.startswith(("MTL_", "examples/")) and "--help" not in flags

@@ -252,7 +252,8 @@ def test_batch_norm_and_dropout_train_in_training_alone(recorded):
 @pytest.mark.parametrize("script", [MTL_main, MTL_OEQ])
 def test_dropout_stands_before_the_class(script):
     torch.manual_seed(0)
-    network, images = script.Network(widths=(8, 8), units=1, dropout=0.5), torch.rand(4, 3, 16, 16) * 255
+    network = script.Network(widths=(8, 8), units=1, dropout=0.5)
+    images = torch.rand(4, 3, 16, 16) * 255
     first, second = network(images), network(images)
     assert not torch.equal(first["bin"], second["bin"])
     assert torch.equal(first["seg"], second["seg"]) and torch.equal(first["bbox"], second["bbox"])
