@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         mode: of every ResidualBlock.
 
     Raises:
-        SettingError: fewer than two widths, or one below 2.
+        SettingError: fewer than two widths, a width below 2, or units or stem below 1.
         ValueError: H or W is no multiple of `stride`.
     """
 
@@ -127,6 +127,8 @@ class Encoder(nn.Module):
             raise SettingError(f"widths: expected two or more numbers above 1, found {widths}")
         if units < 1:
             raise SettingError(f"units: expected a whole number above 0, found {units}")
+        if stem < 1:
+            raise SettingError(f"stem: expected a whole number above 0, found {stem}")
         self.stride = stem * 2 ** (len(widths) - 1)
         convolution = conv_norm(3, widths[0], 2 * stem - 1, stem)
         self.stem = nn.Sequential(*convolution, nn.ReLU(inplace=True))

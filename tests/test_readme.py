@@ -26,10 +26,12 @@ from engine import script, settings
 from tools import prepare_pets, run_all
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS.append(ROOT / "weights" / "README.md")
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 README, EXTENDING = TEXTS["README.md"], TEXTS["docs/extending.md"]
 SHORT = ["--epochs=1", "--batch-size=4", "--device=cpu", *TINY[4:]]
 SMALLER = {"runs/all": "runs/main_seed1"}  # one tiny run in the place of a series
+READ_ONLY = ("docs/results.md", "weights/README.md")  # their trainings are parsed, not run
 GATE = ("pip install", "python -m pytest", "ruff ")  # see .ci/run
 LEFT = {  # files that a document's commands must have left
     "README.md": (
@@ -148,7 +150,7 @@ def test_every_command_and_program_runs(document, workplace, shared_data, monkey
             continue
         for words in commands(block):
             words = [SMALLER.get(word, word) for word in words]
-            execute(words, shared_data, monkeypatch, document == "docs/results.md")
+            execute(words, shared_data, monkeypatch, document in READ_ONLY)
     left = {path.relative_to(workplace).as_posix() for path in workplace.rglob("*")}
     assert set(LEFT.get(document, ())) <= left
 

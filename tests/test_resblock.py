@@ -9,6 +9,7 @@ from ResBlock import (
     Decoder,
     Encoder,
     ResidualBlock,
+    SettingError,
     grid_centres,
     presence,
     weighted_mean,
@@ -69,6 +70,11 @@ def test_the_stem_sets_the_finest_stride(stem):
     assert encoder.stride == 4 * stem
     assert features[0].shape == (2, 4, 64 // stem, 32 // stem)
     assert decoder(features).shape == (2, 1, 64, 32)
+
+
+def test_a_stem_below_one_is_refused():
+    with pytest.raises(SettingError, match="stem: expected a whole number above 0, found 0"):
+        Encoder((4, 8), 1, 0)
 
 
 def test_another_side_is_refused_with_the_multiple():
