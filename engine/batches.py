@@ -24,31 +24,41 @@ def seeded(*numbers):
     return torch.Generator().manual_seed(seed)
 
 
-def epoch_batches(known, batch_size, seed, epoch):
+def epoch_batches(known, useful, batch_size, seed, epoch):
     """The sample numbers of an epoch's batches, shuffled; an incomplete last batch is dropped.
 
-    If fewer than LEAST_KNOWN of the samples are known, these are drawn more often, so that they
-    make up this share of every batch; the number of steps stays the same.
+    A sample of which nothing is known is never drawn. If fewer than LEAST_KNOWN of the others are
+    known, these are drawn more often, so that they make up this share of every batch. The number of
+    steps stays the same in both cases.
 
     Args:
         known: bool (N,), whether a sample's target of the first task is known.
+        useful: bool (N,), whether its target of any task is known.
     """
     length, generator = len(known), seeded(seed, epoch)
-    order = torch.randperm(length, generator=generator)
     size = min(batch_size, length)
-    batches = [order[i : i + size].tolist() for i in range(0, length - size + 1, size)]
-    rare = order[known[order]]
-    if not 0 < len(rare) < LEAST_KNOWN * length:
-        return batches
+    steps = length // size
+    order = torch.randperm(length, generator=generator)
+    drawn, rare, others = (order[m[order]] for m in (useful, known, useful & ~known))
+    if not 0 < len(rare) < LEAST_KNOWN * len(drawn):
+        return _repeated(drawn, steps * size, generator).view(steps, size).tolist()
     quota = math.ceil(LEAST_KNOWN * size)  # in every batch
-    others = order[~known[order]]
-    rounds = math.ceil(len(batches) * quota / len(rare))
-    repeated = [rare[torch.randperm(len(rare), generator=generator)] for _ in range(rounds)]
-    repeated = torch.cat(repeated)[: len(batches) * quota].view(len(batches), quota)
-    others = others[: len(batches) * (size - quota)].view(len(batches), size - quota)
-    mixed = torch.cat([repeated, others], dim=1)  # (steps, size)
+    mixed = torch.cat(
+        [
+            _repeated(rare, steps * quota, generator).view(steps, quota),
+            _repeated(others, steps * (size - quota), generator).view(steps, size - quota),
+        ],
+        dim=1,
+    )  # (steps, size)
     places = torch.rand(mixed.shape, generator=generator).argsort(dim=1)
     return mixed.gather(1, places).tolist()  # shuffled, so that every process gets known ones
+
+
+def _repeated(numbers, count, generator):
+    """`count` of the numbers in their order, then shuffled again and again if they are too few."""
+    rounds = math.ceil(count / len(numbers))
+    again = [torch.randperm(len(numbers), generator=generator) for _ in range(rounds - 1)]
+    return torch.cat([numbers, *(numbers[places] for places in again)])[:count]
 
 
 def training_side(sides, epoch, epochs, full, stride):

@@ -128,7 +128,7 @@ def build(script, settings, options, train, processes):
     with torch.inference_mode():
         outputs = network.eval()(image[None].to(device))
     check_tasks(options.tasks, weighting.weights(), outputs, targets)
-    steps = settings.EPOCHS * len(epoch_batches(train_known(options.tasks, train), sizes[0], 0, 0))
+    steps = settings.EPOCHS * (len(train) // sizes[0])
     check_seam(network, weighting, options.diagnose)
     trainer = Trainer(
         network, options.tasks, weighting, augment, settings, steps, processes, options.diagnose
@@ -172,8 +172,9 @@ def check_side(network, full, settings, images):
 
 
 def train_known(tasks, train):
-    """bool (N,): whether a training sample's target of the first task is known."""
-    return train.known.get(next(iter(tasks)), torch.ones(len(train), dtype=torch.bool))
+    """Two bool (N,): whether a training sample's target of the first task and of any is known."""
+    known = [train.known.get(name, torch.ones(len(train), dtype=torch.bool)) for name in tasks]
+    return known[0], torch.stack(known).any(0)
 
 
 class Run:
@@ -293,7 +294,7 @@ class Run:
         start, epoch = time.monotonic(), len(self.history["seconds"]) + 1
         train, settings = self.data["train"], self.settings
         known = train_known(self.tasks, train)
-        batches = epoch_batches(known, settings.BATCH_SIZE, settings.SEED, epoch)
+        batches = epoch_batches(*known, settings.BATCH_SIZE, settings.SEED, epoch)
         steps = self.trainer.epoch(train, batches, epoch, self.done, self.report, self.pause)
         for rows in steps:
             self.rows, self.done = self.rows + rows, self.done + len(rows)

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -327,15 +329,35 @@ def test_rare_targets_are_in_every_batch():
     """4 of 40 are known; they fill a quarter of each batch of 8, and the number of steps stays."""
     known = torch.zeros(40, dtype=torch.bool)
     known[::10] = True
-    batches = epoch_batches(known, 8, seed=0, epoch=1)
+    useful = torch.ones(40, dtype=torch.bool)
+    batches = epoch_batches(known, useful, 8, seed=0, epoch=1)
     assert [len(batch) for batch in batches] == [8] * 5
     assert [sum(i % 10 == 0 for i in batch) for batch in batches] == [2] * 5
     others = [i for batch in batches for i in batch if i % 10]
     assert len(others) == len(set(others)) == 30
     assert {i for batch in batches for i in batch if i % 10 == 0} == {0, 10, 20, 30}
-    assert epoch_batches(known, 8, 0, 1) == batches != epoch_batches(known, 8, 0, 2)
+    assert epoch_batches(known, useful, 8, 0, 1) == batches
+    assert epoch_batches(known, useful, 8, 0, 2) != batches
     known[:12] = True  # more than a quarter: as if all were known
-    assert epoch_batches(known, 8, 0, 1) == epoch_batches(torch.ones(40).bool(), 8, 0, 1)
+    assert epoch_batches(known, useful, 8, 0, 1) == epoch_batches(useful, useful, 8, 0, 1)
+
+
+def test_a_sample_of_which_nothing_is_known_is_never_drawn():
+    """10 of 40 are of use: 5 batches of 8 draw each of them four times."""
+    known = torch.zeros(40, dtype=torch.bool)
+    known[::4] = True
+    batches = epoch_batches(known, known, 8, seed=0, epoch=1)
+    assert [len(batch) for batch in batches] == [8] * 5
+    assert Counter(chain.from_iterable(batches)) == dict.fromkeys(range(0, 40, 4), 4)
+
+
+def test_rare_targets_are_a_quarter_of_what_is_drawn():
+    """Of 40 samples, 4 have a first target and 8 more another one: 2 and 6 fill each batch."""
+    known, useful = torch.zeros(2, 40, dtype=torch.bool)
+    known[:2], useful[:12] = True, True
+    batches = epoch_batches(known, useful, 8, seed=0, epoch=1)
+    assert [sum(i < 2 for i in batch) for batch in batches] == [2] * 5
+    assert Counter(chain.from_iterable(batches)) == {0: 5, 1: 5} | dict.fromkeys(range(2, 12), 3)
 
 
 # ------------------------------------------------------------------------ results before pictures

@@ -201,12 +201,12 @@ def test_evaluation_does_not_depend_on_the_batch_size(shared_data, batch_size):
 
 def test_every_sample_is_drawn_once_an_epoch():
     known = torch.ones(12, dtype=torch.bool)
-    batches = epoch_batches(known, 4, seed=0, epoch=1)
+    batches = epoch_batches(known, known, 4, seed=0, epoch=1)
     assert sorted(chain.from_iterable(batches)) == list(range(12))
-    assert batches == epoch_batches(known, 4, seed=0, epoch=1)
-    assert batches != epoch_batches(known, 4, seed=0, epoch=2)
-    assert [len(batch) for batch in epoch_batches(known[:10], 4, 0, 1)] == [4, 4]
-    assert [len(batch) for batch in epoch_batches(known[:3], 4, 0, 1)] == [3]
+    assert batches == epoch_batches(known, known, 4, seed=0, epoch=1)
+    assert batches != epoch_batches(known, known, 4, seed=0, epoch=2)
+    assert [len(batch) for batch in epoch_batches(known[:10], known[:10], 4, 0, 1)] == [4, 4]
+    assert [len(batch) for batch in epoch_batches(known[:3], known[:3], 4, 0, 1)] == [3]
 
 
 def test_operations_are_counted_as_by_hand():
