@@ -155,8 +155,7 @@ class Trainer:
 
         Returns:
             (2 T + 1,) fp64: for each task the sum of its losses over the known samples of all
-            processes, for each task their number, and the norm of the gradient. If one is not
-            finite, the weights stay as they were, in this step and all later ones. With `measure`,
+            processes, for each task their number, and the norm of the gradient. With `measure`,
             T x T inner products follow.
         """
         images, targets = self.augment(images, targets, generator, side)
@@ -168,7 +167,6 @@ class Trainer:
         total.backward()
         norm = clip_grad_norm_(self.step.parameters(), self.settings.CLIP_NORM)
         row = torch.cat([sums, counts, norm[None]]).double()
-        self.optimiser.freeze(~row.isfinite().all())
         self.optimiser.step()
         self.average.update_parameters(self.network)
         return torch.cat([row, matrix.flatten().double()]) if measure else row

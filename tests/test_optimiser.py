@@ -1,7 +1,7 @@
-"""The optimiser against torch's own, and its freezing."""
+"""The optimiser against torch's own, and its state."""
 
-import copy
 import io
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -54,7 +54,14 @@ def torchs_muon(parameters, rate=0.01 / 25):  # where the one-cycle schedule beg
     return torch.optim.Muon(twins, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), twins
 
 
+def compute_exactly(monkeypatch):
+    """Let Muon round nothing to bf16 or TF32."""
+    monkeypatch.setattr("engine.optimiser.native_bf16", lambda device: False)
+    monkeypatch.setattr("engine.optimiser.rounded_products", nullcontext)
+
+
 def test_muon_is_torchs_where_both_orthogonalise_exactly(monkeypatch):
+    compute_exactly(monkeypatch)
     monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", polar)
     monkeypatch.setattr("engine.optimiser.inverse_root", exact_root)
     mine, generator = kernels(), torch.Generator().manual_seed(4)
@@ -66,7 +73,7 @@ def test_muon_is_torchs_where_both_orthogonalise_exactly(monkeypatch):
             kernel.grad = torch.randn(kernel.shape, generator=generator).to(
                 memory_format=torch.channels_last if kernel.ndim == 4 else torch.contiguous_format
             )
-            twin.grad = as_matrix(kernel.grad)
+            twin.grad = as_matrix(kernel.grad).clone()
         optimiser.step()
         muon.step()
     before = kernels()
@@ -76,8 +83,10 @@ def test_muon_is_torchs_where_both_orthogonalise_exactly(monkeypatch):
         torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
 
 
-def test_an_update_is_close_to_torchs_own():
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_update_is_close_to_torchs_own(bf16, monkeypatch):
     """torch's five steps of Newton-Schulz leave singular values from 0.68 to 1.2, in bf16."""
+    monkeypatch.setattr("engine.optimiser.native_bf16", lambda device: bf16)
     mine = kernels()
     before = [as_matrix(kernel.detach()).clone() for kernel in mine]
     optimiser = Optimiser(mine, 0.01, 0.1, total_steps=100)
@@ -85,7 +94,7 @@ def test_an_update_is_close_to_torchs_own():
     generator = torch.Generator().manual_seed(5)
     for kernel, twin in zip(mine, theirs, strict=True):
         kernel.grad = torch.randn(kernel.shape, generator=generator)
-        twin.grad = as_matrix(kernel.grad)
+        twin.grad = as_matrix(kernel.grad).clone()
     optimiser.step()
     muon.step()
     for kernel, twin, old in zip(mine, theirs, before, strict=True):
@@ -113,9 +122,9 @@ def orthogonalised(matrices):
 
 @pytest.mark.parametrize("size", [1e-5, 1.0, 1e4])
 def test_singular_values_come_close_to_1(size):
-    values = torch.logspace(0, -2.5, 32, dtype=torch.float64)  # down to 0.0032
+    values = torch.logspace(0, -1.5, 32, dtype=torch.float64)  # down to 0.032
     reached = torch.linalg.svdvals(orthogonalised(size * of_singular_values(values)).double())
-    assert reached.min() > 0.83 and reached.max() < 1.17
+    assert reached.min() > 0.84 and reached.max() < 1.16
 
 
 def test_singular_values_are_those_of_the_polynomials():
@@ -124,19 +133,19 @@ def test_singular_values_are_those_of_the_polynomials():
     x = 1.0
     for a, b, c, d, e in POLYNOMIALS:
         x = a * x + b * x**3 + c * x**5 + d * x**7 + e * x**9
-    assert 0.83 < x < 1.17
+    assert 0.84 < x < 1.16
     torch.testing.assert_close(orthogonalised(vector), x * vector / 5, rtol=0.01, atol=0)
 
 
-def test_small_singular_values_grow_379_fold():
+def test_small_singular_values_grow_49_fold():
     values = torch.tensor([1.0, 1e-4], dtype=torch.float64)
     reached = torch.linalg.svdvals(orthogonalised(of_singular_values(values)).double())
-    torch.testing.assert_close(reached[:, 1], torch.full((2,), 0.0379).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(reached[:, 1], torch.full((2,), 0.00486).double(), atol=1e-4, rtol=0)
 
 
 def test_each_polynomial_is_the_best_one_of_its_range():
     """An odd polynomial of degree 9 is closest to 1 if it is off by the same, 6 times in turn."""
-    low, high = 0.0025, 1.0
+    low, high = 0.02, 1.0
     for a, b, c, d, e in POLYNOMIALS:
         x = torch.linspace(low, high, 200_001, dtype=torch.float64)
         y = a * x + b * x**3 + c * x**5 + d * x**7 + e * x**9
@@ -146,7 +155,21 @@ def test_each_polynomial_is_the_best_one_of_its_range():
         signs = torch.tensor([1.0, -1, 1, -1, 1, -1], dtype=torch.float64)
         torch.testing.assert_close(1 - turns, off * signs, atol=1e-4, rtol=0)
         low, high = 1 - off.item(), 1 + off.item()
-    assert low == pytest.approx(0.8365, abs=1e-4)
+    assert low == pytest.approx(0.8502, abs=1e-4)
+
+
+def test_products_are_rounded_within_a_step_only(monkeypatch):
+    seen = []
+
+    def spy(gram):
+        seen.append(torch.get_float32_matmul_precision())
+        return inverse_root(gram)
+
+    monkeypatch.setattr("engine.optimiser.inverse_root", spy)
+    before = torch.get_float32_matmul_precision()
+    net = network()
+    learn(net, Optimiser(net.parameters(), 0.01, 0.1, total_steps=10), steps=1)
+    assert seen == ["medium"] and before == "highest" == torch.get_float32_matmul_precision()
 
 
 def test_a_gradient_of_zeros_changes_nothing_but_by_decay():
@@ -208,28 +231,6 @@ def test_the_rate_follows_one_cycle_to_its_end():
     assert rates[-1] < 1e-6
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_frozen_weights_and_momentum_stay_for_good(value):
-    net = network()
-    optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
-    learn(net, optimiser)
-    before = {name: weight.clone() for name, weight in net.named_parameters()}
-    state = copy.deepcopy(optimiser.state_dict())
-    optimiser.zero_grad()
-    (net(torch.full((2, 16, 8, 8), value)).square().mean()).backward()
-    assert not net[0].weight.grad.isfinite().any()
-    optimiser.freeze(torch.tensor(True))
-    optimiser.step()
-    optimiser.freeze(torch.tensor(False))
-    learn(net, optimiser, steps=1)
-    assert all(torch.equal(weight, before[name]) for name, weight in net.named_parameters())
-    for mine, old in zip(optimiser.state_dict()["momentum"], state["momentum"], strict=True):
-        assert torch.equal(mine, old)
-    adamw = optimiser.state_dict()["adamw"]["state"]
-    for key, old in state["adamw"]["state"].items():
-        assert all(torch.equal(adamw[key][name], old[name]) for name in old)
-
-
 def restored(net, optimiser, rate):
     """A network and an optimiser that go on where these are, by way of a file."""
     other, file = network(), io.BytesIO()
@@ -286,7 +287,6 @@ def test_a_step_reads_nothing_back_from_a_gpu():
         for _ in range(2):
             for parameter in parameters:
                 parameter.grad = torch.ones_like(parameter)
-            optimiser.freeze(~torch.ones((), device="cuda").isfinite())
             optimiser.step()
             optimiser.zero_grad()
         assert optimiser.muon.momentum[0].device.type == "cuda"
