@@ -368,7 +368,8 @@ def test_a_step_follows_the_gradient_of_the_weighted_means_over_known_samples(st
     for step in steps:
         network, gain = script.Network(), torch.tensor(step["weighting"]["gain"])
         network.load_state_dict(step["state"])
-        outputs = network(step["image"])
+        with engine.precision.autocast(step["image"].device):
+            outputs = network(step["image"])
         total = 0
         for task, weight in {"seg": 1.0, "bbox": 0.3, "bin": 0.2}.items():
             losses = script.TASKS[task].loss(outputs[task], step["targets"][task])

@@ -1,0 +1,101 @@
+"""Draw two figures of results.md from the files in results/: docs/masks.png, docs/weightings.png.
+
+python docs/draw_results.py
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.pictures import Figure, plain_style, save
+from engine.script import ROOT
+from tools import histories
+from tools.comparison import estimate, limits, metrics, units
+
+SHARES = ("0.05", "0.1", "0.25", "0.5", "1")  # of the training masks
+NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, line)
+    "MTL_OEQ from drawn pets": ("_drawn", "OEQ", "#D55E00", "-"),
+    "MTL_OEQ": ("", "OEQ", "#009E73", "-."),
+    "MTL_main": ("", "main", "#E69F00", "--"),
+    "MTL_baseline": ("", "baseline", "#0072B2", ":"),
+}
+
+
+def column(folder, folds):
+    """The summaries of a folder's runs on these folds."""
+    return [run for _, run in histories.find([str(folder)]) if run["fold"] in folds]
+
+
+def pooled(runs, name):
+    """The estimate of a primary metric over the test images of the runs."""
+    (metric,) = [m for m in metrics({"": runs}, "test") if m.name == name]
+    return estimate(units(runs, metric, "test"))
+
+
+def draw_masks(axis, folds):
+    """Test seg IoU over the share of the training masks, a line for each network."""
+    for i, (label, (ending, name, colour, line)) in enumerate(NETWORKS.items()):
+        points = []
+        for share in SHARES:
+            folder = ROOT / "results" / f"128{'' if share == '1' else f'_m{share}'}{ending}"
+            runs = [run for run in column(folder, folds) if run["name"] == name]
+            value = pooled(runs, "seg_iou")
+            low, high = limits(value)
+            points.append(
+                (float(share) * (0.97 + 0.02 * i), value[0], value[0] - low, high - value[0])
+            )
+        x, y, below, above = zip(*points, strict=True)
+        axis.errorbar(x, y, (below, above), color=colour, ls=line, marker="o", ms=4, label=label)
+    axis.set_xscale("log")
+    axis.set_xticks([float(s) for s in SHARES], [f"{float(s):.0%}" for s in SHARES])
+    axis.minorticks_off()
+    axis.set_xlabel("share of the training masks; boxes and labels stay")
+    axis.set_ylabel("seg IoU, test")
+    axis.legend(fontsize=8)
+
+
+def draw_weightings(axes, fold):
+    """Test seg IoU over box IoU and accuracy, a point for each weighting."""
+    fixed = [column(p, [fold]) for p in sorted((ROOT / "results/128_front").iterdir())]
+    methods = {
+        p.name: column(p, [fold]) for p in sorted((ROOT / "results/128_weighting").iterdir())
+    }
+    singles = {run["name"]: [run] for run in column(ROOT / "results/128", [fold])}
+    references = {"bbox_iou": "bbox_only", "bin_accuracy": "bin_only"}
+    titles = {"bbox_iou": ("box IoU, test", "bbox"), "bin_accuracy": ("accuracy, test", "bin")}
+    for axis, (name, reference) in zip(axes, references.items(), strict=True):
+        title, task = titles[name]
+        trained = [runs for runs in fixed if runs[0]["config"]["LOSS_WEIGHTS"][task] > 0]
+        points = [(pooled(runs, name)[0], pooled(runs, "seg_iou")[0]) for runs in trained]
+        axis.plot(*zip(*points, strict=True), "o", color="#999999", ms=4, label="fixed weights")
+        for label, runs in methods.items():
+            x, y = pooled(runs, name)[0], pooled(runs, "seg_iou")[0]
+            axis.plot(x, y, "s", color="#0072B2", ms=4)
+            axis.annotate(label, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
+        axis.plot([], [], "s", color="#0072B2", ms=4, label="other weightings")
+        main = singles["main"]
+        point = pooled(main, name)[0], pooled(main, "seg_iou")[0]
+        axis.plot(*point, "*", color="#D55E00", ms=10, label="the scripts' weights")
+        axis.axvline(pooled(singles[reference], name)[0], color="black", lw=0.8, ls=":")
+        axis.axhline(pooled(singles["baseline"], "seg_iou")[0], color="black", lw=0.8, ls=":")
+        axis.set_xlabel(f"{title} (dotted: {reference})")
+    axes[0].set_ylabel("seg IoU, test (dotted: baseline)")
+    axes[1].legend(fontsize=8)
+
+
+def main():
+    """Draw both figures."""
+    with plain_style(), matplotlib.rc_context({"text.parse_math": False}):
+        figure = Figure((7, 4), dpi=110, layout="constrained")
+        draw_masks(figure.subplots(), folds=(0, 1))
+        save(figure, ROOT / "docs/masks.png")
+        figure = Figure((9, 4.2), dpi=110, layout="constrained")
+        draw_weightings(figure.subplots(1, 2, sharey=True), fold=0)
+        save(figure, ROOT / "docs/weightings.png")
+
+
+if __name__ == "__main__":
+    main()
