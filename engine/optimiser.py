@@ -1,8 +1,6 @@
 """The optimiser of every run: Muon for the matrices and kernels inside the network, AdamW for the
 rest, under one one-cycle schedule."""
 
-from contextlib import contextmanager
-
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -11,9 +9,10 @@ from engine.precision import native_bf16
 SMALLEST = 16  # least rows and columns of a matrix that is worth orthogonalising
 WARM_UP = 0.2  # share of the schedule in which the learning rate rises
 MOMENTUM = 0.95  # of Muon
-POLYNOMIALS = (  # a x + b x^3 + c x^5 + d x^7 + e x^9, one after the other: see inverse_root
-    (12.80571, -118.3448, 387.0181, -493.2837, 213.5495),
-    (3.79522, -7.552297, 6.921897, -2.668283, 0.3607701),
+POLYNOMIALS = (  # a x + b x^3 + c x^5, one after the other: see inverse_root
+    (7.362528, -20.7434, 15.16055),
+    (2.917538, -2.182405, 0.4755292),
+    (2.04631, -1.429475, 0.3933524),
 )
 
 
@@ -86,9 +85,8 @@ class Muon:
     The Gram matrix of an update, rows by rows, is small. Only products of Gram matrices are
     iterated, stacked for all updates with the same number of rows; the long side takes part only at
     the beginning and at the end ("Gram Newton-Schulz",
-    https://dao-lab.ai/blog/2026/gram-newton-schulz). Where the hardware has bf16, X, its Gram
-    matrix and all factors are rounded to it. More than the two polynomials of `inverse_root` would
-    not bear that: they would raise singular values that drown in the rounding.
+    https://dao-lab.ai/blog/2026/gram-newton-schulz). All products are in bf16 where the hardware
+    has it, else in fp32.
 
     Args:
         kernels: parameters (O, I, h, w) or (O, I).
@@ -103,7 +101,7 @@ class Muon:
     def step(self, rate, decay):
         """Update the kernels that have a gradient.
 
-        The gradients are overwritten: new memory for the updates would cost a tenth of the time.
+        The gradients are overwritten, because new memory for the updates takes longer.
         """
         places = [i for i, kernel in enumerate(self.kernels) if kernel.grad is not None]
         if not places:
@@ -114,50 +112,35 @@ class Muon:
         torch._foreach_lerp_(momentum, updates, 1 - MOMENTUM)
         torch._foreach_lerp_(updates, momentum, MOMENTUM)
         torch._foreach_mul_(matrices, 1 - rate * decay)
-        half = torch.bfloat16 if native_bf16(matrices[0].device) else torch.float32
+        dtype = torch.bfloat16 if native_bf16(matrices[0].device) else torch.float32
         for rows in sorted({len(matrix) for matrix in matrices}):
             alike = [pair for pair in zip(matrices, updates, strict=True) if len(pair[0]) == rows]
-            halves = [update.to(half) for _, update in alike]
-            with rounded_products():
-                roots = inverse_root(torch.stack([update @ update.mT for update in halves]).float())
-            for (matrix, _), update, root in zip(alike, halves, roots.to(half), strict=True):
+            rounded = [update.to(dtype) for _, update in alike]
+            roots = inverse_root(torch.stack([update @ update.mT for update in rounded]))
+            for (matrix, _), update, root in zip(alike, rounded, roots, strict=True):
                 size = 0.2 * matrix.shape[1] ** 0.5  # root mean square 0.2, as AdamW's updates
                 matrix.add_(root @ update, alpha=-rate * size)
-
-
-@contextmanager
-def rounded_products():
-    """A block in which the factors of fp32 matrix products may be rounded, to bf16 on a CPU and to
-    TF32 on a GPU, where the hardware has such products. Sums and results stay fp32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def inverse_root(gram):
     """Stacked Gram matrices X X^T (k, m, m) -> R (k, m, m) with R X almost orthogonal.
 
-    Singular values of X above 0.02 of the largest become 0.85 to 1.15; smaller ones grow up to
-    49-fold. The two polynomials are those of Polar Express (Amsel et al. 2025, arXiv:2505.16932,
-    theorem 4.1) for degree 9 and this range. X is divided by the root of the norm of X X^T, which
-    is a tighter bound on the largest singular value than the norm of X (Grishina et al. 2025,
-    arXiv:2506.10935).
+    X is divided by the root of the norm of X X^T, a tighter bound on the largest singular value
+    than the norm of X (Grishina et al. 2025, arXiv:2506.10935). Singular values that are then above
+    0.03 become 0.96 to 1.04; smaller ones grow up to 44-fold. The three polynomials are those of
+    Polar Express (Amsel et al. 2025, arXiv:2505.16932, theorem 4.1) for degree 5 and this range. A
+    higher degree, with its large coefficients, and a wider range would not bear the rounding to
+    bf16.
     """
-    size = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-14)
-    gram, factor, root = gram / size, None, None
-    for a, b, c, d, e in POLYNOMIALS:
+    size = torch.linalg.matrix_norm(gram, keepdim=True, dtype=torch.float32).clamp(min=1e-14)
+    gram, factor, root = (gram / size).to(gram.dtype), None, None
+    for a, b, c in POLYNOMIALS:
         if factor is not None:
             gram = gram @ factor @ factor  # of X after the polynomials so far
-        square = gram @ gram
-        factor = (e * square).add_(gram, alpha=d)
-        factor.diagonal(dim1=1, dim2=2).add_(c)
-        factor = torch.baddbmm(gram, square, factor, beta=b)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
         root = factor if root is None else factor @ root
-    return root * size.rsqrt()
+    return (root * size.rsqrt()).to(gram.dtype)
 
 
 def _matrix(tensor, kernel):

@@ -1,7 +1,6 @@
 """The optimiser against torch's own, and its state."""
 
 import io
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -54,14 +53,8 @@ def torchs_muon(parameters, rate=0.01 / 25):  # where the one-cycle schedule beg
     return torch.optim.Muon(twins, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), twins
 
 
-def compute_exactly(monkeypatch):
-    """Let Muon round nothing to bf16 or TF32."""
-    monkeypatch.setattr("engine.optimiser.native_bf16", lambda device: False)
-    monkeypatch.setattr("engine.optimiser.rounded_products", nullcontext)
-
-
 def test_muon_is_torchs_where_both_orthogonalise_exactly(monkeypatch):
-    compute_exactly(monkeypatch)
+    monkeypatch.setattr("engine.optimiser.native_bf16", lambda device: False)
     monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", polar)
     monkeypatch.setattr("engine.optimiser.inverse_root", exact_root)
     mine, generator = kernels(), torch.Generator().manual_seed(4)
@@ -115,61 +108,57 @@ def of_singular_values(values, columns=96):
     return orthogonal(len(values)) * values @ orthogonal(columns)[:, : len(values)]
 
 
-def orthogonalised(matrices):
-    matrices = matrices.float()
+def orthogonalised(matrices, dtype=torch.float32):
+    matrices = matrices.to(dtype)
     return inverse_root(matrices @ matrices.mT) @ matrices
 
 
 @pytest.mark.parametrize("size", [1e-5, 1.0, 1e4])
 def test_singular_values_come_close_to_1(size):
-    values = torch.logspace(0, -1.5, 32, dtype=torch.float64)  # down to 0.032
+    values = torch.logspace(0, -1.3, 32, dtype=torch.float64)  # down to 0.05
     reached = torch.linalg.svdvals(orthogonalised(size * of_singular_values(values)).double())
-    assert reached.min() > 0.84 and reached.max() < 1.16
+    assert reached.min() > 0.95 and reached.max() < 1.05
+
+
+def test_rounding_to_bf16_moves_singular_values_little():
+    values = torch.logspace(0, -4, 32, dtype=torch.float64)  # most of them drown
+    exact, rounded = (
+        torch.linalg.svdvals(orthogonalised(of_singular_values(values), dtype).double())
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert rounded.max() < 1.2
+    torch.testing.assert_close(rounded[:, :8], exact[:, :8], atol=0.1, rtol=0)
 
 
 def test_singular_values_are_those_of_the_polynomials():
     """Of the vector (3, 4) the norm is 5, and 5 / 5 = 1 becomes p3(p2(p1(1)))."""
     vector = torch.tensor([[[3.0, 4.0]]])
     x = 1.0
-    for a, b, c, d, e in POLYNOMIALS:
-        x = a * x + b * x**3 + c * x**5 + d * x**7 + e * x**9
-    assert 0.84 < x < 1.16
+    for a, b, c in POLYNOMIALS:
+        x = a * x + b * x**3 + c * x**5
+    assert 0.96 < x < 1.04
     torch.testing.assert_close(orthogonalised(vector), x * vector / 5, rtol=0.01, atol=0)
 
 
-def test_small_singular_values_grow_49_fold():
+def test_small_singular_values_grow_44_fold():
     values = torch.tensor([1.0, 1e-4], dtype=torch.float64)
     reached = torch.linalg.svdvals(orthogonalised(of_singular_values(values)).double())
-    torch.testing.assert_close(reached[:, 1], torch.full((2,), 0.00486).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(reached[:, 1], torch.full((2,), 0.0044).double(), atol=1e-4, rtol=0)
 
 
 def test_each_polynomial_is_the_best_one_of_its_range():
-    """An odd polynomial of degree 9 is closest to 1 if it is off by the same, 6 times in turn."""
-    low, high = 0.02, 1.0
-    for a, b, c, d, e in POLYNOMIALS:
+    """An odd polynomial of degree 5 is closest to 1 if it is off by the same, 4 times in turn."""
+    low, high = 0.03, 1.0
+    for a, b, c in POLYNOMIALS:
         x = torch.linspace(low, high, 200_001, dtype=torch.float64)
-        y = a * x + b * x**3 + c * x**5 + d * x**7 + e * x**9
+        y = a * x + b * x**3 + c * x**5
         slope = y.diff().sign().diff().nonzero().flatten() + 1
         turns = y[torch.cat([torch.tensor([0]), slope, torch.tensor([len(y) - 1])])]
         off = 1 - turns[0]
-        signs = torch.tensor([1.0, -1, 1, -1, 1, -1], dtype=torch.float64)
+        signs = torch.tensor([1.0, -1, 1, -1], dtype=torch.float64)
         torch.testing.assert_close(1 - turns, off * signs, atol=1e-4, rtol=0)
         low, high = 1 - off.item(), 1 + off.item()
-    assert low == pytest.approx(0.8502, abs=1e-4)
-
-
-def test_products_are_rounded_within_a_step_only(monkeypatch):
-    seen = []
-
-    def spy(gram):
-        seen.append(torch.get_float32_matmul_precision())
-        return inverse_root(gram)
-
-    monkeypatch.setattr("engine.optimiser.inverse_root", spy)
-    before = torch.get_float32_matmul_precision()
-    net = network()
-    learn(net, Optimiser(net.parameters(), 0.01, 0.1, total_steps=10), steps=1)
-    assert seen == ["medium"] and before == "highest" == torch.get_float32_matmul_precision()
+    assert low == pytest.approx(0.9639, abs=1e-4)
 
 
 def test_a_gradient_of_zeros_changes_nothing_but_by_decay():
