@@ -6,8 +6,6 @@ python docs/draw_results.py
 import sys
 from pathlib import Path
 
-import matplotlib
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.pictures import Figure, plain_style, save
@@ -26,7 +24,9 @@ NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, li
 
 def column(folder, folds):
     """The summaries of a folder's runs on these folds."""
-    return [run for _, run in histories.find([str(folder)]) if run["fold"] in folds]
+    found = [run for _, run in histories.find([str(folder)]) if run["fold"] in folds]
+    assert {run["fold"] for run in found} == set(folds), folder
+    return found
 
 
 def pooled(runs, name):
@@ -64,10 +64,11 @@ def draw_weightings(axes, fold):
         p.name: column(p, [fold]) for p in sorted((ROOT / "results/128_weighting").iterdir())
     }
     singles = {run["name"]: [run] for run in column(ROOT / "results/128", [fold])}
-    references = {"bbox_iou": "bbox_only", "bin_accuracy": "bin_only"}
-    titles = {"bbox_iou": ("box IoU, test", "bbox"), "bin_accuracy": ("accuracy, test", "bin")}
-    for axis, (name, reference) in zip(axes, references.items(), strict=True):
-        title, task = titles[name]
+    panels = (
+        ("bbox_iou", "box IoU, test", "bbox", "bbox_only"),
+        ("bin_accuracy", "accuracy, test", "bin", "bin_only"),
+    )
+    for axis, (name, title, task, reference) in zip(axes, panels, strict=True):
         trained = [runs for runs in fixed if runs[0]["config"]["LOSS_WEIGHTS"][task] > 0]
         points = [(pooled(runs, name)[0], pooled(runs, "seg_iou")[0]) for runs in trained]
         axis.plot(*zip(*points, strict=True), "o", color="#999999", ms=4, label="fixed weights")
@@ -88,7 +89,7 @@ def draw_weightings(axes, fold):
 
 def main():
     """Draw both figures."""
-    with plain_style(), matplotlib.rc_context({"text.parse_math": False}):
+    with plain_style():
         figure = Figure((7, 4), dpi=110, layout="constrained")
         draw_masks(figure.subplots(), folds=(0, 1))
         save(figure, ROOT / "docs/masks.png")

@@ -27,9 +27,9 @@ def seeded(*numbers):
 def epoch_batches(known, useful, batch_size, seed, epoch):
     """The sample numbers of an epoch's batches, shuffled; an incomplete last batch is dropped.
 
-    A sample of which nothing is known is never drawn. If fewer than LEAST_KNOWN of the others are
-    known, these are drawn more often, so that they make up this share of every batch. The number of
-    steps stays the same in both cases.
+    A sample of which nothing is known is never drawn. If the first task's target is known for fewer
+    than LEAST_KNOWN of the rest, those samples are drawn more often, so that they make up this
+    share of every batch. The number of steps stays the same in both cases.
 
     Args:
         known: bool (N,), whether a sample's target of the first task is known.
@@ -55,7 +55,7 @@ def epoch_batches(known, useful, batch_size, seed, epoch):
 
 
 def _repeated(numbers, count, generator):
-    """`count` of the numbers in their order, then shuffled again and again if they are too few."""
+    """The first `count` numbers; too few of them follow again, newly shuffled each time."""
     rounds = math.ceil(count / len(numbers))
     again = [torch.randperm(len(numbers), generator=generator) for _ in range(rounds - 1)]
     return torch.cat([numbers, *(numbers[places] for places in again)])[:count]

@@ -172,7 +172,7 @@ def check_side(network, full, settings, images):
 
 
 def train_known(tasks, train):
-    """Two bool (N,): whether a training sample's target of the first task and of any is known."""
+    """Two bool (N,): whether a sample's target of the first task is known, and that of any task."""
     known = [train.known.get(name, torch.ones(len(train), dtype=torch.bool)) for name in tasks]
     return known[0], torch.stack(known).any(0)
 
@@ -293,8 +293,8 @@ class Run:
         """
         start, epoch = time.monotonic(), len(self.history["seconds"]) + 1
         train, settings = self.data["train"], self.settings
-        known = train_known(self.tasks, train)
-        batches = epoch_batches(*known, settings.BATCH_SIZE, settings.SEED, epoch)
+        known, useful = train_known(self.tasks, train)
+        batches = epoch_batches(known, useful, settings.BATCH_SIZE, settings.SEED, epoch)
         steps = self.trainer.epoch(train, batches, epoch, self.done, self.report, self.pause)
         for rows in steps:
             self.rows, self.done = self.rows + rows, self.done + len(rows)

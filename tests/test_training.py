@@ -385,6 +385,19 @@ def test_a_step_follows_the_gradient_of_the_weighted_means_over_known_samples(st
     assert len(set(gains)) == len(steps)  # the weighting learns as well
 
 
+def test_a_sample_is_of_use_if_any_of_the_scripts_tasks_knows_it(striped):
+    """Of 12 samples, the box of sample 11 and the labels of samples 2 and 7 are unknown."""
+    train, everything = H5Dataset("train", striped), set(range(12))
+
+    def drawn(*tasks):
+        known, useful = engine.run.train_known(dict.fromkeys(tasks), train)
+        return [set(which.nonzero()[:, 0].tolist()) for which in (known, useful)]
+
+    assert drawn("bbox") == [everything - {11}] * 2
+    assert drawn("bin", "bbox") == [everything - {2, 7}, everything]
+    assert drawn("a task of the user's own") == [everything] * 2
+
+
 def test_the_gradient_is_clipped(shared_data, tmp_path):
     lengths = {}
     for largest in (1e-3, 1e6):
