@@ -583,10 +583,10 @@ def test_two_processes_take_the_same_steps_as_one(pair, striped, tmp_path):
     epochs, alone = record(striped, tmp_path / "out", "--look", "0", "--no-norm")
     for name in ("network", "average", "weighting"):
         for key, weight in alone[name].items():
-            torch.testing.assert_close(both[name][key], weight, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(both[name][key], weight, rtol=1e-3, atol=1e-4)  # in bf16
     for part in ("train", "val"):
         for name, values in alone["history"][part].items():
-            assert both["history"][part][name] == pytest.approx(values, rel=1e-4, nan_ok=True)
+            assert both["history"][part][name] == pytest.approx(values, rel=1e-3, nan_ok=True)
     for one, other in zip(*told_to, strict=True):  # both weightings hear of the same epochs
         assert one["ends"] == other["ends"] and len(one["ends"]) == 1
     assert epochs[0]["ends"][0] == pytest.approx(told_to[1][0]["ends"][0], rel=1e-4)
