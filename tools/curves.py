@@ -45,6 +45,8 @@ def draw_curves(axis, columns, metric):
     """Mean over runs of a validation metric by epoch, with a band of one sd on each side."""
     for (label, column), (colour, dashes) in zip(columns.items(), cycle(STYLES)):
         series = [run["curves"]["val"].get(metric, []) for run in column]
+        if not any(series):  # the network lacks the task
+            continue
         longest = max(map(len, series))  # a stopped run is shorter
         padded = [[*values, *[None] * (longest - len(values))] for values in series if values]
         table = np.ma.masked_invalid(np.array(padded, float).reshape(len(padded), longest))
