@@ -622,8 +622,8 @@ def test_the_network_in_weights_finds_drawn_pets(tmp_path):
     path = script.ROOT / "weights" / "OEQ_model_lite.pt"
     assert path.stat().st_size <= 4e6
     network, tasks, history = networks.open_network(path, torch.device("cpu"))
-    assert history["side"] == (128, 128) and history["class_names"] == ("cat", "dog")
-    make_demo(tmp_path, 128, (1, 1, 12))
+    assert history["side"] == (256, 256) and history["class_names"] == ("cat", "dog")
+    make_demo(tmp_path, 256, (1, 1, 12))
     dataset = H5Dataset("test", tmp_path)
     found = values(tasks, evaluate(network, dataset, tasks, 4, Processes({})))
     everything = dataset.masks.float().mean()  # the IoU of a mask that is foreground everywhere
