@@ -10,7 +10,7 @@ from tools.comparison import gain, limits, metrics
 
 STYLES = (  # colours of Okabe and Ito for colour-blind readers, dashes for grey print
     *(("#0072B2", "-"), ("#E69F00", "--"), ("#009E73", "-."), ("#CC79A7", ":")),
-    *(("#D55E00", "-"), ("#56B4E9", "--"), ("#000000", "-.")),
+    *(("#D55E00", "-"), ("#56B4E9", "--"), ("#000000", "-."), ("#999999", ":")),
 )
 
 
