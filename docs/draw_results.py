@@ -1,4 +1,4 @@
-"""Draw two figures of results.md from the files in results/: docs/masks.png, docs/weightings.png.
+"""Draw docs/masks.png of results.md from the files in results/.
 
 python docs/draw_results.py
 """
@@ -13,11 +13,9 @@ from engine.script import ROOT
 from tools import histories
 from tools.comparison import estimate, limits, metrics, units
 
-SHARES = ("0.05", "0.1", "0.25", "0.5", "1")  # of the training masks
+SHARES = ("0.05", "0.1", "0.25", "1")  # of the training masks
 NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, line)
     "MTL_OEQ from drawn pets": ("_drawn", "OEQ", "#D55E00", "-"),
-    "MTL_OEQ": ("", "OEQ", "#009E73", "-."),
-    "MTL_main": ("", "main", "#E69F00", "--"),
     "MTL_baseline": ("", "baseline", "#0072B2", ":"),
 }
 
@@ -54,48 +52,15 @@ def draw_masks(axis, folds):
     axis.minorticks_off()
     axis.set_xlabel("share of the training masks; boxes and labels stay")
     axis.set_ylabel("seg IoU, test")
-    axis.legend(fontsize=8)
-
-
-def draw_weightings(axes, fold):
-    """Test seg IoU over box IoU and accuracy, a point for each weighting."""
-    fixed = [column(p, [fold]) for p in sorted((ROOT / "results/128_front").iterdir())]
-    methods = {
-        p.name: column(p, [fold]) for p in sorted((ROOT / "results/128_weighting").iterdir())
-    }
-    singles = {run["name"]: [run] for run in column(ROOT / "results/128", [fold])}
-    panels = (
-        ("bbox_iou", "box IoU, test", "bbox", "bbox_only"),
-        ("bin_accuracy", "accuracy, test", "bin", "bin_only"),
-    )
-    for axis, (name, title, task, reference) in zip(axes, panels, strict=True):
-        trained = [runs for runs in fixed if runs[0]["config"]["LOSS_WEIGHTS"][task] > 0]
-        points = [(pooled(runs, name)[0], pooled(runs, "seg_iou")[0]) for runs in trained]
-        axis.plot(*zip(*points, strict=True), "o", color="#999999", ms=4, label="fixed weights")
-        for label, runs in methods.items():
-            x, y = pooled(runs, name)[0], pooled(runs, "seg_iou")[0]
-            axis.plot(x, y, "s", color="#0072B2", ms=4)
-            axis.annotate(label, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
-        axis.plot([], [], "s", color="#0072B2", ms=4, label="other weightings")
-        main = singles["main"]
-        point = pooled(main, name)[0], pooled(main, "seg_iou")[0]
-        axis.plot(*point, "*", color="#D55E00", ms=10, label="the scripts' weights")
-        axis.axvline(pooled(singles[reference], name)[0], color="black", lw=0.8, ls=":")
-        axis.axhline(pooled(singles["baseline"], "seg_iou")[0], color="black", lw=0.8, ls=":")
-        axis.set_xlabel(f"{title} (dotted: {reference})")
-    axes[0].set_ylabel("seg IoU, test (dotted: baseline)")
-    axes[1].legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower right")
 
 
 def main():
-    """Draw both figures."""
+    """Draw the figure."""
     with plain_style():
         figure = Figure((7, 4), dpi=110, layout="constrained")
-        draw_masks(figure.subplots(), folds=(0, 1))
+        draw_masks(figure.subplots(), folds=(0,))
         save(figure, ROOT / "docs/masks.png")
-        figure = Figure((9, 4.2), dpi=110, layout="constrained")
-        draw_weightings(figure.subplots(1, 2, sharey=True), fold=0)
-        save(figure, ROOT / "docs/weightings.png")
 
 
 if __name__ == "__main__":
