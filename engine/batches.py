@@ -24,6 +24,12 @@ def seeded(*numbers):
     return torch.Generator().manual_seed(seed)
 
 
+def train_known(tasks, train):
+    """Two bool (N,): whether a sample's target of the first task is known, and that of any task."""
+    known = [train.known.get(name, torch.ones(len(train), dtype=torch.bool)) for name in tasks]
+    return known[0], torch.stack(known).any(0)
+
+
 def epoch_batches(known, useful, batch_size, seed, epoch):
     """The sample numbers of an epoch's batches, shuffled; an incomplete last batch is dropped.
 
@@ -55,7 +61,7 @@ def epoch_batches(known, useful, batch_size, seed, epoch):
 
 
 def _repeated(numbers, count, generator):
-    """The first `count` numbers; too few of them follow again, newly shuffled each time."""
+    """The first `count` of the numbers; if they are too few, all of them again, newly shuffled."""
     rounds = math.ceil(count / len(numbers))
     again = [torch.randperm(len(numbers), generator=generator) for _ in range(rounds - 1)]
     return torch.cat([numbers, *(numbers[places] for places in again)])[:count]

@@ -12,7 +12,7 @@ import torch
 
 from dataload import SPLITS, Augment, H5Dataset, check_splits, warnings
 from engine import artefacts, results
-from engine.batches import epoch_batches, keep_on_device, seeded, training_side
+from engine.batches import epoch_batches, keep_on_device, seeded, train_known, training_side
 from engine.evaluation import evaluate, values
 from engine.processes import Processes, StopSignals
 from engine.report import Report
@@ -169,12 +169,6 @@ def check_side(network, full, settings, images):
             f"--batch-size: expected 2 or more images for each process, found 1; at {min(every)} "
             "pixels, one of --sides, batch norm would see one value per channel"
         )
-
-
-def train_known(tasks, train):
-    """Two bool (N,): whether a sample's target of the first task is known, and that of any task."""
-    known = [train.known.get(name, torch.ones(len(train), dtype=torch.bool)) for name in tasks]
-    return known[0], torch.stack(known).any(0)
 
 
 class Run:

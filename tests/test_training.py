@@ -390,7 +390,7 @@ def test_a_sample_is_of_use_if_any_of_the_scripts_tasks_knows_it(striped):
     train, everything = H5Dataset("train", striped), set(range(12))
 
     def drawn(*tasks):
-        known, useful = engine.run.train_known(dict.fromkeys(tasks), train)
+        known, useful = engine.batches.train_known(dict.fromkeys(tasks), train)
         return [set(which.nonzero()[:, 0].tolist()) for which in (known, useful)]
 
     assert drawn("bbox") == [everything - {11}] * 2
