@@ -1,4 +1,4 @@
-"""Draw docs/masks.png of results.md from the files in results/.
+"""Draw docs/masks.png and docs/front.png of results.md from the files in results/.
 
 python docs/draw_results.py
 """
@@ -18,6 +18,10 @@ NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, li
     "MTL_OEQ from drawn pets": ("_drawn", "OEQ", "#D55E00", "-"),
     "MTL_baseline": ("", "baseline", "#0072B2", ":"),
 }
+COLOURS = {0.1: "#56B4E9", 0.3: "#009E73", 1: "#D55E00"}  # weight of the task on the vertical axis
+MARKERS = {0: "o", 0.1: "^", 0.3: "s", 1: "D"}  # weight of the third task
+PANELS = (("bbox", "bin", "box IoU"), ("bin", "bbox", "accuracy"))  # task, third task, axis
+KINDS = {"bbox": "box", "bin": "class"}
 
 
 def column(folder, folds):
@@ -55,12 +59,44 @@ def draw_masks(axis, folds):
     axis.legend(fontsize=8, loc="lower right")
 
 
+def draw_front(axis, task, third, title):
+    """A task's metric over seg IoU on validation images: fixed weights and other weightings."""
+    for run in column(ROOT / "results/128_front", (0,)):
+        weights, values = run["config"]["LOSS_WEIGHTS"], run["best"]["val"]
+        if weights[task]:
+            style = {"color": COLOURS[weights[task]], "marker": MARKERS[weights[third]]}
+            axis.plot(values["seg_iou"], values[primary(run, task)], ls="", **style)
+    for folder in sorted((ROOT / "results/128_weighting").iterdir()):
+        (run,) = column(folder, (0,))
+        at = run["best"]["val"]["seg_iou"], run["best"]["val"][primary(run, task)]
+        axis.plot(*at, "x", color="0.4")
+        axis.annotate(folder.name, at, xytext=(3, 3), textcoords="offset points", fontsize=6)
+    (plain,) = [r for r in column(ROOT / "results/128", (0,)) if r["name"] == "baseline"]
+    axis.axvline(plain["best"]["val"]["seg_iou"], color="0.4", ls=":", lw=1, label="MTL_baseline")
+    axis.set_xlabel("seg IoU, validation")
+    axis.set_ylabel(f"{title}, validation")
+    for weight, colour in COLOURS.items():
+        axis.plot([], [], "o", color=colour, label=f"{KINDS[task]} weight {weight}")
+    for weight, marker in MARKERS.items():
+        axis.plot([], [], marker, color="0.6", label=f"{KINDS[third]} weight {weight}")
+    axis.legend(fontsize=7)
+
+
+def primary(run, task):
+    """The name of a task's primary metric."""
+    return f"{task}_{run['tasks'][task]['primary']}"
+
+
 def main():
-    """Draw the figure."""
+    """Draw the figures."""
     with plain_style():
         figure = Figure((7, 4), dpi=110, layout="constrained")
         draw_masks(figure.subplots(), folds=(0,))
         save(figure, ROOT / "docs/masks.png")
+        figure = Figure((10, 4.5), dpi=110, layout="constrained")
+        for axis, panel in zip(figure.subplots(1, 2), PANELS, strict=True):
+            draw_front(axis, *panel)
+        save(figure, ROOT / "docs/front.png")
 
 
 if __name__ == "__main__":
