@@ -57,12 +57,17 @@ def blocks(text, kind):
 
 def commands(block):
     """The single commands of a shell block, as lists of words; loops are unrolled."""
-    lines = []
-    for line in block.splitlines():
-        loop = re.fullmatch(r"for (\w+) in ([^;]+); do (.*); done", line)
-        name, values, body = loop.groups() if loop else ("", "-", line)
-        lines += [body.replace(f"${name}", value) if name else body for value in values.split()]
+    lines = [line for whole in block.splitlines() for line in unrolled(whole)]
     return [shlex.split(part) for line in lines for part in line.split(" && ") if part.strip()]
+
+
+def unrolled(line):
+    """The lines that a line of the shell runs, one for each turn of its loops."""
+    loop = re.fullmatch(r"for (\w+) in ([^;]+); do (.*); done", line)
+    if not loop:
+        return [line]
+    name, values, body = loop.groups()
+    return [part for v in values.split() for part in unrolled(body.replace(f"${name}", v))]
 
 
 @pytest.fixture
