@@ -73,7 +73,7 @@ class Network(nn.Module):
         """The outputs from the features that the tasks share."""
         levels, deepest = self.seg.levels(features), features[-1]
         seg = self.seg.logits(levels[-1])
-        bbox, head = self.bbox.attend(levels[0])  # at stride 16, from features that see the whole
+        bbox, head = self.bbox.attend(levels[0])  # at stride 16, decoded from the deepest level
         return {
             "seg": seg,
             "bbox": bbox,

@@ -233,7 +233,7 @@ class FixedWeights(nn.Module):
         weights: {task: float}; all other weightings multiply them by factors that average 1.
     """
 
-    needs_gradients = False  # whether `from_gradients` is to be called before each batch's losses
+    needs_gradients = False  # whether `from_gradients` must be called before each `forward`
 
     def __init__(self, weights):
         super().__init__()
@@ -308,13 +308,14 @@ class DynamicWeightAverage(FactorWeights):
 class RandomWeights(FactorWeights):
     """Random loss weighting (RLW; Lin et al. 2022, arXiv:2111.10603), new factors for every batch.
 
-    They are the number of tasks times softmax(z), z standard normal from torch's global generator;
-    in the paper the weights add up to 1.
+    They are the number of tasks times softmax(z), z standard normal; in the paper the weights add
+    up to 1.
     """
 
-    def forward(self, losses, known):
-        self.factors.copy_(len(self.factors) * torch.randn_like(self.factors).softmax(0))
-        return super().forward(losses, known)
+    def batch_start(self, generator):
+        """Draw the factors of the next batch."""
+        z = torch.randn(len(self.factors), generator=generator)
+        self.factors.copy_(len(z) * z.softmax(0))
 
 
 class InverseLossWeights(FactorWeights):

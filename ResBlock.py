@@ -1,4 +1,5 @@
-"""The residual block (He et al. 2016, arXiv:1512.03385), and encoder, decoder, heads built of it.
+"""The residual block (He et al. 2016, arXiv:1512.03385), the encoder and decoder
+built of it, and the heads.
 
 B is the batch size, (H, W) the side of the image in pixels, both a multiple of `Encoder.stride`.
 """
@@ -123,12 +124,13 @@ class Encoder(nn.Module):
 
     def __init__(self, widths, units, stem=4, mode="normal"):
         super().__init__()
-        if len(widths) < 2 or min(widths) < 2:
-            raise SettingError(f"widths: expected two or more numbers above 1, found {widths}")
-        if units < 1:
-            raise SettingError(f"units: expected a whole number above 0, found {units}")
-        if stem < 1:
-            raise SettingError(f"stem: expected a whole number above 0, found {stem}")
+        if len(widths) < 2 or not all(isinstance(width, int) and width > 1 for width in widths):
+            raise SettingError(
+                f"widths: expected two or more whole numbers above 1, found {widths}"
+            )
+        for name, number in (("units", units), ("stem", stem)):
+            if not isinstance(number, int) or number < 1:
+                raise SettingError(f"{name}: expected a whole number above 0, found {number}")
         self.stride = stem * 2 ** (len(widths) - 1)
         convolution = conv_norm(3, widths[0], 2 * stem - 1, stem)
         self.stem = nn.Sequential(*convolution, nn.ReLU(inplace=True))

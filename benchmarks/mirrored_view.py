@@ -16,12 +16,11 @@ from pathlib import Path
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dataload import H5Dataset
 from engine.evaluation import evaluate
 from engine.settings import Parser, UserError
 from tools.common import EXPERIMENTS, as_path, choose_device, command
 from tools.comparison import estimate, limits
-from tools.networks import open_network
+from tools.networks import open_data, open_network
 
 BATCH_SIZE = 32
 
@@ -44,7 +43,8 @@ class Views(nn.Module):
 def primary_rows(weights, split, processes):
     """(name, test set, {(task metric, mirrored): (N, 1, 2) numerators and denominators})."""
     network, tasks, history = open_network(weights, processes.device)
-    dataset, found = H5Dataset(split, history["config"]["H5_SAVE_PATH"]), {}
+    folder = as_path(history["config"]["H5_SAVE_PATH"], "--h5-save-path")
+    dataset, found = open_data(folder, split, history), {}
     for mirrored in (False, True):
         views = Views(network, tasks, mirrored)
         for name, pairs in evaluate(views, dataset, tasks, BATCH_SIZE, processes).items():

@@ -25,12 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, write_split
 from engine.batches import loader
 from engine.precision import native_bf16
-from engine.processes import Processes
 from engine.run import build, open_data
 from engine.script import ROOT, load
 from engine.settings import Parser, parse, whole_number
 from engine.training import TrainingStep, gigaflop
-from tools.common import run_tool
+from tools.common import choose_device, command
 
 SAMPLES = 64
 WARM_UP = 2  # steps of each variant before the clock runs
@@ -64,7 +63,8 @@ class Clock:
 
 def timed_step(trainer, data, step):
     """{part: seconds} of one training step, the parts of `Trainer.learn` one by one."""
-    clock, device, size = Clock(trainer.processes.device), trainer.processes.device, BATCH_SIZE
+    device, size = trainer.processes.device, trainer.settings.BATCH_SIZE
+    clock = Clock(device)
     indices = [i % SAMPLES for i in range(step * size, (step + 1) * size)]
     images, targets = next(loader(data, [indices], device))
     images, targets = trainer.augment(images, targets, torch.Generator().manual_seed(step))
@@ -85,9 +85,9 @@ def timed_step(trainer, data, step):
     return seconds
 
 
-def make_trainer(script, folder, processes, flags):
+def make_trainer(script, folder, processes, batch_size, *flags):
     """A Trainer of the script as a run would make it, and its training data."""
-    paths = ["--h5-save-path", str(folder), "--batch-size", str(BATCH_SIZE)]
+    paths = ["--h5-save-path", str(folder), "--batch-size", str(batch_size)]
     settings, options = parse(script, [*paths, *flags])
     data = open_data(folder, options.tasks)["train"]
     trainer = build(script, settings, options, data, processes)
@@ -110,12 +110,12 @@ def measure(script, side, options, processes):
     """{variant: {part: median seconds}} at one side, and GFLOP of an image."""
     with tempfile.TemporaryDirectory() as folder:
         write_random_data(Path(folder), side)
-        trainers = {"as shipped": make_trainer(script, Path(folder), processes, [])}
-        trainers["with AdamW"] = make_trainer(script, Path(folder), processes, [])
+        arguments = script, Path(folder), processes, options.batch_size
+        trainers = {"as shipped": make_trainer(*arguments), "with AdamW": make_trainer(*arguments)}
         plain = trainers["with AdamW"][0]
         plain.optimiser = torch.optim.AdamW(plain.step.parameters(), 1e-3, fused=True)
         if options.compile:
-            trainers["compiled"] = make_trainer(script, Path(folder), processes, ["--compile"])
+            trainers["compiled"] = make_trainer(*arguments, "--compile")
         rows = {name: [] for name in trainers}
         for step in range(WARM_UP + options.steps):
             for name, (trainer, data) in trainers.items():
@@ -129,9 +129,9 @@ def measure(script, side, options, processes):
     return parts, work
 
 
-def run(argv):
-    """Measure and print."""
-    global BATCH_SIZE
+@command
+def main(argv):
+    """Measure and print; raises UserError."""
     parser = Parser("train_speed.py", __doc__)
     parser.add_argument("--script", default="MTL_main.py", help="MTL_main.py")
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 128, 256], help="in pixels")
@@ -140,9 +140,7 @@ def run(argv):
     parser.add_argument("--device", help="cpu, cuda, ... (CUDA where there is one)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args(argv)
-    BATCH_SIZE = options.batch_size
-    processes = Processes({})
-    processes.use(options.device)
+    processes = choose_device(options.device)
     script, device = load(ROOT / options.script), processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.platform()
     rate, kind = matrix_rate(device)
@@ -166,4 +164,4 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool("train_speed.py", run, None))
+    sys.exit(main())

@@ -53,7 +53,8 @@ def main(file, argv=None):
 
         execute(script, settings, options)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # torchrun: every process finds the same mistake
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        if alone or os.environ.get("RANK") == "0":  # every process finds the same mistake
             STDERR.write(f"{Path(file).name}: {error}\n")
             STDERR.flush()
         sys.exit(2)

@@ -1,6 +1,7 @@
 """Atomic file writes, the lock of a run, and the provenance of a result."""
 
 import contextlib
+import glob
 import importlib.metadata
 import io
 import os
@@ -65,26 +66,27 @@ def load(path):
         ) from error
 
 
-def output_folder(path):
+def output_folder(path, flag="--file-save-path"):
     """The folder as a Path, created if necessary and checked to be writable; ~ is the home folder.
 
     Raises:
-        UserError: the folder cannot be created or written to.
+        UserError: the folder cannot be created or written to; names the flag.
     """
     folder = Path(os.path.expanduser(path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--file-save-path: cannot make {folder} ({error.strerror})") from error
+        raise UserError(f"{flag}: cannot make {folder} ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--file-save-path: expected a writable folder, found {folder}")
+        raise UserError(f"{flag}: expected a writable folder, found {folder}")
     return folder
 
 
-def remove_leftovers(folder, name):
-    """Remove temporary files that a killed run of this name has left."""
-    for path in Path(folder).glob(f".{name}_*.part*"):
-        path.unlink(missing_ok=True)
+def remove_leftovers(paths):
+    """Remove the temporary files that killed runs have left of these files."""
+    for path in paths:
+        for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class WeightAverage(AveragedModel):
-    """An exponential moving average of parameters and buffers whose memory grows during the run.
+    """An exponential moving average of parameters and buffers; its window grows during the run.
 
     After n updates the next one keeps min(decay, (1 + n) / (10 + n)) of the average; the first one
     copies the weights. torch's own update reads its count back from the device, so the host waits

@@ -1,6 +1,7 @@
 """Which samples a training step sees, at which side, and how they reach the device."""
 
 import contextlib
+import functools
 import itertools
 import math
 import signal
@@ -25,7 +26,7 @@ def seeded(*numbers):
 
 
 def train_known(tasks, train):
-    """Two bool (N,): whether a sample's target of the first task is known, and that of any task."""
+    """Two bool (N,): whether a sample's target of the first task, and of any task, is known."""
     known = [train.known.get(name, torch.ones(len(train), dtype=torch.bool)) for name in tasks]
     return known[0], torch.stack(known).any(0)
 
@@ -75,7 +76,12 @@ def training_side(sides, epoch, epochs, full, stride):
     nearly the aspect ratio of `full`.
     """
     part = len(sides) - 1 if epoch == epochs else (epoch - 1) * len(sides) // epochs
-    wanted = math.log(sides[part])
+    return _nearest_side(sides[part], tuple(full), stride)
+
+
+@functools.cache
+def _nearest_side(share, full, stride):
+    wanted = math.log(share)
     height, width = (max(1, pixels // stride) for pixels in full)  # in units of the stride
 
     def distance(side):

@@ -70,6 +70,9 @@ def values(tasks, table):
     return found
 
 
-def sample_scores(pairs):
-    """Numerators and denominators (N, 2) of a metric -> (N,); 1, a perfect score, for 0 / 0."""
-    return (pairs[:, 0] / pairs[:, 1]).nan_to_num(1.0).cpu()
+def sample_scores(table, task):
+    """(N,) primary metric of every sample, from {"loss" or metric: (N, 2)}; NaN where unknown."""
+    perfect = float(task.higher_is_better)  # where both are 0, nothing was to be found
+    parts = [table[part] for part in task.means.get(task.primary, (task.primary,))]
+    scores = sum((pairs[:, 0] / pairs[:, 1]).nan_to_num(perfect) for pairs in parts) / len(parts)
+    return torch.where(table["loss"][:, 1] > 0, scores, torch.nan).cpu()

@@ -80,7 +80,7 @@ class Optimiser:
 
 
 class Muon:
-    """Muon with Nesterov momentum, in few launches on a GPU.
+    """Muon with Nesterov momentum, with few kernel launches on a GPU.
 
     The Gram matrix of an update, rows by rows, is small. Only products of Gram matrices are
     iterated, stacked for all updates with the same number of rows; the long side takes part only at

@@ -2,8 +2,9 @@
 
 import torch
 
-# asked once, because the call would split a compiled graph; torch has no public name for it
-CPU_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+# asked once, because the call would split a compiled graph; torch has no public name for it, and
+# builds without oneDNN have none at all
+CPU_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def native_bf16(device):

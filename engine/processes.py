@@ -29,8 +29,8 @@ class Processes:
     """
 
     def __init__(self, environment=os.environ):
-        self.rank = int(environment.get("RANK", 0))
         self.size = int(environment.get("WORLD_SIZE", 1))
+        self.rank = int(environment.get("RANK", 0)) if self.size > 1 else 0
         self.local_rank = environment.get("LOCAL_RANK", 0)
         self.device = torch.device("cpu")
         missing = [name for name in TORCHRUN if name not in environment]

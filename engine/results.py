@@ -132,12 +132,12 @@ def _draw_conflict(history, path):
 
 
 def _draw_median(network, tasks, table, test, path):
-    """Draw the test sample whose primary metric is the median."""
+    """Draw the test sample whose primary metric is the median of those where it is known."""
     from engine.pictures import save_test_picture
 
     name, task = next(iter(tasks.items()))
-    order = sample_scores(table[name][task.primary]).argsort()
-    index = order[len(order) // 2].item()
+    scores = sample_scores(table[name], task)
+    index = scores.argsort()[scores.isfinite().sum() // 2].item()  # NaN come last
     images, targets = test[[index]]
     (outputs,) = predict(network, images.cpu())
     targets = {task: target[0].cpu() for task, target in targets.items()}

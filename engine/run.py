@@ -43,6 +43,8 @@ def execute(script, settings, options):
             with processes.failing_alike():
                 check_script(script, settings._fields)
                 processes.use(options.device)
+                wanted = Path(os.path.expanduser(settings.FILE_SAVE_PATH))
+                refuse_another(wanted, script.name, options, processes)  # before the data are read
                 folder = stack.enter_context(data_folder(settings.H5_SAVE_PATH, options.demo))
                 data = open_data(folder, options.tasks)
                 trainer = build(script, settings, options, data["train"], processes)
@@ -94,7 +96,8 @@ def data_folder(path, demo):
 
 
 def open_data(folder, tasks):
-    """{split: H5Dataset} of a folder, which fit together and know the first task; or DataError."""
+    """{split: H5Dataset} of a folder; DataError if the splits do not fit together, or one of them
+    has no known target of the first task."""
     data = {split: H5Dataset(split, folder) for split in SPLITS}
     check_splits(data, [next(iter(tasks))])
     return data
@@ -125,11 +128,12 @@ def build(script, settings, options, train, processes):
     network = network.to(device, memory_format=torch.channels_last)
     image, targets = train[0]
     check_side(network, train.side, settings, sizes[0] // sizes[1])
-    with torch.inference_mode():
+    with torch.inference_mode():  # weights may be learned
         outputs = network.eval()(image[None].to(device))
-    check_tasks(options.tasks, weighting.weights(), outputs, targets)
+        weights = {task: float(weight) for task, weight in weighting.weights().items()}
+    check_tasks(options.tasks, weights, outputs, targets)
     steps = settings.EPOCHS * (len(train) // sizes[0])
-    check_seam(network, weighting, options.diagnose)
+    check_interface(network, weighting, options.diagnose)
     trainer = Trainer(
         network, options.tasks, weighting, augment, settings, steps, processes, options.diagnose
     )
@@ -138,7 +142,7 @@ def build(script, settings, options, train, processes):
     return trainer
 
 
-def check_seam(network, weighting, diagnose):
+def check_interface(network, weighting, diagnose):
     """Refuse a network without the parts at which gradients are measured, if they are."""
     asks = "--diagnose" if diagnose else type(weighting).__name__
     lacks = [name for name in ("encoder", "decode") if not callable(getattr(network, name, None))]
@@ -171,6 +175,27 @@ def check_side(network, full, settings, images):
         )
 
 
+def marks(folder, name):
+    """The two files, checkpoint and history, by which a folder holds a run of this name."""
+    return folder / f"{name}_last.pt", folder / f"{name}_history.pt"
+
+
+def refuse_another(folder, name, options, processes):
+    """Refuse a folder that holds a run, unless a flag says what becomes of it; raises UserError."""
+    found = [path.name for path in marks(folder, name) if path.is_file()]
+    if found and not (options.resume or options.overwrite):
+        raise UserError(
+            f"--file-save-path: expected no run of {name} in {folder}, found {found[0]}; continue "
+            "it with --resume, start anew with --overwrite, or choose another folder"
+        )
+    last, history = marks(folder, name)
+    if options.resume and found == [history.name] and processes.is_first:
+        raise UserError(
+            f"--resume: expected {last}, found a finished run without it; start anew with "
+            "--overwrite"
+        )
+
+
 class Run:
     """A run: its history, its checkpoints, and its results."""
 
@@ -178,9 +203,7 @@ class Run:
         self.name, self.settings, self.data, self.trainer = script.name, settings, data, trainer
         self.tasks, self.processes = options.tasks, trainer.processes
         self.report, self.folder, self.signals = report, folder, signals
-        self.last, self.finished = (
-            folder / f"{self.name}_{part}.pt" for part in ("last", "history")
-        )
+        self.last, self.finished = marks(folder, self.name)
         config = as_dict(settings) | {"demo": options.demo, "processes": self.processes.size}
         config |= {"diagnose": options.diagnose} if options.diagnose else {}
         self.about = results.about(script, config, self.tasks, data, trainer)
@@ -199,7 +222,7 @@ class Run:
         has_checkpoint = self.last.is_file()
         (resumes,) = self.processes.max(options.resume and has_checkpoint)
         with self.processes.failing_alike():
-            self._refuse_another(options, has_checkpoint)
+            refuse_another(self.folder, self.name, options, self.processes)
             if options.weights and not resumes:
                 self.about["weights_from"], line = take_weights(
                     options.weights, self.trainer.network, self.trainer.average.module
@@ -214,26 +237,13 @@ class Run:
         if options.resume and not has_checkpoint:
             self.report.warn(f"--resume: no checkpoint {self.last}; starting anew")
         if self.processes.is_first:
-            artefacts.remove_leftovers(self.folder, self.name)
-            for path in results.paths(self.folder, self.name, self.tasks) if not resumes else ():
+            files = results.paths(self.folder, self.name, self.tasks)
+            artefacts.remove_leftovers([self.last, *files])
+            for path in files if not resumes else ():
                 path.unlink(missing_ok=True)
         self.saved = time.monotonic()
         if not resumes:
             self._checkpoint()
-
-    def _refuse_another(self, options, has_checkpoint):
-        found = [path.name for path in (self.last, self.finished) if path.is_file()]
-        if found and not (options.resume or options.overwrite):
-            raise UserError(
-                f"--file-save-path: expected no run of {self.name} in {self.folder}, found "
-                f"{found[0]}; continue it with --resume, start anew with --overwrite, or choose "
-                "another folder"
-            )
-        if options.resume and found and not has_checkpoint and self.processes.is_first:
-            raise UserError(
-                f"--resume: expected {self.last}, found a finished run without it; start anew with "
-                "--overwrite"
-            )
 
     def _announce(self):
         counts = ", ".join(f"{len(data)} {split}" for split, data in self.data.items())
@@ -253,7 +263,7 @@ class Run:
             self.report.say(f"{self.name} is finished, nothing is left to do; see {self.folder}")
             return
         self._announce()
-        with self.processes.failing_alike():  # the first process reads every image
+        with self.processes.failing_alike():  # only the first process searches
             for line in warnings(self.data) if self.processes.is_first else ():
                 self.report.warn(f"warning: {line}")
         keep_on_device(self.data.values(), self.processes.device)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import linecache
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -90,7 +91,8 @@ def check_tasks(tasks, weights, outputs, targets):
     """Refuse a script whose tasks, weights, outputs and targets do not match.
 
     Args:
-        tasks, weights, outputs, targets: the names of each.
+        weights: {task: float}.
+        tasks, outputs, targets: the names of each.
 
     Raises:
         UserError: names the task and what it lacks.
@@ -106,3 +108,8 @@ def check_tasks(tasks, weights, outputs, targets):
     surplus = [name for name in weights if name not in tasks]
     if surplus:
         raise UserError(f"weighting(): expected weights of {', '.join(tasks)}, found {surplus[0]}")
+    for task, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise UserError(
+                f"--loss-weights: expected numbers of at least 0, found {weight} for '{task}'"
+            )

@@ -42,7 +42,7 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, with the nearest flag for a typo."""
+    """An ArgumentParser that raises UserError, with the nearest flag for a typo."""
 
     def __init__(self, prog, description, **options):
         options["formatter_class"] = argparse.RawDescriptionHelpFormatter
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         like = "--" + wrong.split("=")[0].strip("-").replace("_", "-").lower()
         near = difflib.get_close_matches(like, self._option_string_actions, n=1)
         hint = f" (did you mean {near[0]}?)" if near and wrong.startswith("-") else ""
-        self.exit(2, f"{self.prog}: {message}{hint}; --help lists the flags\n")
+        raise UserError(f"{message}{hint}; --help lists the flags")
 
 
 def whole_number(low, high):
@@ -118,15 +118,15 @@ def parse(script, argv):
     and `tasks`, the script's TASKS under these settings.
 
     Raises:
-        SystemExit: code 2 with one line on stderr, for an unknown flag or a wrong type of value.
-        UserError: a value out of range, or a constant that no flag can express.
+        UserError: an unknown flag, a wrong type of value, a value out of range, or a constant that
+            no flag can express.
     """
     source, defaults = inspect.getsource(script.module), constants(script.module)
     parser = _parser(script, source, defaults)
     options = parser.parse_args(argv)
     chosen = {name: vars(options)[name] for name in defaults if name in vars(options)}
     if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
-        chosen = {"EPOCHS": defaults["DEMO_EPOCHS"]} | chosen
+        chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen
     scope, changed = _recompute(source, script.module, defaults, chosen)
     _refuse_direct_use(source, changed - {*NOT_SETTINGS})
     values = {name: scope[name] for name in defaults}
@@ -136,6 +136,12 @@ def parse(script, argv):
         if not _accepted(accepts, value):
             raise UserError(f"{flag(name)}: expected {expected}, found {_as_text(value)}")
     return freeze(values), options
+
+
+def tasks_under(module, config):
+    """TASKS of a script under the settings {NAME: value} of a run, which it may depend on."""
+    chosen = {name: config[name] for name in vars(module) if name.isupper() and name in config}
+    return _recompute(inspect.getsource(module), module, vars(module), chosen)[0]["TASKS"]
 
 
 def _accepted(accepts, value):

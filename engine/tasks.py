@@ -28,7 +28,7 @@ TINT = 0.45  # opacity of the mask's colour
 
 
 def line_width(image):
-    """Width in pixels of a line in an image (3, H, W): 1 up to a side of 450, 3 at 1000."""
+    """Width in pixels of a line in an image (3, H, W): 1 below a side of 450, 3 at 1000."""
     return max(1, round(max(image.shape[1:]) / 300))
 
 

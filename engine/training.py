@@ -24,9 +24,9 @@ class TrainingStep(nn.Module):
 
     (images, targets, counts) -> (the scalar to minimise, sums (T,) of the unweighted losses over
     the known samples of all processes, and (T, T) inner products of the tasks' gradients where they
-    are measured, else None). `counts` (T,) are the known samples in the batch by the number of
-    processes: a loss is its sum by its count, so that DDP's mean over the processes is the mean
-    over all known samples.
+    are measured, else None). `counts` (T,) are the known samples in the whole batch divided by the
+    number of processes. Each process divides the sum of its own losses by them, so that DDP's mean
+    over the processes is the mean over all known samples.
 
     Args:
         network: with `encoder` and `decode(features)` if gradients are measured.
@@ -55,7 +55,7 @@ class TrainingStep(nn.Module):
         losses = local / counts.clamp(min=1e-9)
         means = dict(zip(self.tasks, losses.unbind(), strict=True))
         present = (counts > 0).float()
-        matrix = self._inner_products(means, features) if features else None
+        matrix = None if features is None else self._inner_products(means, features)
         if self.needs_gradients:
             order = [list(self.tasks).index(name) for name in self.weighting.weights()]
             self.weighting.from_gradients(matrix[order][:, order], present[order])
@@ -76,7 +76,7 @@ class TrainingStep(nn.Module):
         The encoder is not passed for them. Those of several processes add up, since each has its
         own samples.
         """
-        gradients = []
+        gradients, features = [], [features] if torch.is_tensor(features) else features
         for loss in losses.values():
             parts = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
             pairs = zip(parts, features, strict=True)
@@ -194,6 +194,8 @@ class Trainer:
         self.step.train()
         with report.bar(epoch, batches, done) as bar:
             for images, targets in loader(dataset, mine, world.device):
+                if hasattr(self.weighting, "batch_start"):  # alike in all processes
+                    self.weighting.batch_start(seeded(settings.SEED, epoch, done))
                 generator = seeded(settings.SEED, epoch, done, world.rank)
                 measure = self.diagnose > 0 and done % self.diagnose == 0
                 recent.append(self.learn(images, targets, generator, side, measure))

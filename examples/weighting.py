@@ -112,10 +112,13 @@ def weighting(loss_weights=LOSS_WEIGHTS, method=METHOD):
     """A new loss weighting.
 
     Raises:
-        SettingError: there is no such method.
+        SettingError: there is no such method, or it cannot start at a weight of 0.
     """
     if method not in weightings:
         raise SettingError(f"method: expected one of {', '.join(weightings)}, found {method}")
+    if method == "uncertainty" and not all(loss_weights.values()):
+        expected = f"numbers above 0 with --method {method}"
+        raise SettingError(f"loss-weights: expected {expected}, found {dict(loss_weights)}")
     return weightings[method](loss_weights)
 
 

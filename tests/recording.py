@@ -112,9 +112,13 @@ class Weighting(FixedWeights):
         super().__init__(weights)
         self.gain = nn.Parameter(torch.ones(()))
 
+    def batch_start(self, generator):
+        self.drawn = torch.rand((), generator=generator).item()
+
     def forward(self, losses, known):
         if not torch.compiler.is_compiling():
-            keep("weighting", losses=copies(losses), known=copies(known), gain=self.gain.item())
+            told = {"losses": copies(losses), "known": copies(known), "drawn": self.drawn}
+            keep("weighting", gain=self.gain.item(), **told)
         return super().forward(losses, known) * self.gain
 
     def epoch_end(self, means):

@@ -84,10 +84,10 @@ def test_other_failures_leave_the_old_file_too(old):
 
 
 def test_leftovers_of_this_name_are_removed(tmp_path):
-    kept = ["main_last.pt", ".baseline_last.pt.7.part.pt", ".main_notes"]
+    kept = ["main_last.pt", ".main_wide_last.pt.7.part.pt", ".main_last.pt.bak"]
     for name in [*kept, ".main_last.pt.7.part.pt", ".main_test.png.12.part.png"]:
         (tmp_path / name).touch()
-    artefacts.remove_leftovers(tmp_path, "main")
+    artefacts.remove_leftovers([tmp_path / "main_last.pt", tmp_path / "main_test.png"])
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 

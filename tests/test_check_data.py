@@ -110,6 +110,14 @@ def test_every_problem_is_named(leaves, capsys):
     ]
 
 
+def test_a_folder_without_any_split(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    lines = [f"problem: {tmp_path / split}: no such folder; expected" for split in SPLITS]
+    found = printed.out.splitlines()[3:6]
+    assert all(map(str.startswith, found, lines)) and printed.err == ""
+
+
 def test_sides_that_do_not_fit(leaves, capsys):
     for split, side in {"train": 40, "test": 64}.items():
         for name, shape in {"images": (6, side, side, 3), "masks": (6, side, side)}.items():

@@ -7,18 +7,20 @@ import torch
 
 from engine.settings import constants
 
-ABLATIONS = {
+REFERENCES = {"examples.bbox_only": ["bbox"], "examples.bin_only": ["bin"]}
+ABLATIONS = REFERENCES | {
     "MTL_baseline": ["seg"],
     "MTL_ablation_bbox": ["seg", "bbox"],
     "MTL_ablation_bin": ["seg", "bin"],
     "MTL_OEQ": ["seg", "bbox", "bin"],
 }
 MAIN = importlib.import_module("MTL_main")
-OWN = {"FILE_SAVE_PATH", "LOSS_WEIGHTS"}
+TASKS = ("seg", "bbox", "bin")
+OWN = {"FILE_SAVE_PATH", "LOSS_WEIGHTS", "METHOD"}
 FINER = {"STEM", "WIDTHS"}  # what MTL_OEQ adds to the encoder
 
 
-@pytest.mark.parametrize("script", ABLATIONS)
+@pytest.mark.parametrize("script", [*ABLATIONS, "examples.weighting", "examples.breed"])
 def test_constants_are_those_of_main(script):
     settings = constants(importlib.import_module(script))
     main = constants(MAIN)
@@ -34,9 +36,9 @@ def test_tasks_weights_encoder_and_decoder_are_those_of_main(script):
     module = importlib.import_module(script)
     assert list(module.TASKS) == ABLATIONS[script]
     assert all(module.TASKS[task] == MAIN.TASKS[task] for task in module.TASKS)
-    weights = MAIN.weighting().weights()
+    weights = MAIN.weighting().weights() if script not in REFERENCES else dict.fromkeys(TASKS, 1.0)
     assert module.weighting().weights() == {task: weights[task] for task in module.TASKS}
-    for part in ("encoder", "seg") if script != "MTL_OEQ" else ():
+    for part in ("encoder", *module.TASKS) if script != "MTL_OEQ" else ():
         ours, mains = (getattr(m.Network(), part) for m in (module, MAIN))
         assert str(ours) == str(mains)
 

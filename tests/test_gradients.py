@@ -1,4 +1,4 @@
-"""The look at the tasks' gradients: its numbers, its effect on training, several processes."""
+"""Measuring the tasks' gradients: the numbers, no effect on training, several processes."""
 
 import math
 import signal
@@ -116,9 +116,14 @@ def test_an_unknown_method_is_refused(shared_data, tmp_path):
     printed = run(EXAMPLE, shared_data, tmp_path / "out", "--method", "magic", code=2)
     assert printed.startswith("weighting.py: --method: expected one of fixed, uncertainty, dwa")
     assert printed.count("\n") == 1 and not (tmp_path / "out").exists()
+    flags = ["--method", "uncertainty", "--loss-weights", "bin=0"]
+    assert run(EXAMPLE, shared_data, tmp_path / "out", *flags, code=2) == (
+        "weighting.py: --loss-weights: expected numbers above 0 with --method uncertainty, found "
+        "{'seg': 1.0, 'bbox': 0.3, 'bin': 0.0}\n"
+    )
 
 
-def test_a_network_without_the_seam_is_refused(shared_data, tmp_path):
+def test_a_network_without_the_interface_is_refused(shared_data, tmp_path):
     text = (ROOT / "MTL_main.py").read_text().replace("decode", "answer")
     (tmp_path / "MTL_odd.py").write_text(text)
     flags = ["--diagnose", "1"]

@@ -228,10 +228,7 @@ def test_there_is_no_other_style(tmp_path):
 
 def mistake(capsys, *flags, code=2):
     """The one line on stderr with which the command ends."""
-    try:
-        found = main(list(flags))
-    except SystemExit as stop:
-        found = stop.code
+    found = main(list(flags))
     printed = capsys.readouterr().err
     assert found == code and printed.count("\n") == 1 and printed.startswith("make_demo.py: ")
     return printed

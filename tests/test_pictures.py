@@ -1,5 +1,6 @@
 """The pictures: what they say, what they leave out, and the marks of the best epoch."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib.image
@@ -7,7 +8,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from engine import pictures
+from engine import pictures, results
 from engine.tasks import BBOX, BIN, SEG
 
 NAMES = ("cat", "dog")
@@ -64,6 +65,30 @@ def test_unknown_targets_are_named(figures):
     unknown = sample(box=(torch.nan,) * 4, label=-1.0)
     pictures.save_test_picture("x.png", IMAGE, unknown, outputs(), SCORES, TASKS, NAMES)
     assert titles(figures[0])[1] == "truth: box unknown, class unknown"
+
+
+@pytest.mark.parametrize("primary", ["iou", "miou"])
+def test_the_test_picture_is_the_median_of_the_samples_with_a_known_mask(monkeypatch, primary):
+    shown = []
+    monkeypatch.setattr(pictures, "save_test_picture", lambda path, *content: shown.append(content))
+    iou = torch.tensor([[9, 10], [0, 0], [5, 10], [0, 0], [7, 10]]).double()
+    loss = torch.tensor([[1, 1], [0, 0], [1, 1], [0, 0], [1, 1]]).double()
+    table = {"seg": {"loss": loss, "iou": iou, "background_iou": iou}}
+
+    class Split:
+        class_names = NAMES
+
+        def __getitem__(self, numbers):
+            return torch.stack([IMAGE * 0 + n for n in numbers]), {"seg": sample()["seg"][None]}
+
+    tasks = {"seg": replace(SEG, primary=primary)}
+
+    def network(images):
+        return {"seg": outputs()["seg"][None]}
+
+    results._draw_median(network, tasks, table, Split(), "x.png")
+    ((image, _, _, scores, *_),) = shown
+    assert image.unique().tolist() == [4] and scores == {f"seg {primary}": 0.7}
 
 
 def test_long_class_names_stay_in_their_panel(figures):

@@ -167,7 +167,9 @@ def test_a_task_of_any_name_is_told(shared_data, tmp_path):
 # ------------------------------------------------------------------------ whose files these are
 
 
-def test_a_finished_or_begun_run_is_not_overwritten(finished, shared_data, tmp_path):
+def test_a_finished_or_begun_run_is_not_overwritten(finished, shared_data, tmp_path, monkeypatch):
+    """It is refused before the data are read."""
+    monkeypatch.setattr(engine.run, "open_data", None)
     for path in finished["MTL_main"].glob("main_*"):
         shutil.copy(path, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("main_*")}
@@ -183,6 +185,7 @@ def test_a_finished_or_begun_run_is_not_overwritten(finished, shared_data, tmp_p
     assert "main_last.pt, found a finished run without it; start anew with --overwrite" in printed
     after = {path.name: path.read_bytes() for path in tmp_path.glob("main_*")}
     assert after == {name: content for name, content in before.items() if name != "main_last.pt"}
+    monkeypatch.undo()
     run("MTL_baseline", shared_data, tmp_path)  # another script may share the folder
     run("MTL_main", shared_data, tmp_path, "--overwrite", "--seed", "1")
     assert history(tmp_path)["config"]["SEED"] == 1

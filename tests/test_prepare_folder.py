@@ -16,15 +16,17 @@ COUNT = 15
 
 @pytest.fixture
 def files(tmp_path):
-    """15 pictures of a bright leaf, 80 x 40, each at another place; masks for 12, 10 rows."""
+    """15 pictures of a bright leaf, 80 x 40, each at another place in front of other squares; masks
+    for 12, 10 rows."""
     random = np.random.default_rng(0)
     for folder in ("photos", "outlines"):
         (tmp_path / folder).mkdir()
     rows = []
     for i in range(COUNT):
-        pixels = random.integers(0, 80, (40, 80, 3), np.uint8)
+        squares = random.integers(0, 140, (5, 10, 1), np.uint8)
+        pixels = squares.repeat(8, axis=0).repeat(8, axis=1).repeat(3, axis=2)
         left, top = int(random.integers(0, 50)), int(random.integers(0, 20))
-        pixels[top : top + 16, left : left + 24] = random.integers(150, 255, 3)
+        pixels[top : top + 16, left : left + 24] = random.integers(200, 255, 3)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"leaf{i}.png")
         mask = np.zeros((40, 80), np.uint8)
         mask[top : top + 16, left : left + 24] = 200
@@ -60,7 +62,7 @@ def test_what_is_known_arrives_and_what_is_missing_is_unknown(files, capsys):
         assert sum(int(d.known[what].sum()) for d in data.values()) == count
     assert data["val"].known["seg"].all() and data["test"].known["seg"].all()
     image, targets = data["val"][0]
-    bright = image.float().mean(0) > 110  # the leaf, in a picture squeezed to a square
+    bright = image.float().mean(0) > 160  # the leaf, in a picture squeezed to a square
     seg = targets["seg"][0]
     assert (seg[:, 0] == 255).all() and {*seg.unique().tolist()} == {0, 1, 255}
     assert ((seg == 1) == bright)[:, 2:].float().mean() > 0.93
@@ -89,6 +91,20 @@ def test_what_does_not_fit_is_named_counted_and_left_unknown(files, capsys):
     assert printed.out.splitlines()[-1].startswith(
         "not used: box: 2, mask: 1, picture: 1, row without a picture: 1, mask without a picture: 1"
     )
+
+
+def test_copies_of_val_and_test_images_are_left_out_of_train(files, capsys):
+    """Every picture comes a second time, mirrored and without a mask."""
+    for i in range(12):
+        with Image.open(files / "photos" / f"leaf{i}.png") as picture:
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(files / f"photos/copy{i}.png")
+    write_table(files / "known.csv", [["copy0", *[""] * 5, "train"], ["leaf0", *[""] * 5, "test"]])
+    assert main(flags(files)) == 0
+    data = {split: H5Dataset(split, files / "DATA") for split in ("train", "val", "test")}
+    left_out = len(data["val"]) + len(data["test"]) - 1  # copy0 is where the table says
+    printed = capsys.readouterr().out
+    assert left_out > 3 and f"near-duplicate of val or test: {left_out};" in printed
+    assert sum(map(len, data.values())) == COUNT + 12 - left_out
 
 
 MISTAKES = {

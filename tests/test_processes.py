@@ -111,6 +111,16 @@ def test_metrics_count_every_sample_once(pair, shared_data, split, length):
         assert found[name] == pytest.approx(value, abs=0.01, nan_ok=True), name
 
 
+def test_a_rank_without_a_number_of_processes_means_nothing():
+    alone = Processes({"RANK": "1"})
+    assert alone.is_first and alone.size == 1
+
+
+def test_a_mistake_is_told_though_a_rank_is_left_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert "no data: expected train/" in run("MTL_main", tmp_path, tmp_path / "out", code=2)
+
+
 def test_a_sample_left_out_is_noticed(shared_data):
     alone = Processes()
     alone.size = 2  # so it takes every second sample, and no one the others

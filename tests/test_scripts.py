@@ -119,9 +119,13 @@ SETTINGS = {  # that the network or the augmentation cannot have
     "--shift 1.5": "at least 0 and below 1, found 1.5",
     "--colour nan": "at least 0 and below 1, found nan",
     "--erase 1.5": "0-1, found 1.5",
-    "--widths 8": "two or more numbers above 1, found (8,)",
-    "--widths 8 1": "two or more numbers above 1, found (8, 1)",
+    "--widths 8": "two or more whole numbers above 1, found (8,)",
+    "--widths 8 1": "two or more whole numbers above 1, found (8, 1)",
+    "--widths 8.5 16": "two or more whole numbers above 1, found (8.5, 16)",
     "--units 0": "a whole number above 0, found 0",
+    "--units 1.5": "a whole number above 0, found 1.5",
+    "--loss-weights bin=-1": "numbers of at least 0, found -1.0 for 'bin'",
+    "--loss-weights bbox=nan": "numbers of at least 0, found nan for 'bbox'",
     "--dropout 1": "a number of at least 0 and below 1, found 1.0",
 }
 

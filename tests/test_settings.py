@@ -9,7 +9,15 @@ from running import ROOT, SCRIPTS
 
 from dataload import Augment
 from engine.script import load
-from engine.settings import UserError, arguments_from, as_dict, constants, help_texts, parse
+from engine.settings import (
+    UserError,
+    arguments_from,
+    as_dict,
+    constants,
+    help_texts,
+    parse,
+    tasks_under,
+)
 
 TOY = '''"""An experiment in 100% of the cases.
 
@@ -131,6 +139,10 @@ def test_nothing_can_change_the_settings_and_they_change_nothing(toy):
         ("--epochs 40 --half 3", {"EPOCHS": 40, "HALF": 3, "QUARTER": 1, "B": 41}),
         ("--demo", {"EPOCHS": 7, "HALF": 3, "QUARTER": 1, "B": 8}),
         ("--demo --epochs 4", {"EPOCHS": 4, "HALF": 2, "QUARTER": 1, "B": 5}),
+        (
+            "--demo --demo-epochs 4",
+            {"EPOCHS": 4, "DEMO_EPOCHS": 4, "HALF": 2, "QUARTER": 1, "B": 5},
+        ),
         ("--demo --epochs 200", {}),  # as asked for, though it is the default
     ],
 )
@@ -143,6 +155,7 @@ def test_flags(toy, flags, changed):
 def test_tasks_that_depend_on_a_setting_follow_it(toy):
     _, options = parse(toy(), ["--seed", "5", "--device", "cpu", "--quiet"])
     assert options.tasks == {"seg": 5}
+    assert tasks_under(toy().module, {"SEED": 5, "AN_OLDER_ONE": 1}) == {"seg": 5}
     assert (options.device, options.quiet, options.demo, options.weights) == (
         *("cpu", True, False),
         None,
@@ -219,13 +232,11 @@ def test_every_script_has_its_constants_in_titled_groups(name):
         ("--resume --overwrite", "argument --overwrite: not allowed with argument --resume"),
     ],
 )
-def test_flags_that_cannot_be_read_are_refused_in_one_line(toy, capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
+def test_flags_that_cannot_be_read_are_refused_in_one_line(toy, flags, message):
+    with pytest.raises(UserError) as refusal:
         parse(toy(), flags.split())
-    printed = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert printed.startswith(f"MTL_toy.py: {message}")
-    assert printed.count("\n") == 1
+    assert str(refusal.value).startswith(message)
+    assert "\n" not in str(refusal.value)
 
 
 REFUSED = [

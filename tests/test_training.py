@@ -577,6 +577,14 @@ def test_random_numbers_differ_between_processes(pair):
         assert len(torch.cat(draws).unique(dim=0)) == EPOCHS * STEPS * BATCH
 
 
+def test_a_weighting_draws_the_same_in_all_processes_and_anew_for_each_step(pair):
+    first, second = (
+        [step["weighting"]["drawn"] for epoch in epochs for step in epoch["steps"]]
+        for epochs in pair[0]
+    )
+    assert first == second and len({*first}) == EPOCHS * STEPS
+
+
 def test_two_processes_take_the_same_steps_as_one(pair, striped, tmp_path):
     """Though what is unknown is not spread evenly over them."""
     told_to, both = pair

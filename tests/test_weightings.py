@@ -118,7 +118,7 @@ def test_random_weights_are_new_in_each_batch_and_those_of_the_seed():
     weighting, known = RandomWeights({"seg": 1.0, "bbox": 1.0, "bin": 0.5}), scalars(seg=1)
     rows = []
     for seed in (*range(400), 0):
-        torch.manual_seed(seed)
+        weighting.batch_start(torch.Generator().manual_seed(seed))
         total = weighting(scalars(seg=1, bbox=10, bin=100), known)
         weights = told(weighting)
         assert total.item() == pytest.approx(sum(w * 10**i for i, w in enumerate(weights.values())))

@@ -72,7 +72,8 @@ def split_problems(folder):
 def joint_problems(folder, datasets):
     """Yield a line if the splits do not match, and for each side that no network accepts."""
     try:
-        check_splits(datasets)
+        if datasets:
+            check_splits(datasets)
     except DataError as error:
         yield str(error)
     for height, width in sorted({dataset.side for dataset in datasets.values()}):

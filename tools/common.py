@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from engine.artefacts import output_folder
 from engine.processes import Processes
 from engine.report import STDERR
 from engine.settings import UserError
@@ -65,14 +66,7 @@ def as_path(text, name):
 
 def make_folder(path, flag):
     """The folder, created if necessary; UserError names the flag if it cannot be written to."""
-    path = as_path(path, flag)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{flag}: cannot make the folder {path} ({error.strerror})") from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"{flag}: expected a writable folder, found {path}")
-    return path
+    return output_folder(as_path(path, flag), flag)
 
 
 def choose_device(name):

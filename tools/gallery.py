@@ -11,26 +11,16 @@ share a folder, NAME_model_lite.pt or NAME_last.pt in it.
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dataload import SPLITS, H5Dataset
-from engine.evaluation import evaluate, predict
+from dataload import SPLITS
+from engine.evaluation import evaluate, predict, sample_scores
 from engine.settings import Parser, UserError, whole_number
 from tools.common import as_path, choose_device, command
-from tools.networks import LAST, LITE, open_network
+from tools.networks import LAST, LITE, open_data, open_network
 
 BATCH_SIZE = 32
 PANEL, DPI = 1.7, 200  # width of an image in inches, and pixels per inch: enough for thin lines
 MOST = 20  # samples per group, so that the sheet stays small enough to open
-
-
-def scores_of(table, task):
-    """(N,) primary metric of every sample, from {"loss" or metric: (N, 2)}; NaN where unknown."""
-    perfect = float(task.higher_is_better)  # where both are 0, nothing was to be found
-    parts = [table[part] for part in task.means.get(task.primary, (task.primary,))]
-    scores = sum((pairs[:, 0] / pairs[:, 1]).nan_to_num(perfect) for pairs in parts) / len(parts)
-    return torch.where(table["loss"][:, 1] > 0, scores, torch.nan).cpu()
 
 
 def choose(scores, count, higher_is_better=True):
@@ -93,18 +83,15 @@ def main(argv):
     processes, run = choose_device(options.device), as_path(options.run, "RUN")
     weights = run if run.is_file() else find_weights(run)
     network, tasks, history = open_network(weights, processes.device)
-    data = as_path(options.data, "DATA") / options.split
-    dataset = H5Dataset(options.split, data.parent)
-    expected = history.get("data_fingerprint", {}).get(options.split, "which is not recorded")
-    if dataset.fingerprint() != expected:
-        found = dataset.fingerprint()
-        raise UserError(f"{data}: expected the run's data, {expected}, found {found}")
+    folder = as_path(options.data, "DATA")
+    dataset = open_data(folder, options.split, history)
     name, task = next(iter(tasks.items()))
-    scores = scores_of(evaluate(network, dataset, tasks, BATCH_SIZE, processes)[name], task)
+    scores = sample_scores(evaluate(network, dataset, tasks, BATCH_SIZE, processes)[name], task)
     groups = choose(scores, options.count, task.higher_is_better)
     numbers = sorted({number for numbers in groups.values() for number in numbers})
     if not numbers:
-        raise UserError(f"{data}: expected a sample with known {name}, found none")
+        place = folder / options.split
+        raise UserError(f"{place}: expected a sample with known {name}, found none")
     outputs = predict(network, dataset[numbers][0].to(processes.device))
     heads = {number: f"{task.primary.replace('_', ' ')} {scores[number]:.2f}" for number in numbers}
     path = as_path(options.out or weights.with_name(f"{history['name']}_gallery.png"), "--out")

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import torch
 
+from dataload import H5Dataset
 from engine import artefacts, script
-from engine.settings import UserError, arguments_from
+from engine.settings import UserError, arguments_from, tasks_under
 from engine.weights import weights_in
 from h5array import DEFAULT_CLASS_NAMES
 from tools.common import complain
@@ -47,7 +48,17 @@ def open_network(path, device):
     except (RuntimeError, TypeError, AttributeError) as error:
         expected = f"the weights of {history['script']}.Network"
         raise UserError(f"{path}: expected {expected}, found others") from error
-    return network.eval(), module.TASKS, history
+    return network.eval(), tasks_under(module, history["config"]), history
+
+
+def open_data(folder, split, history):
+    """The H5Dataset of a split, checked to be the one of a run; raises DataError or UserError."""
+    dataset = H5Dataset(split, folder)
+    expected = history.get("data_fingerprint", {}).get(split, "which is not recorded")
+    if dataset.fingerprint() != expected:
+        found = dataset.fingerprint()
+        raise UserError(f"{folder / split}: expected the run's data, {expected}, found {found}")
+    return dataset
 
 
 def _checked(history, path):

@@ -10,7 +10,8 @@ image, right and lower edge exclusive), class (two names in all) and split (trai
 What is missing or empty is unknown; so is what does not fit, which is named on stderr and counted.
 
 Images without a split are dealt to train, val and test by the two fractions; if there are masks,
-val and test get images with a mask only. Near-duplicates stay together. Images become squares.
+val and test get images with a mask only. Near-duplicates stay together; where they cannot, those
+of val and test images are left out of train. Images become squares.
 """
 
 import csv
@@ -117,7 +118,10 @@ def read_sample(path, mask_path, row, label, options, problems):
 
 
 def split_up(samples, options):
-    """{split: [Sample]}: samples without a split are dealt, those without a mask to train."""
+    """{split: [Sample]}: samples without a split are dealt, those without a mask to train.
+
+    Those that are then near-duplicates of val or test samples are left out of train.
+    """
     rest = [i for i, sample in enumerate(samples) if not sample.split]
     rest = [i for i in rest if samples[i].has_mask] or rest
     chosen, val, test = [samples[i] for i in rest], options.val_fraction, options.test_fraction
@@ -127,7 +131,7 @@ def split_up(samples, options):
     parts, splits = dict(zip(rest, parts, strict=True)), {split: [] for split in SPLITS}
     for i, sample in enumerate(samples):
         splits[sample.split or SPLITS[parts.get(i, 0)]].append(sample)
-    return splits
+    return splitting.without_copies(splits)
 
 
 def parse(argv):
@@ -164,6 +168,7 @@ def main(argv):
         problems["row without a picture"] += len(set(table) - used)
         problems["mask without a picture"] += len(set(masks) - set(pictures))
         splits = split_up(samples, options)
+        problems["near-duplicate of val or test"] = len(samples) - sum(map(len, splits.values()))
         names = [*classes, *("class 0", "class 1")[len(classes) :]]
         splitting.save(folder, splits, names, {"source": "tools/prepare_folder.py"})
     splitting.print_summary(out, splits, names)

@@ -185,9 +185,7 @@ def draw_splits(samples, settings):
     for split, members in splits.items():
         drawn = [samples[i] for i in generator.permutation(sorted(members)).astype(int)]
         splits[split] = [sample for sample in drawn if sample is not None]
-    copied = {i for i, _ in splitting.copies(splits["train"], splits["val"] + splits["test"])}
-    train = enumerate(splits["train"])
-    return splits | {"train": [s for i, s in train if i not in copied or s.has_box]}
+    return splitting.without_copies(splits)
 
 
 def hide(samples, settings):

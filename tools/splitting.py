@@ -90,6 +90,16 @@ def group(samples):
     return groups
 
 
+def without_copies(splits):
+    """{split: [Sample]} without the near-duplicates in train of val and test samples.
+
+    Samples whose split was given stay where they are.
+    """
+    copied = {i for i, _ in copies(splits["train"], splits["val"] + splits["test"])}
+    train = enumerate(splits["train"])
+    return splits | {"train": [s for i, s in train if i not in copied or s.split]}
+
+
 def deal(strata, groups, fractions, generator):
     """(N,) part of each sample, from 0, such that samples of one group get the same part.
 

@@ -1,0 +1,66 @@
+"""The benchmarks run and measure what they say; no assertion is about time."""
+
+import shutil
+
+import pytest
+import torch
+from running import load
+
+from benchmarks import mirrored_view, train_speed
+from engine.processes import Processes
+from engine.script import ROOT
+from engine.script import load as load_script
+
+
+@pytest.fixture
+def trainers(tmp_path):
+    """Two equal trainers, and their data."""
+    train_speed.write_random_data(tmp_path, 32)
+    script, data, found = load_script(ROOT / "MTL_main.py"), None, []
+    for _ in range(2):
+        flags = ("--widths", "8", "8", "16", "16", "--dropout", "0")
+        trainer, data = train_speed.make_trainer(script, tmp_path, Processes({}), 4, *flags)
+        found.append(trainer)
+    return *found, data
+
+
+def test_a_timed_step_is_a_training_step(trainers):
+    timed, plain, data = trainers
+    for step in range(2):
+        train_speed.timed_step(timed, data, step)
+        images, targets = data[list(range(4 * step, 4 * step + 4))]
+        plain.learn(images, targets, torch.Generator().manual_seed(step))
+    for part in ("network", "average"):
+        states = (getattr(trainer, part).state_dict() for trainer in (timed, plain))
+        assert all(map(torch.equal, *(state.values() for state in states)))
+
+
+def test_the_table_of_a_training_step(monkeypatch, capsys):
+    monkeypatch.setattr(train_speed, "MATRIX", 64)
+    flags = ["--sides", "32", "--steps", "1", "--batch-size", "2", "--device", "cpu"]
+    assert train_speed.main(flags) == 0
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if "32 |" in row]
+    assert [row[1] for row in rows] == ["as shipped", "with AdamW"]
+    for row in rows:
+        assert sum(float(share.strip("%")) for share in row[3:9]) == pytest.approx(100, abs=0.4)
+
+
+def test_the_mirrored_view_of_finished_runs(finished, capsys):
+    """A network's own answers are among them: MTL_OEQ's are those with the second view."""
+    for script, first in {"MTL_main": 1, "MTL_OEQ": 2}.items():
+        assert mirrored_view.main([str(finished[script])]) == 0
+        row = capsys.readouterr().out.splitlines()[2].strip("| ").split(" | ")
+        history = load(finished[script] / f"{script.removeprefix('MTL_')}_history.pt")
+        expected = [history["test"][name] for name in ("seg_iou", "bbox_iou", "bin_accuracy")]
+        assert [float(cell) for cell in row[first::2]] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_mirrored_view_of_other_data_is_refused(finished, data_folder, tmp_path, capsys):
+    out = shutil.copytree(finished["MTL_main"], tmp_path / "out")
+    history = load(out / "main_history.pt")
+    history["config"]["H5_SAVE_PATH"] = str(data_folder)
+    torch.save(history, out / "main_history.pt")
+    (data_folder / "test").rename(data_folder / "old")
+    (data_folder / "train").rename(data_folder / "test")
+    assert mirrored_view.main([str(out)]) == 2
+    assert "expected the run's data, 7 samples of checksum" in capsys.readouterr().err
