@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from MTL_Utils import (
+    UNKNOWN,
     Task,
     bbox_known,
     bbox_loss,
@@ -38,7 +39,7 @@ def mask_of(value, size):
         mask = F.interpolate(value[None], size, mode="bilinear")[0, 0] > 0
         return mask, torch.zeros_like(mask)
     classes = F.interpolate(value[None].float(), size, mode="nearest-exact")[0, 0]
-    return classes == 1, classes == 255
+    return classes == 1, classes == UNKNOWN
 
 
 def border(mask, width):

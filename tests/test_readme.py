@@ -23,7 +23,9 @@ from torch.distributed.run import get_args_parser
 import drawn_pets
 from docs import draw_networks
 from engine import script, settings
-from tools import prepare_pets, run_all
+from tools import compare, histories, prepare_pets, run_all
+from tools.common import EXPERIMENTS
+from tools.comparison import estimate, metrics, units
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS.append(ROOT / "weights" / "README.md")
@@ -31,6 +33,16 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 README, EXTENDING = TEXTS["README.md"], TEXTS["docs/extending.md"]
 SHORT = ["--epochs=1", "--batch-size=4", "--device=cpu", *TINY[4:]]
 SMALLER = {"runs/all": "runs/main_seed1"}  # one tiny run in the place of a series
+WORDS = {"seg_iou": "seg IoU", "bbox_iou": "box IoU", "bin_accuracy": "accuracy"}
+RESULTS = {  # rows of the README's table: folder in results/ and NAME
+    "`MTL_baseline`": ("128", "baseline"),
+    "box head alone": ("128", "bbox_only"),
+    "class head alone": ("128", "bin_only"),
+    "`MTL_main`": ("128", "main"),
+    "`MTL_OEQ`": ("128", "OEQ"),
+    "`MTL_OEQ` after 3,000 drawn pets": ("128_drawn", "OEQ"),
+    "`MTL_OEQ` after 30,000 drawn pets": ("128_drawn30k", "OEQ"),
+}
 READ_ONLY = ("docs/results.md", "weights/README.md")  # their trainings are parsed, not run
 GATE = ("pip install", "python -m pytest", "ruff ")  # see .ci/run
 LEFT = {  # files that a document's commands must have left
@@ -229,6 +241,42 @@ def links(name):
 def test_every_link_leads_to_a_file(document):
     missing = {path.relative_to(ROOT).as_posix() for path in links(document) if not path.exists()}
     assert not missing
+
+
+def figures(folder, name):
+    """{metric: text} of the primary metrics of a script's runs in results/, pooled over folds."""
+    runs = [run for _, run in histories.find([str(ROOT / "results" / folder)])]
+    runs = [run for run in runs if run["name"] == name]
+    found = {m.name: estimate(units(runs, m, "test"))[0] for m in metrics({"": runs}, "test")}
+    return {WORDS[metric]: f"{value:.3f}" for metric, value in found.items()}
+
+
+@pytest.mark.parametrize("label", RESULTS)
+def test_the_table_of_the_readme_is_that_of_the_results(label):
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| {label} |")]
+    _, _, _, seg, _, bbox, accuracy = (cell.strip() for cell in row.strip("|").split("|"))
+    found = {"seg IoU": seg, "box IoU": bbox, "accuracy": accuracy}
+    found = {name: f"0{value}" for name, value in found.items() if value}
+    assert found == figures(*RESULTS[label])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_figures_in_a_scripts_header_are_those_of_the_results(name):
+    header = (ROOT / f"MTL_{name}.py").read_text(encoding="utf-8").split('"""')[1]
+    assert dict(re.findall(r"(seg IoU|box IoU|accuracy) (0\.\d+)", header)) == figures("128", name)
+
+
+def test_the_tables_of_the_comparisons_are_what_their_commands_print(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    document, compared = TEXTS["docs/results.md"], 0
+    for block in re.findall(r"^```sh\n(.*?)^```$", document, re.M | re.DOTALL):
+        for words in commands(block):
+            if words[1] == "tools/compare.py" and "results/" in words[2]:
+                assert compare.main(words[2:]) == 0
+                table = capsys.readouterr().out.split("\n\n")[0]
+                assert table.strip() in document, " ".join(words)
+                compared += 1
+    assert compared
 
 
 def test_every_page_and_script_is_named_in_the_readme():
