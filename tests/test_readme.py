@@ -54,7 +54,7 @@ LEFT = {  # files that a document's commands must have left
         *("predictions/photo_mask.png", "runs/mine/main_gallery.png"),
         "runs/summaries/main_seed0.json",
     ),
-    "docs/own_data.md": ("runs/mine/main_history.csv", "runs/few_masks/main_model_lite.pt"),
+    "docs/own_data.md": ("runs/mine/main_history.csv", "runs/few_masks/OEQ_model_lite.pt"),
     "docs/extending.md": (
         *("runs/upgrad/weighting_test.png", "runs/breed/breed_test.png"),
         *("runs/notebook/main_test.png", "runs/diagnosed/main_conflict.png"),

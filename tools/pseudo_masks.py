@@ -3,7 +3,7 @@
     python tools/pseudo_masks.py runs/few/OEQ_model_lite.pt data/pets_m10 --out data/pets_pseudo
 
 OUT is a copy of DATA with these masks in train; val and test stay as they are. A network that is
-then trained on OUT learns more than the first one knew (self-training; Xie et al. 2020,
+then trained on OUT can become better than the first (self-training; Xie et al. 2020,
 arXiv:1911.04252). Masks that are known, in whole or in part, stay as they are.
 """
 
