@@ -13,9 +13,12 @@ from engine.script import ROOT
 from tools import histories
 from tools.comparison import estimate, limits, metrics, units
 
-SHARES = ("0.05", "0.1", "0.25", "1")  # of the training masks
+FOLDS, SEED = (0, 1, 2), 0  # of masks.png
+SHARES = {"_m0.05": 32, "_m0.1": 64, "": 643}  # folder: masks
 NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, line)
-    "MTL_OEQ from drawn pets": ("_drawn", "OEQ", "#D55E00", "-"),
+    "MTL_OEQ": ("", "OEQ", "#D55E00", "-"),
+    "MTL_OEQ, mask alone": ("_mask_only", "OEQ", "#D55E00", ":"),
+    "MTL_main": ("", "main", "#009E73", "-"),
     "MTL_baseline": ("", "baseline", "#0072B2", ":"),
 }
 COLOURS = {0.1: "#56B4E9", 0.3: "#009E73", 1: "#D55E00"}  # weight of the task on the vertical axis
@@ -24,9 +27,10 @@ PANELS = (("bbox", "bin", "box IoU"), ("bin", "bbox", "accuracy"))  # task, thir
 KINDS = {"bbox": "box", "bin": "class"}
 
 
-def column(folder, folds):
-    """The summaries of a folder's runs on these folds."""
-    found = [run for _, run in histories.find([str(folder)]) if run["fold"] in folds]
+def column(folder, folds, name):
+    """The summaries of a script's runs in a folder, with SEED and on these folds."""
+    runs = [run for _, run in histories.find([str(folder)]) if run["name"] == name]
+    found = [run for run in runs if run["fold"] in folds and run["seed"] == SEED]
     assert {run["fold"] for run in found} == set(folds), folder
     return found
 
@@ -37,41 +41,38 @@ def pooled(runs, name):
     return estimate(units(runs, metric, "test"))
 
 
-def draw_masks(axis, folds):
-    """Test seg IoU over the share of the training masks, a line for each network."""
+def draw_masks(axis):
+    """Test seg IoU over the number of training masks, a line for each network."""
     for i, (label, (ending, name, colour, line)) in enumerate(NETWORKS.items()):
         points = []
-        for share in SHARES:
-            folder = ROOT / "results" / f"128{'' if share == '1' else f'_m{share}'}{ending}"
-            runs = [run for run in column(folder, folds) if run["name"] == name]
+        for share, masks in SHARES.items():
+            runs = column(ROOT / f"results/128{share}{ending}", FOLDS, name)
             value = pooled(runs, "seg_iou")
             low, high = limits(value)
-            points.append(
-                (float(share) * (0.97 + 0.02 * i), value[0], value[0] - low, high - value[0])
-            )
+            points.append((masks * (0.96 + 0.02 * i), value[0], value[0] - low, high - value[0]))
         x, y, below, above = zip(*points, strict=True)
         axis.errorbar(x, y, (below, above), color=colour, ls=line, marker="o", ms=4, label=label)
     axis.set_xscale("log")
-    axis.set_xticks([float(s) for s in SHARES], [f"{float(s):.0%}" for s in SHARES])
+    axis.set_xticks(list(SHARES.values()), [str(masks) for masks in SHARES.values()])
     axis.minorticks_off()
-    axis.set_xlabel("share of the training masks; boxes and labels stay")
+    axis.set_xlabel("training images with a mask, of 643; boxes and labels stay")
     axis.set_ylabel("seg IoU, test")
     axis.legend(fontsize=8, loc="lower right")
 
 
 def draw_front(axis, task, third, title):
     """A task's metric over seg IoU on validation images: fixed weights and other weightings."""
-    for run in column(ROOT / "results/128_front", (0,)):
+    for run in column(ROOT / "results/128_front", (0,), "main"):
         weights, values = run["config"]["LOSS_WEIGHTS"], run["best"]["val"]
         if weights[task]:
             style = {"color": COLOURS[weights[task]], "marker": MARKERS[weights[third]]}
             axis.plot(values["seg_iou"], values[primary(run, task)], ls="", **style)
     for folder in sorted((ROOT / "results/128_weighting").iterdir()):
-        (run,) = column(folder, (0,))
+        (run,) = column(folder, (0,), "weighting")
         at = run["best"]["val"]["seg_iou"], run["best"]["val"][primary(run, task)]
         axis.plot(*at, "x", color="0.4")
         axis.annotate(folder.name, at, xytext=(3, 3), textcoords="offset points", fontsize=6)
-    (plain,) = [r for r in column(ROOT / "results/128", (0,)) if r["name"] == "baseline"]
+    (plain,) = column(ROOT / "results/128", (0,), "baseline")
     axis.axvline(plain["best"]["val"]["seg_iou"], color="0.4", ls=":", lw=1, label="MTL_baseline")
     axis.set_xlabel("seg IoU, validation")
     axis.set_ylabel(f"{title}, validation")
@@ -91,7 +92,7 @@ def main():
     """Draw the figures."""
     with plain_style():
         figure = Figure((7, 4), dpi=110, layout="constrained")
-        draw_masks(figure.subplots(), folds=(0,))
+        draw_masks(figure.subplots())
         save(figure, ROOT / "docs/masks.png")
         figure = Figure((10, 4.5), dpi=110, layout="constrained")
         for axis, panel in zip(figure.subplots(1, 2), PANELS, strict=True):
