@@ -76,7 +76,7 @@ def output_folder(path, flag="--file-save-path"):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{flag}: cannot make {folder} ({error.strerror})") from error
+        raise UserError(f"{flag}: cannot make the folder {folder} ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"{flag}: expected a writable folder, found {folder}")
     return folder
