@@ -11,7 +11,7 @@ optimiser.py    Muon and AdamW under one schedule
 average.py      the average of the weights
 precision.py    bf16 where it is native
 processes.py    one process or many (torchrun), and the signals that stop a run
-artefacts.py    atomic file writes, the lock of a run, and the provenance of a result
+artefacts.py    atomic file writes, whose files a folder holds, and the provenance of a result
 results.py      what a finished run writes
 pictures.py     the loss curve, the test picture and the gradients' curves
 report.py       what a run prints; CSV and TensorBoard copies of its history

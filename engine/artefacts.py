@@ -1,4 +1,4 @@
-"""Atomic file writes, the lock of a run, and the provenance of a result."""
+"""Atomic file writes, whose files a folder holds, and the provenance of a result."""
 
 import contextlib
 import glob
@@ -80,6 +80,27 @@ def output_folder(path, flag="--file-save-path"):
     if not os.access(folder, os.W_OK):
         raise UserError(f"{flag}: expected a writable folder, found {folder}")
     return folder
+
+
+def marks(folder, name):
+    """The two files, checkpoint and history, by which a folder holds a run of this name."""
+    return folder / f"{name}_last.pt", folder / f"{name}_history.pt"
+
+
+def refuse_another(folder, name, options, is_first):
+    """Refuse a folder that holds a run, unless a flag says what becomes of it; raises UserError."""
+    last, history = marks(folder, name)
+    found = [path.name for path in (last, history) if path.is_file()]
+    if found and not (options.resume or options.overwrite):
+        raise UserError(
+            f"--file-save-path: expected no run of {name} in {folder}, found {found[0]}; continue "
+            "it with --resume, start anew with --overwrite, or choose another folder"
+        )
+    if options.resume and found == [history.name] and is_first:
+        raise UserError(
+            f"--resume: expected {last}, found a finished run without it; start anew with "
+            "--overwrite"
+        )
 
 
 def remove_leftovers(paths):

@@ -43,8 +43,9 @@ def execute(script, settings, options):
             with processes.failing_alike():
                 check_script(script, settings._fields)
                 processes.use(options.device)
+                # before the data are read; Run.start does it again under the lock
                 wanted = Path(os.path.expanduser(settings.FILE_SAVE_PATH))
-                refuse_another(wanted, script.name, options, processes)  # before the data are read
+                artefacts.refuse_another(wanted, script.name, options, processes.is_first)
                 folder = stack.enter_context(data_folder(settings.H5_SAVE_PATH, options.demo))
                 data = open_data(folder, options.tasks)
                 trainer = build(script, settings, options, data["train"], processes)
@@ -175,27 +176,6 @@ def check_side(network, full, settings, images):
         )
 
 
-def marks(folder, name):
-    """The two files, checkpoint and history, by which a folder holds a run of this name."""
-    return folder / f"{name}_last.pt", folder / f"{name}_history.pt"
-
-
-def refuse_another(folder, name, options, processes):
-    """Refuse a folder that holds a run, unless a flag says what becomes of it; raises UserError."""
-    found = [path.name for path in marks(folder, name) if path.is_file()]
-    if found and not (options.resume or options.overwrite):
-        raise UserError(
-            f"--file-save-path: expected no run of {name} in {folder}, found {found[0]}; continue "
-            "it with --resume, start anew with --overwrite, or choose another folder"
-        )
-    last, history = marks(folder, name)
-    if options.resume and found == [history.name] and processes.is_first:
-        raise UserError(
-            f"--resume: expected {last}, found a finished run without it; start anew with "
-            "--overwrite"
-        )
-
-
 class Run:
     """A run: its history, its checkpoints, and its results."""
 
@@ -203,7 +183,7 @@ class Run:
         self.name, self.settings, self.data, self.trainer = script.name, settings, data, trainer
         self.tasks, self.processes = options.tasks, trainer.processes
         self.report, self.folder, self.signals = report, folder, signals
-        self.last, self.finished = marks(folder, self.name)
+        self.last, self.finished = artefacts.marks(folder, self.name)
         config = as_dict(settings) | {"demo": options.demo, "processes": self.processes.size}
         config |= {"diagnose": options.diagnose} if options.diagnose else {}
         self.about = results.about(script, config, self.tasks, data, trainer)
@@ -222,7 +202,7 @@ class Run:
         has_checkpoint = self.last.is_file()
         (resumes,) = self.processes.max(options.resume and has_checkpoint)
         with self.processes.failing_alike():
-            refuse_another(self.folder, self.name, options, self.processes)
+            artefacts.refuse_another(self.folder, self.name, options, self.processes.is_first)
             if options.weights and not resumes:
                 self.about["weights_from"], line = take_weights(
                     options.weights, self.trainer.network, self.trainer.average.module
