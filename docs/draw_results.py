@@ -5,8 +5,11 @@ python docs/draw_results.py
 
 import sys
 from pathlib import Path
+from string import ascii_uppercase
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from matplotlib.lines import Line2D
 
 from engine.pictures import Figure, plain_style, save
 from engine.script import ROOT
@@ -69,11 +72,10 @@ def draw_front(axis, task, third, title):
         if weights[task]:
             style = {"color": COLOURS[weights[task]], "marker": MARKERS[weights[third]]}
             axis.plot(values["seg_iou"], values[primary(run, task)], ls="", **style)
-    for folder in sorted((ROOT / "results/128_weighting").iterdir()):
+    for letter, folder in weightings().items():
         (run,) = column(folder, (0,), "weighting")
-        at = run["best"]["val"]["seg_iou"], run["best"]["val"][primary(run, task)]
-        axis.plot(*at, "x", color="0.4")
-        axis.annotate(folder.name, at, xytext=(3, 3), textcoords="offset points", fontsize=6)
+        values = run["best"]["val"]
+        axis.add_line(mark(letter, [values["seg_iou"]], [values[primary(run, task)]]))
     (plain,) = column(ROOT / "results/128", (0,), "baseline")
     axis.axvline(plain["best"]["val"]["seg_iou"], color="0.4", ls=":", lw=1, label="MTL_baseline")
     axis.set_xlabel("seg IoU, validation")
@@ -83,6 +85,17 @@ def draw_front(axis, task, third, title):
     for weight, marker in MARKERS.items():
         axis.plot([], [], marker, color="0.6", label=f"{KINDS[third]} weight {weight}")
     axis.legend(fontsize=7)
+
+
+def weightings():
+    """{letter that stands for it in the figure: folder of the runs with another weighting}."""
+    folders = sorted((ROOT / "results/128_weighting").iterdir())
+    return dict(zip(ascii_uppercase[: len(folders)], folders, strict=True))
+
+
+def mark(letter, x=(), y=(), **label):
+    """A letter as the marker of a point, or in a legend."""
+    return Line2D(x, y, ls="", marker=f"${letter}$", color="black", **label)
 
 
 def primary(run, task):
@@ -99,6 +112,8 @@ def main():
         figure = Figure((10, 4.5), dpi=110, layout="constrained")
         for axis, panel in zip(figure.subplots(1, 2), PANELS, strict=True):
             draw_front(axis, *panel)
+        marks = [mark(letter, label=folder.name) for letter, folder in weightings().items()]
+        figure.legend(handles=marks, loc="outside right upper", fontsize=7, title="weighting")
         save(figure, ROOT / "docs/front.png")
 
 
