@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-LEAST_KNOWN = 0.25  # share of a batch with a known target of the first task, if possible
+LEAST_KNOWN = 0.5  # share of a batch with a known target of the first task, if possible
 WORKERS = 2  # processes that read from disk
 
 

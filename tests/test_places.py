@@ -329,19 +329,19 @@ def test_sides_by_hand():
 
 
 def test_rare_targets_are_in_every_batch():
-    """4 of 40 are known; they fill a quarter of each batch of 8, and the number of steps stays."""
+    """4 of 40 are known; they fill half of each batch of 8, and the number of steps stays."""
     known = torch.zeros(40, dtype=torch.bool)
     known[::10] = True
     useful = torch.ones(40, dtype=torch.bool)
     batches = epoch_batches(known, useful, 8, seed=0, epoch=1)
     assert [len(batch) for batch in batches] == [8] * 5
-    assert [sum(i % 10 == 0 for i in batch) for batch in batches] == [2] * 5
+    assert [sum(i % 10 == 0 for i in batch) for batch in batches] == [4] * 5
     others = [i for batch in batches for i in batch if i % 10]
-    assert len(others) == len(set(others)) == 30
+    assert len(others) == len(set(others)) == 20
     assert {i for batch in batches for i in batch if i % 10 == 0} == {0, 10, 20, 30}
     assert epoch_batches(known, useful, 8, 0, 1) == batches
     assert epoch_batches(known, useful, 8, 0, 2) != batches
-    known[:12] = True  # more than a quarter: as if all were known
+    known[:20] = True  # more than half: as if all were known
     assert epoch_batches(known, useful, 8, 0, 1) == epoch_batches(useful, useful, 8, 0, 1)
 
 
@@ -354,13 +354,13 @@ def test_a_sample_of_which_nothing_is_known_is_never_drawn():
     assert Counter(chain.from_iterable(batches)) == dict.fromkeys(range(0, 40, 4), 4)
 
 
-def test_rare_targets_are_a_quarter_of_what_is_drawn():
-    """Of 40 samples, 4 have a first target and 8 more another one: 2 and 6 fill each batch."""
+def test_rare_targets_are_half_of_what_is_drawn():
+    """Of 40 samples, 2 have a first target and 10 more another one: 4 and 4 fill each batch."""
     known, useful = torch.zeros(2, 40, dtype=torch.bool)
     known[:2], useful[:12] = True, True
     batches = epoch_batches(known, useful, 8, seed=0, epoch=1)
-    assert [sum(i < 2 for i in batch) for batch in batches] == [2] * 5
-    assert Counter(chain.from_iterable(batches)) == {0: 5, 1: 5} | dict.fromkeys(range(2, 12), 3)
+    assert [sum(i < 2 for i in batch) for batch in batches] == [4] * 5
+    assert Counter(chain.from_iterable(batches)) == {0: 10, 1: 10} | dict.fromkeys(range(2, 12), 2)
 
 
 # ------------------------------------------------------------------------ results before pictures
