@@ -20,7 +20,6 @@ FOLDS, SEED = (0, 1, 2), 0  # of masks.png
 SHARES = {"_m0.05": 32, "_m0.1": 64, "_m0.25": 161, "_m0.5": 322, "": 643}  # folder: masks
 NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, line)
     "MTL_OEQ from drawn pets": ("_drawn30k", "OEQ", "#CC79A7", "-"),
-    "MTL_main from drawn pets": ("_drawn30k", "main", "#56B4E9", "-"),
     "MTL_OEQ": ("", "OEQ", "#D55E00", "-"),
     "MTL_OEQ, mask alone": ("_mask_only", "OEQ", "#D55E00", ":"),
     "MTL_main": ("", "main", "#009E73", "-"),
