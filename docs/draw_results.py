@@ -50,10 +50,8 @@ def draw_masks(axis):
     for i, (label, (ending, name, colour, line)) in enumerate(NETWORKS.items()):
         points = []
         for share, masks in SHARES.items():
-            folder = ROOT / f"results/128{share}{ending}"
-            if not folder.is_dir():
-                continue  # not measured
-            value = pooled(column(folder, FOLDS, name), "seg_iou")
+            runs = column(ROOT / f"results/128{share}{ending}", FOLDS, name)
+            value = pooled(runs, "seg_iou")
             low, high = limits(value)
             points.append((masks * (0.96 + 0.02 * i), value[0], value[0] - low, high - value[0]))
         x, y, below, above = zip(*points, strict=True)
