@@ -41,13 +41,13 @@ RESULTS = {  # rows of the README's table: folder in results/ and NAME
     "class head alone": ("128", "bin_only"),
     "`MTL_main`": ("128", "main"),
     "`MTL_OEQ`": ("128", "OEQ"),
-    "`MTL_OEQ` after 3,000 drawn pets": ("128_drawn", "OEQ"),
     "`MTL_baseline` after 30,000 drawn pets": ("128_drawn30k", "baseline"),
     "`MTL_main` after 30,000 drawn pets": ("128_drawn30k", "main"),
     "`MTL_OEQ` after 30,000 drawn pets": ("128_drawn30k", "OEQ"),
     "the same, 240 epochs": ("128_drawn30k_240", "OEQ"),
     "`MTL_baseline`, folds 0 to 2": ("256", "baseline"),
     "`MTL_main`, folds 0 to 2": ("256", "main"),
+    "`MTL_OEQ`, folds 0 to 2": ("256", "OEQ"),
     "`MTL_OEQ` from that of 240 epochs, folds 0 to 2": ("256_after_128", "OEQ"),
 }
 READ_ONLY = ("docs/results.md", "weights/README.md")  # their trainings are parsed, not run
