@@ -16,10 +16,11 @@ from engine.script import ROOT
 from tools import histories
 from tools.comparison import estimate, limits, metrics, units
 
-FOLDS, SEED = (0, 1, 2), 0  # of masks.png
+FOLDS, SEED = (0, 1, 2), 0
 SHARES = {"_m0.05": 32, "_m0.1": 64, "_m0.25": 161, "_m0.5": 322, "": 643}  # folder: masks
 NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, line)
     "MTL_OEQ from drawn pets": ("_drawn30k", "OEQ", "#CC79A7", "-"),
+    "MTL_main from drawn pets": ("_drawn30k", "main", "#56B4E9", "-"),
     "MTL_OEQ": ("", "OEQ", "#D55E00", "-"),
     "MTL_OEQ, mask alone": ("_mask_only", "OEQ", "#D55E00", ":"),
     "MTL_main": ("", "main", "#009E73", "-"),
@@ -53,7 +54,7 @@ def draw_masks(axis):
             runs = column(ROOT / f"results/128{share}{ending}", FOLDS, name)
             value = pooled(runs, "seg_iou")
             low, high = limits(value)
-            points.append((masks * (0.96 + 0.02 * i), value[0], value[0] - low, high - value[0]))
+            points.append((masks * (0.95 + 0.02 * i), value[0], value[0] - low, high - value[0]))
         x, y, below, above = zip(*points, strict=True)
         axis.errorbar(x, y, (below, above), color=colour, ls=line, marker="o", ms=4, label=label)
     axis.set_xscale("log")
