@@ -5,6 +5,7 @@ python docs/draw_results.py
 
 import sys
 from pathlib import Path
+from statistics import fmean
 from string import ascii_uppercase
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -16,7 +17,7 @@ from engine.script import ROOT
 from tools import histories
 from tools.comparison import estimate, limits, metrics, units
 
-FOLDS, SEED = (0, 1, 2), 0
+FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0,), 0
 SHARES = {"_m0.05": 32, "_m0.1": 64, "_m0.25": 161, "_m0.5": 322, "": 643}  # folder: masks
 NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, line)
     "MTL_OEQ from drawn pets": ("_drawn30k", "OEQ", "#CC79A7", "-"),
@@ -30,6 +31,7 @@ COLOURS = {0.1: "#56B4E9", 0.3: "#009E73", 1: "#D55E00"}  # weight of the task o
 MARKERS = {0: "o", 0.1: "^", 0.3: "s", 1: "D"}  # weight of the third task
 PANELS = (("bbox", "bin", "box IoU"), ("bin", "bbox", "accuracy"))  # task, third task, axis
 KINDS = {"bbox": "box", "bin": "class"}
+METRICS = {"bbox": "bbox_iou", "bin": "bin_accuracy"}
 
 
 def column(folder, folds, name):
@@ -67,17 +69,17 @@ def draw_masks(axis):
 
 def draw_front(axis, task, third, title):
     """A task's metric over seg IoU on validation images: fixed weights and other weightings."""
-    for run in column(ROOT / "results/128_front", (0,), "main"):
-        weights, values = run["config"]["LOSS_WEIGHTS"], run["best"]["val"]
+    shown = ("seg_iou", METRICS[task])
+    for folder in (ROOT / "results/128_front").iterdir():
+        runs = column(folder, FRONT_FOLDS, "main")
+        weights = runs[0]["config"]["LOSS_WEIGHTS"]
         if weights[task]:
             style = {"color": COLOURS[weights[task]], "marker": MARKERS[weights[third]]}
-            axis.plot(values["seg_iou"], values[primary(run, task)], ls="", **style)
+            axis.plot(*best(runs, shown), ls="", **style)
     for letter, folder in weightings().items():
-        (run,) = column(folder, (0,), "weighting")
-        values = run["best"]["val"]
-        axis.add_line(mark(letter, [values["seg_iou"]], [values[primary(run, task)]]))
-    (plain,) = column(ROOT / "results/128", (0,), "baseline")
-    axis.axvline(plain["best"]["val"]["seg_iou"], color="0.4", ls=":", lw=1, label="MTL_baseline")
+        axis.add_line(mark(letter, *best(column(folder, FRONT_FOLDS, "weighting"), shown)))
+    ((plain,),) = best(column(ROOT / "results/128", FRONT_FOLDS, "baseline"), ("seg_iou",))
+    axis.axvline(plain, color="0.4", ls=":", lw=1, label="MTL_baseline")
     axis.set_xlabel("seg IoU, validation")
     axis.set_ylabel(f"{title}, validation")
     for weight, colour in COLOURS.items():
@@ -98,9 +100,9 @@ def mark(letter, x=(), y=(), **label):
     return Line2D(x, y, ls="", marker=f"${letter}$", color="black", **label)
 
 
-def primary(run, task):
-    """The name of a task's primary metric."""
-    return f"{task}_{run['tasks'][task]['primary']}"
+def best(runs, metrics):
+    """A list for each metric with its mean over the runs on validation images, one point."""
+    return [[fmean(run["best"]["val"][metric] for run in runs)] for metric in metrics]
 
 
 def main():
