@@ -17,7 +17,7 @@ from engine.script import ROOT
 from tools import histories
 from tools.comparison import estimate, limits, metrics, units
 
-FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0,), 0
+FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0, 1), 0
 SHARES = {"_m0.05": 32, "_m0.1": 64, "_m0.25": 161, "_m0.5": 322, "": 643}  # folder: masks
 NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, line)
     "MTL_OEQ from drawn pets": ("_drawn30k", "OEQ", "#CC79A7", "-"),
