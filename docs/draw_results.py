@@ -17,7 +17,7 @@ from engine.script import ROOT
 from tools import histories
 from tools.comparison import estimate, limits, metrics, units
 
-FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0, 1), 0
+FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0, 1), 0  # of masks.png, of front.png, of both
 SHARES = {"_m0.05": 32, "_m0.1": 64, "_m0.25": 161, "_m0.5": 322, "": 643}  # folder: masks
 NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, line)
     "MTL_OEQ from drawn pets": ("_drawn30k", "OEQ", "#CC79A7", "-"),
@@ -29,9 +29,11 @@ NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, li
 }
 COLOURS = {0.1: "#56B4E9", 0.3: "#009E73", 1: "#D55E00"}  # weight of the task on the vertical axis
 MARKERS = {0: "o", 0.1: "^", 0.3: "s", 1: "D"}  # weight of the third task
-PANELS = (("bbox", "bin", "box IoU"), ("bin", "bbox", "accuracy"))  # task, third task, axis
+PANELS = (  # metric on the vertical axis and its title, its task, the third task
+    ("bbox_iou", "box IoU", "bbox", "bin"),
+    ("bin_accuracy", "accuracy", "bin", "bbox"),
+)
 KINDS = {"bbox": "box", "bin": "class"}
-METRICS = {"bbox": "bbox_iou", "bin": "bin_accuracy"}
 
 
 def column(folder, folds, name):
@@ -67,18 +69,18 @@ def draw_masks(axis):
     axis.legend(fontsize=8, loc="lower right")
 
 
-def draw_front(axis, task, third, title):
+def draw_front(axis, metric, title, task, third):
     """A task's metric over seg IoU on validation images: fixed weights and other weightings."""
-    shown = ("seg_iou", METRICS[task])
-    for folder in (ROOT / "results/128_front").iterdir():
+    for folder in sorted((ROOT / "results/128_front").iterdir()):
         runs = column(folder, FRONT_FOLDS, "main")
         weights = runs[0]["config"]["LOSS_WEIGHTS"]
         if weights[task]:
             style = {"color": COLOURS[weights[task]], "marker": MARKERS[weights[third]]}
-            axis.plot(*best(runs, shown), ls="", **style)
+            axis.plot(best(runs, "seg_iou"), best(runs, metric), ls="", **style)
     for letter, folder in weightings().items():
-        axis.add_line(mark(letter, *best(column(folder, FRONT_FOLDS, "weighting"), shown)))
-    ((plain,),) = best(column(ROOT / "results/128", FRONT_FOLDS, "baseline"), ("seg_iou",))
+        runs = column(folder, FRONT_FOLDS, "weighting")
+        axis.add_line(mark(letter, [best(runs, "seg_iou")], [best(runs, metric)]))
+    plain = best(column(ROOT / "results/128", FRONT_FOLDS, "baseline"), "seg_iou")
     axis.axvline(plain, color="0.4", ls=":", lw=1, label="MTL_baseline")
     axis.set_xlabel("seg IoU, validation")
     axis.set_ylabel(f"{title}, validation")
@@ -100,9 +102,9 @@ def mark(letter, x=(), y=(), **label):
     return Line2D(x, y, ls="", marker=f"${letter}$", color="black", **label)
 
 
-def best(runs, metrics):
-    """A list for each metric with its mean over the runs on validation images, one point."""
-    return [[fmean(run["best"]["val"][metric] for run in runs)] for metric in metrics]
+def best(runs, metric):
+    """The mean over the runs of a metric on validation images, at each run's best epoch."""
+    return fmean(run["best"]["val"][metric] for run in runs)
 
 
 def main():
