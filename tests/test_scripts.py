@@ -80,7 +80,8 @@ def test_the_whole_network_predicts_the_same_in_a_fresh_process(predicted, share
         pairs = metrics[prefix].metrics(outputs[prefix], targets[prefix]).get(metric)
         if pairs is not None:
             numerator, denominator = pairs.sum(0).tolist()
-            assert values == pytest.approx(numerator / denominator, abs=1e-12)
+            # fp32 rounds differently on some processors in another process or batch
+            assert values == pytest.approx(numerator / denominator, abs=1e-6)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
