@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
 
-from h5array import (
+from parts.h5array import (
     BREEDS,
     DATASETS,
     UNKNOWN,

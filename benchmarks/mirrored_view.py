@@ -18,9 +18,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.evaluation import evaluate
 from engine.settings import Parser, UserError
-from tools.common import EXPERIMENTS, as_path, choose_device, command
-from tools.comparison import estimate, limits
-from tools.networks import open_data, open_network
+from tools.shared.common import EXPERIMENTS, as_path, choose_device, command
+from tools.shared.comparison import estimate, limits
+from tools.shared.networks import open_data, open_network
 
 BATCH_SIZE = 32
 

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.artefacts import replacing
 from engine.settings import Parser
-from tools.common import run_tool
-from tools.histories import find
+from tools.shared.common import run_tool
+from tools.shared.histories import find
 
 
 def curve(run):

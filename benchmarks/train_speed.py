@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataload import SPLITS, write_split
 from engine.batches import loader
-from engine.precision import native_bf16
 from engine.run import build, open_data
 from engine.script import ROOT, load
 from engine.settings import Parser, parse, whole_number
 from engine.training import TrainingStep, gigaflop
-from tools.common import choose_device, command
+from parts.precision import native_bf16
+from tools.shared.common import choose_device, command
 
 SAMPLES = 64
 WARM_UP = 2  # steps of each variant before the clock runs

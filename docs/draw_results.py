@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 
 from engine.pictures import Figure, plain_style, save
 from engine.script import ROOT
-from tools import histories
-from tools.comparison import estimate, limits, metrics, units
+from tools.shared import histories
+from tools.shared.comparison import estimate, limits, metrics, units
 
 FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0, 1), 0  # of masks.png, of front.png, of both
 SHARES = {"_m0.05": 32, "_m0.1": 64, "_m0.25": 161, "_m0.5": 322, "": 643}  # folder: masks

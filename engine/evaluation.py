@@ -3,7 +3,7 @@
 import torch
 
 from engine.batches import loader
-from engine.precision import autocast
+from parts.precision import autocast
 
 
 def predict(network, images):

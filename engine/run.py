@@ -20,7 +20,7 @@ from engine.script import check_script, check_tasks
 from engine.settings import UserError, arguments_from, as_dict
 from engine.training import Trainer, conflict, known_counts, means
 from engine.weights import take_weights
-from h5array import DataError
+from parts.h5array import DataError
 from ResBlock import SettingError
 
 CHECKPOINT_SECONDS = 20  # a kill loses no more training than this
@@ -89,7 +89,7 @@ def data_folder(path, demo):
             )
         yield folder
         return
-    from drawn_pets import make_demo  # only now, because other runs draw nothing
+    from parts.drawn_pets import make_demo  # only now, because other runs draw nothing
 
     with tempfile.TemporaryDirectory() as folder:
         make_demo(Path(folder) / "demo")

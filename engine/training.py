@@ -10,11 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.average import WeightAverage
 from engine.batches import loader, seeded, training_side
-from engine.optimiser import Optimiser
-from engine.precision import autocast
 from engine.settings import UserError
+from parts.average import WeightAverage
+from parts.optimiser import Optimiser
+from parts.precision import autocast
 
 CHECK_EVERY = 20  # steps between two checks of the losses, for which the host waits
 

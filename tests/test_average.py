@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from engine.average import WeightAverage
+from parts.average import WeightAverage
 
 
 def network(device="cpu"):

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from benchmarks import time_to_quality
-from tools import compare, curves, histories
-from tools.comparison import FEWEST, draws, estimate, limits
+from tools import compare
+from tools.shared import curves, histories
+from tools.shared.comparison import FEWEST, draws, estimate, limits
 
 TASKS = {
     "outline": {

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import ROOT, TINY, Process, history, is_like, load, run
 
-import drawn_pets
 import engine.results
 import engine.run
 import engine.tasks
@@ -29,6 +28,7 @@ import ResBlock
 from engine.batches import epoch_batches
 from engine.settings import UserError
 from MTL_Utils import bbox_loss
+from parts import drawn_pets
 
 EPOCHS = ["--epochs", "16"]  # of 3 steps each
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-import drawn_pets
 from dataload import DataError, H5Dataset
-from drawn_pets import STYLES, draw_sample, make_demo
+from parts import drawn_pets
+from parts.drawn_pets import STYLES, draw_sample, make_demo
 from tools.make_demo import main
 
 

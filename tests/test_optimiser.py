@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.optimiser import POLYNOMIALS, Optimiser, inverse_root
+from parts.optimiser import POLYNOMIALS, Optimiser, inverse_root
 
 
 def network():
@@ -54,9 +54,9 @@ def torchs_muon(parameters, rate=0.01 / 25):  # where the one-cycle schedule beg
 
 
 def test_muon_is_torchs_where_both_orthogonalise_exactly(monkeypatch):
-    monkeypatch.setattr("engine.optimiser.native_bf16", lambda device: False)
+    monkeypatch.setattr("parts.optimiser.native_bf16", lambda device: False)
     monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", polar)
-    monkeypatch.setattr("engine.optimiser.inverse_root", exact_root)
+    monkeypatch.setattr("parts.optimiser.inverse_root", exact_root)
     mine, generator = kernels(), torch.Generator().manual_seed(4)
     optimiser = Optimiser(mine, 0.01, 0.1, total_steps=100)
     muon, theirs = torchs_muon(mine)
@@ -79,7 +79,7 @@ def test_muon_is_torchs_where_both_orthogonalise_exactly(monkeypatch):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_an_update_is_close_to_torchs_own(bf16, monkeypatch):
     """torch's five steps of Newton-Schulz leave singular values from 0.68 to 1.2, in bf16."""
-    monkeypatch.setattr("engine.optimiser.native_bf16", lambda device: bf16)
+    monkeypatch.setattr("parts.optimiser.native_bf16", lambda device: bf16)
     mine = kernels()
     before = [as_matrix(kernel.detach()).clone() for kernel in mine]
     optimiser = Optimiser(mine, 0.01, 0.1, total_steps=100)

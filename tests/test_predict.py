@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 
 from dataload import H5Dataset
-from drawn_pets import make_demo
 from engine import script
 from engine.evaluation import autocast, evaluate, values
 from engine.processes import Processes
 from engine.settings import UserError, constants
-from tools import common, networks, predict
+from parts.drawn_pets import make_demo
+from tools import predict
+from tools.shared import common, networks
 
 ROOT = Path(predict.__file__).resolve().parent.parent
 SIDE = (32, 64)

@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 
 from dataload import H5Dataset
-from tools import prepare_pets, splitting
+from tools import prepare_pets
+from tools.shared import splitting
 
 TOOL = Path(prepare_pets.__file__)
 BREEDS = ("Abyssinian", "Bengal", "beagle", "pug", "shiba_inu")  # two cats, three dogs

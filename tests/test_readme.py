@@ -20,12 +20,13 @@ from PIL import Image
 from running import ROOT, SCRIPTS, TINY
 from torch.distributed.run import get_args_parser
 
-import drawn_pets
 from docs import draw_networks
 from engine import script, settings
-from tools import compare, histories, prepare_pets, run_all
-from tools.common import EXPERIMENTS
-from tools.comparison import estimate, metrics, units
+from parts import drawn_pets
+from tools import compare, prepare_pets, run_all
+from tools.shared import histories
+from tools.shared.common import EXPERIMENTS
+from tools.shared.comparison import estimate, metrics, units
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS.append(ROOT / "weights" / "README.md")

@@ -49,7 +49,7 @@ def test_artefacts(finished, shared_data, script):
 OPEN_AND_PREDICT = """
 import sys, torch
 from dataload import Augment, H5Dataset
-from engine.precision import autocast
+from parts.precision import autocast
 images, _ = H5Dataset("test", sys.argv[1])[[*range(7)]]
 for folder, name in zip(sys.argv[2::2], sys.argv[3::2]):
     network = torch.load(f"{folder}/{name}_model.pt", weights_only=False)

@@ -22,15 +22,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import engine.batches
 import engine.evaluation
-import engine.precision
 import engine.results
 import engine.run
 import engine.training
 import MTL_main
 import MTL_OEQ
+import parts.precision
 from dataload import Augment, H5Dataset, write_split
-from engine.optimiser import Optimiser
 from engine.training import Trainer
+from parts.optimiser import Optimiser
 
 EPOCHS, STEPS, BATCH, SIDE = 4, 3, 4, 16
 FLAGS = ["--epochs", str(EPOCHS), "--batch-size", str(BATCH)]
@@ -263,7 +263,7 @@ def test_dropout_stands_before_the_class(script):
 
 @pytest.mark.parametrize("native", [False, True])
 def test_bf16_where_it_is_native_in_training_and_evaluation(striped, tmp_path, monkeypatch, native):
-    monkeypatch.setattr(engine.precision, "native_bf16", lambda device: native)
+    monkeypatch.setattr(parts.precision, "native_bf16", lambda device: native)
     epochs, _ = record(striped, tmp_path / "out", "--epochs", "1")
     expected = torch.bfloat16 if native else torch.float32
     (epoch,) = epochs
@@ -284,7 +284,7 @@ def test_a_gpu_is_asked_whether_bf16_is_native(monkeypatch, native):
         return native or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert engine.precision.native_bf16(torch.device("cuda")) == native
+    assert parts.precision.native_bf16(torch.device("cuda")) == native
 
 
 # --------------------------------------------------------------------------- what a step learns
@@ -368,7 +368,7 @@ def test_a_step_follows_the_gradient_of_the_weighted_means_over_known_samples(st
     for step in steps:
         network, gain = script.Network(), torch.tensor(step["weighting"]["gain"])
         network.load_state_dict(step["state"])
-        with engine.precision.autocast(step["image"].device):
+        with parts.precision.autocast(step["image"].device):
             outputs = network(step["image"])
         total = 0
         for task, weight in {"seg": 1.0, "bbox": 0.3, "bin": 0.2}.items():

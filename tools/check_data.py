@@ -11,8 +11,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, UNKNOWN, H5Dataset, check_splits, split_arrays, warnings
 from engine.settings import Parser
-from h5array import BREEDS, DataError, read_boxes, read_class_names, read_labels
-from tools.common import as_path, command
+from parts.h5array import BREEDS, DataError, read_boxes, read_class_names, read_labels
+from tools.shared.common import as_path, command
 
 STRIDE = 32  # of the networks as they are: both sides must be multiples of it
 

@@ -20,10 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.artefacts import replacing
 from engine.settings import Parser, UserError
-from tools import histories
-from tools.common import EXPERIMENTS, command, complain, make_folder
-from tools.comparison import FREE, markdown, tested
-from tools.curves import save_picture
+from tools.shared import histories
+from tools.shared.common import EXPERIMENTS, command, complain, make_folder
+from tools.shared.comparison import FREE, markdown, tested
+from tools.shared.curves import save_picture
 
 EQUAL = (*histories.BUDGET, "demo", "processes")  # settings that must be the same for all runs
 

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS
 from engine.evaluation import evaluate, predict, sample_scores
 from engine.settings import Parser, UserError, whole_number
-from tools.common import as_path, choose_device, command
-from tools.networks import LAST, LITE, open_data, open_network
+from tools.shared.common import as_path, choose_device, command
+from tools.shared.networks import LAST, LITE, open_data, open_network
 
 BATCH_SIZE = 32
 PANEL, DPI = 1.7, 200  # width of an image in inches, and pixels per inch: enough for thin lines

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from drawn_pets import make_demo
 from engine.settings import Parser, whole_number
-from tools.common import as_path, command
+from parts.drawn_pets import make_demo
+from tools.shared.common import as_path, command
 
 
 @command

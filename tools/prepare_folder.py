@@ -25,9 +25,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, UNKNOWN
 from engine.settings import Parser, UserError
-from tools import splitting
-from tools.common import command, complain
-from tools.predict import list_pictures, read_picture
+from tools.shared import splitting
+from tools.shared.common import command, complain
+from tools.shared.pictures import list_pictures, read_picture
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 COLUMNS = ("name", *CORNERS, "class", "split")

@@ -37,9 +37,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import UNKNOWN, DataError
 from engine.settings import Parser, UserError, flag
-from tools import splitting
-from tools.common import command
-from tools.splitting import NO_BOX, Sample
+from tools.shared import splitting
+from tools.shared.common import command
+from tools.shared.splitting import NO_BOX, Sample
 
 PETS = "oxford-iiit-pet"  # the folder name torchvision looks for
 LISTS = ("trainval", "test")

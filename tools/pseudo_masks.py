@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, H5Dataset
 from engine.evaluation import predict
 from engine.settings import Parser, UserError
-from tools.common import as_path, choose_device, command
-from tools.networks import open_network
-from tools.splitting import staged
+from tools.shared.common import as_path, choose_device, command
+from tools.shared.networks import open_network
+from tools.shared.splitting import staged
 
 BATCH_SIZE = 32
 

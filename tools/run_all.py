@@ -28,7 +28,7 @@ from engine.processes import StopSignals
 from engine.run import data_folder
 from engine.script import ROOT
 from engine.settings import Parser, UserError
-from tools.common import EXPERIMENTS, command, complain, make_folder
+from tools.shared.common import EXPERIMENTS, command, complain, make_folder
 
 OURS = ("--seed", "--file-save-path", "--resume", "--overwrite")  # set for every run by this tool
 OWN_GROUP = {"process_group": 0} if os.name == "posix" else {}  # shields the scripts from Ctrl-C

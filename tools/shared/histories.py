@@ -23,7 +23,7 @@ import numpy as np
 
 from engine import artefacts
 from engine.settings import UserError
-from tools.common import as_path
+from tools.shared.common import as_path
 
 COPIED = (
     *("name", "script", "tasks", "data", "data_fingerprint", "side", "parameters", "gflop"),

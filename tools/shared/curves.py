@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 from engine.pictures import Figure, plain_style, save
-from tools.comparison import gain, limits, metrics
+from tools.shared.comparison import gain, limits, metrics
 
 STYLES = (  # colours of Okabe and Ito for colour-blind readers, dashes for grey print
     *(("#0072B2", "-"), ("#E69F00", "--"), ("#009E73", "-."), ("#CC79A7", ":")),

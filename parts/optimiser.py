@@ -4,7 +4,7 @@ rest, under one one-cycle schedule."""
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from engine.precision import native_bf16
+from parts.precision import native_bf16
 
 SMALLEST = 16  # least rows and columns of a matrix that is worth orthogonalising
 WARM_UP = 0.2  # share of the schedule in which the learning rate rises

@@ -10,7 +10,7 @@ from engine.artefacts import output_folder
 from engine.processes import Processes
 from engine.report import STDERR
 from engine.settings import UserError
-from h5array import DataError
+from parts.h5array import DataError
 
 EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # in table order
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.histories import rows, test_set
+from tools.shared.histories import rows, test_set
 
 RESAMPLES = 2000
 FEWEST = 5  # images or runs; fewer would make an interval meaningless

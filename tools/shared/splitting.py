@@ -12,7 +12,7 @@ from PIL import Image
 import dataload
 from dataload import DATASETS, SPLITS, UNKNOWN, DataError
 from engine.settings import UserError, whole_number
-from tools.common import as_path
+from tools.shared.common import as_path
 
 NO_BOX = np.full(4, np.nan)
 

@@ -9,8 +9,8 @@ from dataload import H5Dataset
 from engine import artefacts, script
 from engine.settings import UserError, arguments_from, tasks_under
 from engine.weights import weights_in
-from h5array import DEFAULT_CLASS_NAMES
-from tools.common import complain
+from parts.h5array import DEFAULT_CLASS_NAMES
+from tools.shared.common import complain
 
 WHOLE, LITE, LAST = "_model.pt", "_model_lite.pt", "_last.pt"
 

@@ -1,0 +1,1 @@
+"""Further experiments, each run as `python -m examples.NAME`."""

@@ -1,0 +1,1 @@
+"""Commands before training and after it. A package, so that no other `tools` is found first."""
