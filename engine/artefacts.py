@@ -39,14 +39,14 @@ def replacing(path):
         temporary.unlink(missing_ok=True)
 
 
-def save(content, path):
-    """torch.save as an atomic write; raises UserError.
+def save(content, path, **options):
+    """torch.save with its options as an atomic write; raises UserError.
 
     The content goes through memory, because torch writes "unexpected pos" where the system says
     "disk full".
     """
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(content, buffer, **options)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 

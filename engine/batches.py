@@ -57,8 +57,7 @@ def epoch_batches(known, useful, batch_size, seed, epoch):
         ],
         dim=1,
     )  # (steps, size)
-    places = torch.rand(mixed.shape, generator=generator).argsort(dim=1)
-    return mixed.gather(1, places).tolist()  # shuffled, so that every process gets known ones
+    return mixed.tolist()
 
 
 def _repeated(numbers, count, generator):
@@ -94,7 +93,7 @@ def _nearest_side(share, full, stride):
 
 def loader(dataset, batches, device):
     """Yield batches (images, targets) on the device; with workers if the data are on disk."""
-    on_host = not dataset.in_memory or dataset.images.device.type == "cpu"
+    on_host = dataset.device.type == "cpu"
     samples = DataLoader(
         dataset,
         sampler=batches,  # lists of sample numbers: dataset[[i, j]] is a batch
@@ -133,5 +132,5 @@ def keep_on_device(datasets, device):
         return
     for dataset in datasets:
         free, _ = torch.cuda.mem_get_info(device)
-        if dataset.in_memory and dataset.images.nbytes + dataset.masks.nbytes <= free / 2:
+        if dataset.in_memory and dataset.nbytes <= free / 2:
             dataset.to(device)

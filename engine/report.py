@@ -111,6 +111,11 @@ class Report:
         typical = median(self.seconds[-10:]) if self.seconds else epoch_seconds
         return tqdm.format_interval(typical * (self.epochs - position))
 
+    def start_values(self, found):
+        """Print the validation of the starting weights, {name: value}."""
+        values = self._primary({name: [value] for name, value in found.items()})
+        self.say(f"epoch 0, the starting weights: {values}; they compete for the best epoch")
+
     def epoch(self, history, rate):
         """Print a line on the last epoch of the history, and write its scalars for TensorBoard.
 

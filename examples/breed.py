@@ -7,8 +7,8 @@ python -m examples.breed --h5-save-path data/pets_breeds
 from torch import nn
 
 import engine
-from engine.tasks import BBOX, BIN, SEG
 from MTL_Utils import FixedWeights, Task, class_known, class_loss, class_metrics
+from parts.augment import Augment
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
@@ -77,14 +77,14 @@ class Network(nn.Module):
     [0, 1], "bin": (B,) logits, "breed": (B, 37) logits}; H and W multiples of 32.
     """
 
-    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+    def __init__(self):
         super().__init__()
-        self.encoder = Encoder(widths, units)
+        self.encoder = Encoder(WIDTHS, UNITS)
         self.stride = self.encoder.stride
-        self.seg = Decoder(widths, units)
-        self.bbox = BoxHead(widths[-1])
-        self.bin = ClassHead(widths[-1], dropout)
-        self.breed = ClassHead(widths[-1], dropout, classes=breeds)
+        self.seg = Decoder(WIDTHS, UNITS)
+        self.bbox = BoxHead(WIDTHS[-1])
+        self.bin = ClassHead(WIDTHS[-1], DROPOUT)
+        self.breed = ClassHead(WIDTHS[-1], DROPOUT, classes=breeds)
 
     def forward(self, image):
         return self.decode(self.encoder(image))
@@ -110,9 +110,14 @@ TASKS = {
 }
 
 
-def weighting(loss_weights=LOSS_WEIGHTS):
+def weighting():
     """A new loss weighting."""
-    return FixedWeights(loss_weights)
+    return FixedWeights(LOSS_WEIGHTS)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
 
 
 if __name__ == "__main__":
