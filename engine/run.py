@@ -89,7 +89,7 @@ def data_folder(path, demo):
             )
         yield folder
         return
-    from parts.drawn_pets import make_demo  # only now, because other runs draw nothing
+    from parts.demo_data import make_demo  # only now, because other runs draw nothing
 
     with tempfile.TemporaryDirectory() as folder:
         make_demo(Path(folder) / "demo")
