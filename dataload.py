@@ -31,16 +31,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from parts.duplicates import near_duplicates, thumbnails
-from parts.h5array import DataError, H5Array, read_class_names
+from parts.h5array import SPLITS, DataError, H5Array, read_class_names, write_split
 from parts.targets import PETS, Derived, Images, PixelTarget, with_sources
 
-SPLITS = ("train", "val", "test")
+__all__ = ["SPLITS", "DataError", "H5Dataset", "check_splits", "warnings", "write_split"]
 SLAB = 256  # samples that are processed at a time
 
 
@@ -298,34 +297,3 @@ def shared_pictures(datasets):
             text = f"found {len(found)} that another split has too, or nearly so: {example}"
             yield f"{path}: expected images of this split alone, {text}"
         earlier.append((split, own))
-
-
-def write_split(folder, arrays, attributes, class_names):
-    """Write one split in the layout of the module docstring; the inverse of H5Dataset.
-
-    Arrays are stored contiguously, so that a sample or a whole file is one read.
-
-    Args:
-        folder: created; must not hold the files yet.
-        arrays: {file: values}, among them "images", uint8 (N, H, W, 3).
-        attributes: {name: string or number}, the attributes of every file.
-        class_names: {file: names of its classes}.
-
-    Raises:
-        DataError: a file exists already, or the disk is full.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, values in arrays.items():
-        path = folder / f"{name}.h5"
-        names = [text.encode() for text in class_names.get(name, ())]
-        text = h5py.string_dtype("utf-8", max(map(len, [*names, b" "])))  # fixed length: no heap
-        try:
-            with h5py.File(path, "x") as file:
-                dataset = file.create_dataset(name, data=values)
-                if names:
-                    dataset.attrs["class_names"] = np.array(names, text)
-                file.attrs.update(attributes)
-        except (OSError, RuntimeError) as error:  # h5py raises either where the disk is full
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path}: cannot be written ({reason})") from error

@@ -2,7 +2,6 @@
 
 import csv
 import math
-import sys
 from pathlib import Path
 from statistics import median
 
@@ -10,37 +9,7 @@ from tqdm import tqdm
 
 from engine.artefacts import replacing
 from engine.settings import UserError
-
-
-class Speaker:
-    """A stream that survives a closed terminal or pipe; what is written after that is lost.
-
-    Args:
-        stream: its name in `sys`, looked up at every use.
-    """
-
-    def __init__(self, stream="stderr"):
-        self.stream = stream
-
-    def write(self, text):
-        """Write, or give up for good."""
-        try:
-            getattr(sys, self.stream).write(text)
-        except (OSError, ValueError, AttributeError):  # broken, closed, or None
-            setattr(sys, self.stream, None)
-
-    def flush(self):
-        """Flush, or give up for good."""
-        try:
-            getattr(sys, self.stream).flush()
-        except (OSError, ValueError, AttributeError):
-            setattr(sys, self.stream, None)
-
-    def __getattr__(self, name):  # isatty, fileno, encoding, ... for tqdm
-        return getattr(getattr(sys, self.stream), name)
-
-
-STDERR = Speaker()
+from parts.streams import STDERR
 
 
 class Report:

@@ -41,7 +41,7 @@ def data_folder(path, draw=None):
 
 def make_demo(folder):
     """Draw the pets of --demo, for a script without a `demo(folder)` of its own."""
-    from parts.drawn_pets import make_demo  # only now, because other runs draw nothing
+    from parts.demo_data import make_demo  # only now, because other runs draw nothing
 
     make_demo(folder)
 

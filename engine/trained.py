@@ -10,9 +10,9 @@ from PIL import Image
 from engine import artefacts, script
 from engine.evaluation import predict
 from engine.processes import Processes
-from engine.report import STDERR
 from engine.settings import UserError, constants
 from engine.weights import weights_in
+from parts.streams import STDERR
 
 WHOLE, LITE, LAST = "_model.pt", "_model_lite.pt", "_last.pt"
 

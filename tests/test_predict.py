@@ -20,7 +20,7 @@ from engine import script
 from engine.evaluation import autocast, evaluate, values
 from engine.processes import Processes
 from engine.settings import UserError, constants
-from parts.drawn_pets import make_demo
+from parts.demo_data import make_demo
 from tools import predict
 from tools.shared import common, networks
 

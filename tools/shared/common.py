@@ -8,9 +8,9 @@ from pathlib import Path
 
 from engine.artefacts import output_folder
 from engine.processes import Processes
-from engine.report import STDERR
 from engine.settings import UserError
 from parts.h5array import DataError
+from parts.streams import STDERR
 
 EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # in table order
 
