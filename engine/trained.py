@@ -34,7 +34,9 @@ class TrainedNetwork:
         self.side = tuple(history["side"])
         names = history.get("class_names", {})
         if not isinstance(names, dict):  # of an older run: those of the only labels there were
-            names = dict.fromkeys(tasks, names)
+            labels = [name for name, task in tasks.items() if not task.target.per_pixel]
+            labels = [name for name in labels if tasks[name].target.classes == len(names)]
+            names = dict.fromkeys(labels, names)
         defaults = {name: task.target.default_names for name, task in tasks.items()}
         self.class_names = defaults | names
 
