@@ -155,7 +155,7 @@ def value_loss(output, target):
 
     Shape: output and target (B, ...) of as many values, NaN in the target -> (B,).
     """
-    target = target.flatten(1)
+    target = target.reshape(len(target), -1)
     valid = ~target.isnan()
     output = output.float().reshape(target.shape)
     error = (output - torch.where(valid, target, output.detach())).abs()
@@ -252,7 +252,7 @@ def value_metrics(output, target):
 
     Shape: output and target (B, ...) of as many values, NaN in the target -> {name: (B, 2)}.
     """
-    target = target.flatten(1)
+    target = target.reshape(len(target), -1)
     valid = ~target.isnan()
     error = (output.reshape(target.shape) - target).abs().double()
     return {"absolute_error": _pairs(torch.where(valid, error, 0.0).sum(1), valid.sum(1))}

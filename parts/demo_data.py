@@ -22,7 +22,8 @@ from parts.drawn_scenes import BREED_NAMES, STYLES, draw_sample
 from parts.h5array import SPLITS, DataError, write_split
 from parts.streams import STDERR
 
-CLASS_NAMES = {"binary": ("cat", "dog"), "breeds": BREED_NAMES}
+NOT_DRAWN = tuple(f"not drawn {n}" for n in range(37 - len(BREED_NAMES)))  # real pets have 37
+CLASS_NAMES = {"binary": ("cat", "dog"), "breeds": BREED_NAMES + NOT_DRAWN}
 CHUNK = 16  # samples that a process draws at a time
 POOLED_PIXELS = 200 * 128**2  # fewer are drawn before other processes have started
 

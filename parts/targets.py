@@ -205,7 +205,7 @@ class Values(Target):
         return torch.from_numpy(values.astype(np.float32))
 
     def known(self, target):
-        return ~target.flatten(1).isnan().all(1)
+        return ~target.reshape(len(target), -1).isnan().all(1)
 
     def unknown(self, count, side):
         return torch.full((count, self.size), torch.nan)
