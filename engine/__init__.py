@@ -37,9 +37,9 @@ def main(file, argv=None):
         SystemExit: code 2 and one line on stderr for a user's mistake or a damaged file;
             128 + signal number after Ctrl-C, SIGTERM or SIGHUP.
     """
-    from engine.report import STDERR
     from engine.script import parse
-    from engine.settings import UserError
+    from parts.errors import UserError
+    from parts.streams import STDERR
 
     try:
         if argv is None:

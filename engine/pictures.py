@@ -1,38 +1,15 @@
 """Curves and test picture of a run. Colours are Okabe and Ito's, for colour-blind readers too."""
 
-import contextlib
 import math
 import textwrap
 from itertools import cycle
 
-import matplotlib.style
-import torch.nn.functional as F
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from engine.artefacts import replacing
+from parts.figures import DPI, Figure, drawn, plain_style, save, show
+from parts.paint import BLUE, ORANGE
 
-BLUE, ORANGE = "#0072B2", "#E69F00"
 WIDTH = 8.0  # inches; with fonts of 9 points readable when shown 800 pixels wide
-DPI = 150
-SHARP = 450  # least side in pixels of an image that lines are drawn on
-
-
-def drawn(image, answers, tasks, class_names):
-    """An image with targets or outputs drawn on it, and the words of the tasks, joined.
-
-    Args:
-        image: uint8 (3, H, W); enlarged by a whole factor, so that lines look thin.
-        class_names: {task: names of its classes}.
-        answers: {task: target or output} without a batch dimension, but logits of scalars as (1,).
-    """
-    factor = max(1, math.ceil(SHARP / min(image.shape[1:])))
-    image, texts = F.interpolate(image[None], scale_factor=factor, mode="nearest")[0], []
-    for name, task in tasks.items():
-        if name in answers:
-            image, words = task.draw(image, answers[name], class_names[name])
-            texts.append(words)
-    return image, ", ".join(filter(None, texts))
 
 
 def save_test_picture(path, image, targets, outputs, scores, tasks, class_names):
@@ -60,14 +37,6 @@ def save_test_picture(path, image, targets, outputs, scores, tasks, class_names)
         panel = WIDTH / 3 * image.shape[1] / image.shape[2]
         figure.set_size_inches(WIDTH, panel + 0.2 + 0.16 * rows)
         save(figure, path)
-
-
-def show(axis, picture, title, fontsize=9):
-    """A picture uint8 (3, H, W) with a title on its own axis; "$" in the title is no formula."""
-    axis.imshow(picture.permute(1, 2, 0).numpy())
-    axis.set_anchor("S")  # so that the free space is left for the title
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=fontsize, parse_math=False)
 
 
 def save_loss_picture(path, history, name, task):
@@ -129,16 +98,3 @@ def _mark_best(axis, best, value):
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend()
-
-
-@contextlib.contextmanager
-def plain_style():
-    """matplotlib's own settings, whatever the user's matplotlibrc says (LaTeX, fonts)."""
-    with matplotlib.style.context("default"):
-        yield
-
-
-def save(figure, path):
-    """Write a figure as a PNG, as an atomic write; raises UserError."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary)

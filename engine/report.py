@@ -7,8 +7,8 @@ from statistics import median
 
 from tqdm import tqdm
 
-from engine.artefacts import replacing
-from engine.settings import UserError
+from parts.errors import UserError
+from parts.files import replacing
 from parts.streams import STDERR
 
 

@@ -9,8 +9,9 @@ from engine import artefacts
 from engine.evaluation import predict, sample_scores, values
 from engine.report import save_csv
 from engine.script import PICKLE
-from engine.settings import UserError
 from engine.training import TrainingStep, gigaflop
+from parts import files
+from parts.errors import UserError
 
 
 def about(script, config, tasks, data, trainer):
@@ -108,9 +109,9 @@ def write_numbers(folder, tasks, data, report, history, network):
         network: with the weights of the best epoch.
     """
     lite, table, record, *_ = paths(folder, history["name"], tasks)
-    artefacts.save({key: value.cpu() for key, value in network.state_dict().items()}, lite)
+    files.save({key: value.cpu() for key, value in network.state_dict().items()}, lite)
     save_csv(history, table)
-    artefacts.save(history, record)
+    files.save(history, record)
 
 
 def write_others(folder, tasks, data, report, history, network, table):
@@ -120,7 +121,7 @@ def write_others(folder, tasks, data, report, history, network, table):
     """
     report.table(history)
     on_cpu = copy.deepcopy(network).cpu()  # so that the files open without a GPU
-    files = paths(folder, history["name"], tasks)
+    places = paths(folder, history["name"], tasks)
     steps = [
         functools.partial(_save_network, on_cpu, data["test"], report),
         functools.partial(_draw_losses, history, tasks),
@@ -128,7 +129,7 @@ def write_others(folder, tasks, data, report, history, network, table):
     ]
     if "conflict" in history:
         steps.append(functools.partial(_draw_conflict, history))
-    for write, path in zip(steps, files[3:], strict=False):
+    for write, path in zip(steps, places[3:], strict=False):
         try:
             write(path)
         except UserError as error:
@@ -137,12 +138,12 @@ def write_others(folder, tasks, data, report, history, network, table):
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             report.warn(f"warning: {path}: cannot be made ({reason})")
     last = folder / f"{history['name']}_last.pt"
-    report.end(history, [*(path for path in files if path.is_file()), last])
+    report.end(history, [*(path for path in places if path.is_file()), last])
 
 
 def _save_network(network, test, report, path):
     """Save the whole network, and compare it with what a user gets who opens the file."""
-    artefacts.save(network, path, pickle_module=PICKLE)
+    files.save(network, path, pickle_module=PICKLE)
     opened = torch.load(path, map_location="cpu", weights_only=False).eval()
     images, _ = test[[0]]
     ours, theirs = (predict(each, images.cpu())[0] for each in (network, opened))

@@ -11,16 +11,19 @@ import torch
 
 from dataload import warnings
 from engine import artefacts, results
-from engine.batches import epoch_batches, keep_on_device, train_known
+from engine.batches import keep_on_device, train_known
 from engine.evaluation import evaluate, values
-from engine.processes import Processes, StopSignals
+from engine.processes import Processes
 from engine.report import Report
 from engine.script import check_script
-from engine.settings import UserError
 from engine.setup import build, data_folder, make_demo, open_data
 from engine.training import conflict, known_counts, means
 from engine.weights import identity, same_source, take_weights
+from parts import files
+from parts.errors import UserError
 from parts.h5array import DataError
+from parts.sampling import epoch_batches
+from parts.signals import StopSignals
 
 CHECKPOINT_SECONDS = 20  # a kill loses no more training than this
 FREE_SETTINGS = ("H5_SAVE_PATH", "FILE_SAVE_PATH", "LEARNING_RATE")  # may differ on --resume
@@ -54,9 +57,9 @@ def execute(script, settings, options):
                     settings.EPOCHS, tasks, processes.is_first, options.quiet,
                     options.tensorboard,
                 )  # fmt: skip
-                out = artefacts.output_folder(settings.FILE_SAVE_PATH)  # after all checks
+                out = files.output_folder(settings.FILE_SAVE_PATH)  # after all checks
                 if processes.is_first:
-                    stack.enter_context(artefacts.locked(out, script.name))
+                    stack.enter_context(files.locked(out, script.name))
             run = Run(script, settings, options, data, trainer, report, out, signals)
             run.start(options)
             run.train_and_test()
@@ -106,7 +109,7 @@ class Run:
                 self.report.say(take_weights(options.weights, *networks))
                 self.about["weights_from"] = source
             if options.resume and has_checkpoint:
-                self._load(artefacts.load(self.last), source)
+                self._load(files.load(self.last), source)
             elif resumes:
                 raise UserError(
                     f"--resume: expected {self.last} for every process, found it for some only"
@@ -114,9 +117,9 @@ class Run:
         if options.resume and not has_checkpoint:
             self.report.warn(f"--resume: no checkpoint {self.last}; starting anew")
         if self.processes.is_first:
-            files = results.paths(self.folder, self.name, self.tasks)
-            artefacts.remove_leftovers([self.last, *files])
-            for path in files if not resumes else ():
+            written = results.paths(self.folder, self.name, self.tasks)
+            files.remove_leftovers([self.last, *written])
+            for path in written if not resumes else ():
                 path.unlink(missing_ok=True)
         self.saved = time.monotonic()
         if not resumes:
@@ -254,7 +257,7 @@ class Run:
             if self.processes.is_first:
                 state = {"about": self.about, "settings": self._settings()}
                 progress = {name: getattr(self, name) for name in PROGRESS}
-                artefacts.save(state | progress | self.trainer.state_dict(), self.last)
+                files.save(state | progress | self.trainer.state_dict(), self.last)
         self.saved = time.monotonic()
 
     def _load(self, state, source):
@@ -302,7 +305,7 @@ class Run:
                 if not self._has_numbers():
                     tested = results.tested(self.about, self.trainer, table, self.data)
                     results.write_numbers(*run, self.history | tested, network)
-                results.write_others(*run, artefacts.load(self.finished), network, table)
+                results.write_others(*run, files.load(self.finished), network, table)
         self.complete = True
         self._checkpoint()
 
@@ -310,5 +313,5 @@ class Run:
         """Whether the history file, the last of the numbers, exists and is of this run."""
         with contextlib.suppress(UserError):
             if self.finished.is_file():
-                return artefacts.load(self.finished)["seconds"] == self.history["seconds"]
+                return files.load(self.finished)["seconds"] == self.history["seconds"]
         return False

@@ -13,7 +13,9 @@ from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import NamedTuple
 
-from engine.settings import UserError, check, constants, flag, parser_of
+from engine.settings import check, constants, parser_of
+from parts.commandline import flag
+from parts.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = {  # by the engine itself

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 
 from dataload import SPLITS, H5Dataset, check_splits
-from engine.batches import seeded, training_side
 from engine.script import check_tasks
-from engine.settings import UserError
 from engine.training import Trainer
-from parts.errors import SettingError
+from parts.errors import SettingError, UserError
+from parts.sampling import seeded, training_side
 from parts.targets import with_sources
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine import artefacts, script
+from engine import script
 from engine.evaluation import predict
 from engine.processes import Processes
-from engine.settings import UserError, constants
+from engine.settings import constants
 from engine.weights import weights_in
+from parts.errors import UserError
+from parts.files import load
 from parts.streams import STDERR
 
 WHOLE, LITE, LAST = "_model.pt", "_model_lite.pt", "_last.pt"
@@ -128,7 +130,7 @@ def state_and_history(path):
     if not path.is_file() or ending is None:
         names, found = f"NAME{WHOLE}, NAME{LITE} or NAME{LAST}", "no such file" if ending else path
         raise UserError(f"{path}: expected a file {names}, found {found}")
-    content = weights_in(path) if ending == WHOLE else artefacts.load(path)
+    content = weights_in(path) if ending == WHOLE else load(path)
     if ending == LAST:
         content = _best_so_far(content, path)
     if isinstance(content, dict) and content.keys() == {"state", "about"}:
@@ -136,7 +138,7 @@ def state_and_history(path):
     beside = path.with_name(f"{path.name.removesuffix(ending)}_history.pt")
     if not beside.is_file():
         raise UserError(f"{beside}: expected the history beside the network, found no file")
-    return content, _checked(artefacts.load(beside), beside)
+    return content, _checked(load(beside), beside)
 
 
 def _checked(history, path):

@@ -10,11 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.batches import loader, seeded, training_side
-from engine.settings import UserError
+from engine.batches import loader
 from parts.average import WeightAverage
+from parts.errors import UserError
 from parts.optimiser import Optimiser
 from parts.precision import autocast
+from parts.sampling import seeded, training_side
 
 CHECK_EVERY = 20  # steps between two checks of the losses, for which the host waits
 

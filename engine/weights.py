@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine import artefacts
-from engine.settings import UserError
+from parts.errors import UserError
+from parts.files import load
 
 
 def identity(place):
@@ -90,7 +90,7 @@ def weights_in(path):
             ) from error
         found = found.state_dict() if isinstance(found, nn.Module) else found
     else:
-        found = artefacts.load(path)
+        found = load(path)
     if isinstance(found, dict) and isinstance(found.get("history"), dict):  # a checkpoint
         found = found.get("best") or found.get("network")
     if isinstance(found, dict) and isinstance(found.get("state"), dict):  # for distribution

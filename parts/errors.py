@@ -1,4 +1,8 @@
-"""The error of a setting."""
+"""Errors that end in one line."""
+
+
+class UserError(Exception):
+    """A user's mistake; the message is one line that names the flag or file."""
 
 
 class SettingError(ValueError):

@@ -25,10 +25,10 @@ import engine.run
 import engine.tasks
 import engine.training
 import ResBlock
-from engine.batches import epoch_batches
-from engine.settings import UserError
 from MTL_Utils import bbox_loss
 from parts import demo_data
+from parts.errors import UserError
+from parts.sampling import epoch_batches
 
 EPOCHS = ["--epochs", "16"]  # of 3 steps each
 

@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, DataError, H5Dataset, check_splits, split_arrays, warnings
 from engine import script
-from engine.settings import Parser
+from parts.commandline import Parser
 from parts.h5array import read_class_names
 from parts.targets import PETS, Images, PixelTarget, with_sources
 from tools.shared.common import as_path, command

@@ -15,8 +15,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS
-from engine.settings import Parser
 from engine.trained import open_network
+from parts.commandline import Parser
 from tools.shared.common import as_path, command
 from tools.shared.comparison import estimate, limits
 from tools.shared.evaluated import evaluated, open_split

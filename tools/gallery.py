@@ -15,8 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS
 from engine.evaluation import sample_scores
-from engine.settings import Parser, UserError, whole_number
 from engine.trained import LAST, LITE, open_network
+from parts.commandline import Parser, whole_number
+from parts.errors import UserError
 from parts.targets import Label
 from tools.shared.common import as_path, command
 from tools.shared.evaluated import evaluated, open_split
@@ -41,7 +42,7 @@ def draw_sheet(path, groups, network, dataset, outputs, scores):
         outputs: {number: {task: output}}.
         scores: {task: (N,)} primary metric of every sample.
     """
-    from engine.pictures import Figure, drawn, plain_style, save, show
+    from parts.figures import Figure, drawn, plain_style, save, show
 
     columns, (height, width) = 2 * len(groups["median"]), dataset.side
     size = (PANEL * columns, len(groups) * (PANEL * height / width + 0.42))

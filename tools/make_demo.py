@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.settings import Parser, whole_number
+from parts.commandline import Parser, whole_number
 from parts.demo_data import make_demo
 from tools.shared.common import as_path, command
 

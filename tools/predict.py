@@ -36,9 +36,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.artefacts import replacing
-from engine.settings import Parser, UserError
 from engine.trained import open_network
+from parts.commandline import Parser
+from parts.errors import UserError
+from parts.files import replacing
 from tools.shared.common import as_path, command, complain, make_folder
 from tools.shared.pictures import list_pictures, read_picture
 

@@ -24,7 +24,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS
-from engine.settings import Parser, UserError
+from parts.commandline import Parser
+from parts.errors import UserError
 from parts.targets import UNKNOWN
 from tools.shared import splitting
 from tools.shared.common import command, complain

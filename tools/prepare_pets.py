@@ -37,7 +37,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import DataError
-from engine.settings import Parser, UserError, flag
+from parts.commandline import Parser, flag
+from parts.errors import UserError
 from parts.targets import UNKNOWN
 from tools.shared import splitting
 from tools.shared.common import command

@@ -5,7 +5,7 @@ from itertools import cycle
 import matplotlib
 import numpy as np
 
-from engine.pictures import Figure, plain_style, save
+from parts.figures import Figure, plain_style, save
 from tools.shared.comparison import gain, limits, metrics
 
 STYLES = (  # colours of Okabe and Ito for colour-blind readers, dashes for grey print

@@ -3,7 +3,7 @@
 from dataload import H5Dataset
 from engine.evaluation import evaluate
 from engine.processes import Processes
-from engine.settings import UserError
+from parts.errors import UserError
 from tools.shared.common import complain
 
 BATCH_SIZE = 32

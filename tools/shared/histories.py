@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from engine import artefacts
-from engine.settings import UserError
+from parts.errors import UserError
 from tools.shared.common import as_path
 
 COPIED = (

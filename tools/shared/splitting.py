@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from dataload import SPLITS, DataError, H5Dataset, write_split
-from engine.settings import UserError, whole_number
+from parts.commandline import whole_number
 from parts.duplicates import near_duplicates, thumbnails
+from parts.errors import UserError
 from parts.targets import PETS, UNKNOWN, Label, PixelClasses
 from tools.shared.common import as_path
 
