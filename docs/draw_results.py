@@ -4,6 +4,7 @@ python docs/draw_results.py [FOLDER]
 """
 
 import sys
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -37,6 +38,7 @@ WEIGHTS = (0, 0.1, 0.3, 1)  # of box and class, in front.png
 PANELS = {"seg_iou": "seg", "bbox_iou": "bbox", "bin_accuracy": "bin"}  # metric: its task
 
 
+@cache
 def series(name):
     """The runs of results/NAME.jsonl, as (place, summary)."""
     return histories.find([str(ROOT / f"results/{name}.jsonl")])

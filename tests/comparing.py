@@ -70,7 +70,7 @@ def save(history, folder):
     return path
 
 
-def save_three(folder):
+def saved(folder):
     """Save two single-task networks and a joint one, of two seeds each."""
     for seed in range(2):
         overlap, depth = shifted(OVERLAP, 0.1 + 0.024 * seed), shifted(DEPTH, -0.6)

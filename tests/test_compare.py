@@ -6,21 +6,12 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from comparing import (
-    TASKS,
-    compared,
-    make_history,
-    printed,
-    save,
-    save_three,
-    shifted,
-    single,
-    tables,
-)
+from comparing import TASKS, compared, make_history, printed, save, saved, shifted, single, tables
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy import stats
 
+from docs import draw_results
 from tools.shared import forest, intervals
 from tools.shared.comparison import Difference, statement
 
@@ -29,7 +20,7 @@ NONE = "no measurable difference"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return save_three(tmp_path_factory.mktemp("runs"))
+    return saved(tmp_path_factory.mktemp("runs"))
 
 
 def test_the_tables_by_hand(runs, capsys):
@@ -161,6 +152,8 @@ def test_columns_and_baselines_may_be_chosen(runs, capsys):
     values, found = compared(capsys, runs, "--only", "joint", "alone", "--baseline", "alone")
     assert [*values] == ["joint", "alone"]
     assert [*found] == [("outline_overlap", "joint")]  # delta MTL needs every reference
+    _, found = compared(capsys, runs / "joint0", runs / "alone0")  # not with the first one
+    assert [*found] == [("outline_overlap", "joint")]
     for flag in ("--baseline", "--only"):
         message = printed(capsys, runs, flag, "jiont", code=2)
         assert f"{flag}: expected one of alone, deep, joint, found jiont" in message
@@ -200,28 +193,6 @@ def test_what_else_differs_is_told(tmp_path, capsys):
     assert told("starting weights = none in alone; x.pt in joint.") in text
 
 
-def stop(history, folder, epochs):
-    """The checkpoint of a run that was stopped after so many epochs."""
-    about = {k: v for k, v in history.items() if not k.startswith("test")}
-    done = {part: {k: v[:epochs] for k, v in about.pop(part).items()} for part in ("train", "val")}
-    done |= {"seconds": about.pop("seconds")[:epochs], "best_epoch": min(3, epochs)}
-    torch.save({"about": about, "history": done}, folder / "joint_last.pt")
-
-
-def test_a_stopped_run_tells_what_it_has_reached(runs, tmp_path, capsys):
-    line = "joint, seed 0: unfinished, epoch 2 of 4, validation values only."
-    for epochs, value in ((0, "-"), (2, "0.2000")):
-        stop(make_history("joint"), tmp_path, epochs)
-        text = printed(capsys, runs / "alone0", tmp_path, "--split", "val")
-        assert tables(text)[0]["joint"]["outline_overlap"] == value
-    assert line in text
-    text = printed(capsys, runs / "alone0", tmp_path)
-    assert line in text and tables(text)[0]["joint"]["outline_overlap"] == "-"
-    assert "expected a finished run" in printed(capsys, tmp_path, "--export", "x.jsonl", code=2)
-    save(make_history("joint"), tmp_path)  # finished: the checkpoint beside it says no more
-    assert "unfinished" not in printed(capsys, tmp_path)
-
-
 def test_out_writes_tables_and_picture(runs, tmp_path, capsys):
     with matplotlib.rc_context({"text.usetex": True}):  # a user's matplotlibrc
         table = printed(capsys, runs, f"$\\frac$={runs / 'joint0'}", "--out", tmp_path / "new")
@@ -230,6 +201,12 @@ def test_out_writes_tables_and_picture(runs, tmp_path, capsys):
     assert picture.shape[1] > 800 and picture.std() > 0.05
     printed(capsys, runs / "deep0", "--out", tmp_path / "one")  # has nothing to be compared with
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["compare.md"]
+
+
+def test_the_figures_of_the_documents_can_be_drawn(tmp_path):
+    draw_results.main(tmp_path)
+    for picture in (*draw_results.FORESTS, "masks.png", "front.png"):
+        assert imread(tmp_path / picture).std() > 0.05
 
 
 def test_the_forest_shows_both_intervals_in_points():

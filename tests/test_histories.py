@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from comparing import EXACT, compared, make_history, printed, save, save_three
+from comparing import EXACT, compared, make_history, printed, save, saved, tables
 from matplotlib.image import imread
 from running import run
 
@@ -15,7 +15,7 @@ from tools.shared import histories
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return save_three(tmp_path_factory.mktemp("runs"))
+    return saved(tmp_path_factory.mktemp("runs"))
 
 
 def test_a_series_gives_the_same_tables(runs, tmp_path, capsys):
@@ -95,7 +95,11 @@ def test_the_same_run_twice_is_refused_without_a_label(runs, tmp_path, capsys):
 def test_labels_and_paths_may_hold_an_equals_sign(tmp_path, capsys):
     for folder in ("lr=0.01", "plain"):
         save(make_history("joint"), tmp_path / folder)
-    for argument, label in (("a={}/lr=0.01", "a"), ("l=0={}/plain", "l=0"), ("{}/lr=0.01", "joint")):
+    for argument, label in (
+        ("a={}/lr=0.01", "a"),
+        ("l=0={}/plain", "l=0"),
+        ("{}/lr=0.01", "joint"),
+    ):
         assert [*compared(capsys, argument.format(tmp_path))[0]] == [label]
 
 
@@ -138,15 +142,29 @@ def test_damaged_histories_end_in_one_line(tmp_path, capsys, change, found):
 
 def test_what_the_engine_writes_is_read(shared_data, tmp_path, capsys):
     run("MTL_main", shared_data, tmp_path / "out")
-    values, _ = compared(capsys, tmp_path / "out", "--all")
-    record = torch.load(tmp_path / "out" / "main_history.pt", weights_only=True)
+    path, stopped = (tmp_path / "out" / f"main_{kind}.pt" for kind in ("history", "last"))
+    text = printed(capsys, tmp_path / "out", "--all")
+    assert "unfinished" not in text  # the checkpoint beside the history says no more
+    record = torch.load(path, weights_only=True)
     for task, entry in record["tasks"].items():
         for metric in entry["metrics"]:
-            cell = values["main"][f"{task}_{metric}"]
+            cell = tables(text)[0]["main"][f"{task}_{metric}"]
             assert cell.split(" ")[0] == f"{record['test'][f'{task}_{metric}']:.4f}"
-    (tmp_path / "out" / "main_history.pt").unlink()
+    path.unlink()
+    line = "main, seed 0: unfinished, epoch 3 of 3, validation values only."
+    text = printed(capsys, tmp_path / "out")
+    assert line in text and tables(text)[0]["main"]["seg_iou"] == "-"
     text = printed(capsys, tmp_path / "out", "--split", "val")
-    assert "main, seed 0: unfinished, epoch 3 of 3, validation values only." in text
+    best = record["val"]["seg_iou"][record["best_epoch"] - 1]
+    assert line in text and tables(text)[0]["main"]["seg_iou"] == f"{best:.4f}"
+    assert "expected a finished run" in printed(
+        capsys, stopped, "--export", tmp_path / "x.jsonl", code=2
+    )
+    state = torch.load(stopped, weights_only=True)
+    nothing = {"train": {}, "val": {}, "seconds": [], "best_epoch": 0}
+    torch.save(state | {"history": nothing}, stopped)  # before the end of the first epoch
+    values, _ = compared(capsys, stopped, "--split", "val")
+    assert values["main"]["seg_iou"] == "-"
 
 
 def test_minutes_to_a_quality(runs, tmp_path, capsys):

@@ -12,10 +12,10 @@
 
 Folders are searched to any depth. Runs of one script with different constants, starting weights or
 numbers of parameters become separate columns; runs with different test images are folds of one
-column. Each metric is compared with the single-task network of its task, if that is among the runs,
-or else with the first column. Runs with different data or budgets are refused. With
---train-may-differ the training data may differ, for example in the images without a box; then the
-number of steps instead of epochs must be the same.
+column. Each metric is compared with --baseline, or without it with the single-task network of its
+task; where the runs lack both, with the first column that has it. Runs with different data or
+budgets are refused. With --train-may-differ the training data may differ, for example in the images
+without a box; then the number of steps instead of epochs must be the same.
 """
 
 import sys
@@ -63,12 +63,12 @@ def refuse_different(runs, train_may_differ):
         known = {key: (path, value) for key, value in found.items()} | known
 
 
-def some(columns, flag, wanted):
-    """What is wanted; UserError if it is not among the columns."""
-    for label in wanted:
+def choose(columns, flag, labels):
+    """{label: column} of some columns; UserError if one is missing."""
+    for label in labels:
         if label not in columns:
             raise UserError(f"{flag}: expected one of {', '.join(columns)}, found {label}")
-    return wanted
+    return {label: columns[label] for label in labels}
 
 
 def refuse_apart(columns, split, wanted):
@@ -106,8 +106,8 @@ def main(argv):
         return
     refuse_different(runs, options.train_may_differ)
     columns = group(runs)
-    columns = {label: columns[label] for label in some(columns, "--only", options.only or columns)}
-    some(columns, "--baseline", [options.baseline] if options.baseline else [])
+    columns = choose(columns, "--only", options.only or columns)
+    choose(columns, "--baseline", [options.baseline] if options.baseline else [])
     refuse_apart(columns, options.split, options.baseline)
     table = markdown(columns, options.split, options.baseline, options.all)
     if options.out:

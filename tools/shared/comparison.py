@@ -68,7 +68,7 @@ def group(runs):
 
 def settings(runs):
     """[{name: value}] for each run: its constants, its script, the weights that it started from."""
-    paths = dict(reversed([weights(run) for run in runs]))  # of equal files, the first path
+    paths = dict(weights(run) for run in runs)
     known = [*paths.values()]
     for identity, path in paths.items():
         paths[identity] = path if known.count(path) == 1 else f"{path} ({identity})"
