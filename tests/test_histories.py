@@ -105,8 +105,7 @@ def test_labels_and_paths_may_hold_an_equals_sign(tmp_path, capsys):
 
 def test_mistakes_end_in_one_line(tmp_path, capsys):
     message = printed(capsys, tmp_path / "nowhere", code=2)
-    assert "nowhere: expected a file or folder with runs, as *_history.pt" in message
-    assert "found no such path" in message
+    assert "nowhere: expected a file or folder" in message and "found no such path" in message
     assert "found none" in printed(capsys, tmp_path, code=2)
     summary = histories.summarise(make_history("joint"))
     for name, content, place, found in (
@@ -163,8 +162,7 @@ def test_what_the_engine_writes_is_read(shared_data, tmp_path, capsys):
     state = torch.load(stopped, weights_only=True)
     nothing = {"train": {}, "val": {}, "seconds": [], "best_epoch": 0}
     torch.save(state | {"history": nothing}, stopped)  # before the end of the first epoch
-    values, _ = compared(capsys, stopped, "--split", "val")
-    assert values["main"]["seg_iou"] == "-"
+    assert compared(capsys, stopped, "--split", "val")[0]["main"]["seg_iou"] == "-"
 
 
 def test_minutes_to_a_quality(runs, tmp_path, capsys):
