@@ -9,11 +9,15 @@ seg IoU 0.805, box IoU 0.615, accuracy 0.855; 3 minutes a run on one core (AMD E
 Try `python MTL_OEQ.py --demo`; README.md says how to get data.
 """
 
+import sys
+from pathlib import Path
+
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # not there under PYTHONSAFEPATH
 import engine
-from engine.tasks import BBOX, BIN, SEG
-from MTL_Utils import FixedWeights
+from MTL_Utils import BBOX, BIN, SEG, FixedWeights
+from parts.augment import Augment
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
@@ -55,13 +59,13 @@ class Network(nn.Module):
     [0, 1], "bin": (B,) logits}; H and W multiples of 32.
     """
 
-    def __init__(self, stem=STEM, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+    def __init__(self):
         super().__init__()
-        self.encoder = Encoder(widths, units, stem)
+        self.encoder = Encoder(WIDTHS, UNITS, STEM)
         self.stride = self.encoder.stride
-        self.seg = Decoder(widths, units, stem)
-        self.bbox = BoxHead(widths[-2])
-        self.bin = ClassHead(widths[-1] + widths[-2], dropout)
+        self.seg = Decoder(WIDTHS, UNITS, STEM)
+        self.bbox = BoxHead(WIDTHS[-2])
+        self.bin = ClassHead(WIDTHS[-1] + WIDTHS[-2], DROPOUT)
 
     def forward(self, image):
         if self.training:
@@ -89,9 +93,14 @@ TASKS = {
 }
 
 
-def weighting(loss_weights=LOSS_WEIGHTS):
+def weighting():
     """A new loss weighting."""
-    return FixedWeights(loss_weights)
+    return FixedWeights(LOSS_WEIGHTS)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
 
 
 if __name__ == "__main__":

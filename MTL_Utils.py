@@ -1,12 +1,15 @@
-"""Losses, metrics and loss weighting: pure functions and small modules, no I/O.
+"""Losses, metrics, tasks and loss weighting: pure functions and small modules, no I/O.
 
-Outputs and targets of the tasks, for a batch of B:
+Outputs and targets, for a batch of B (the kinds of target are those of parts/targets.py):
 
-    task     output                         target                          unknown
-    seg      logits (B, 1, H, W)            uint8 (B, 1, H, W) in {0, 1}    255, for each pixel
-    bbox     boxes (B, 4) xyxy in [0, 1]    (B, 4) xyxy in [0, 1]           NaN in the row
-    bin      logits (B,)                    (B,) in {0, 1}                  -1
-    class    logits (B, K)                  int64 (B,) in 0 ... K - 1       -1
+    kind                     output                         target                       unknown
+    PixelClasses, 2 classes  logits (B, 1, H, W)            uint8 (B, 1, H, W)           255
+    PixelClasses, K classes  logits (B, K, H, W)            uint8 (B, 1, H, W)           255
+    PixelValues              (B, C, H, W)                   (B, C, H, W)                 NaN
+    Box                      boxes (B, 4) xyxy in [0, 1]    (B, 4) xyxy in [0, 1]        NaN
+    Label, 2 classes         logits (B,)                    (B,) in {0, 1}               -1
+    Label, K classes         logits (B, K)                  int64 (B,) in 0 ... K - 1    -1
+    Values, Derived          (B, C), or (B,) for one        (B, C)                       NaN
 
 A loss function returns the loss of every sample, fp32 (B,): 0 and without gradient where nothing is
 known. A metric function returns {name: (B, 2)}: numerator and denominator of every sample, fp64;
@@ -15,65 +18,56 @@ not depend on the batch size. What is unknown is masked, not dropped, so that no
 the data and a GPU need not wait for the CPU.
 """
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-UNKNOWN = 255  # in a mask: a pixel that may be foreground or background
+from parts.targets import PETS, UNKNOWN, Target
 
 
 @dataclass(frozen=True)
 class Task:
     """Everything about one task. The first task of a script chooses the best epoch.
 
-    A `value` is a target or an output without its batch dimension, but the logit of a scalar is
-    (1,). A uint8 array (height, width) that `describe` gives is written as a picture.
+    `draw`, `describe` and `mirror` are those of the target's kind (parts/target.py) unless given.
     """
 
+    target: Target  # its kind: the file, what is allowed and unknown, how augmentation moves it
     loss: Callable  # (output, target) -> fp32 (B,), finite and without gradient where unknown
     metrics: Callable  # (output, target) -> {metric: fp64 (B, 2)}, 0 and 0 where unknown
-    known: Callable  # target -> bool (B,), whether anything of a sample's target is known
     primary: str  # the metric that chooses the best epoch and is shown first
-    higher_is_better: bool = True
-    means: Mapping = field(default_factory=dict)  # {metric: (a, b)}, the mean of two others
-    # (image uint8 (3, H, W), value, class_names) -> (image uint8 (3, H, W), words)
-    draw: Callable = lambda image, value, class_names: (image, "")
-    # (value, (width, height), class_names) -> {name: what JSON can say}
-    describe: Callable = lambda output, size, class_names: {}
-    mirror: Callable = lambda output: output  # of an image flipped left to right -> of the image
+    higher_is_better: bool = True  # whether that is so for the primary metric
+    means: Mapping = field(default_factory=dict)  # {metric: metrics that it is the mean of}
     reference: str | None = None  # NAME of the script that trains this task alone
+    draw: Callable | None = None  # (image uint8 (3, H, W), value, names) -> (image, words)
+    describe: Callable | None = None  # (output, (width, height), names) -> {name: value}
+    mirror: Callable | None = None  # output of an image flipped left to right -> of the image
+
+    def __post_init__(self):
+        for name in ("draw", "describe", "mirror"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self.target, name))
+
+    def known(self, target):
+        """Targets (B, ...) -> bool (B,): whether anything of them is known."""
+        return self.target.known(target)
 
     def ratios(self, sums):
-        """{metric: numerator / denominator} of {metric: (2,) sums}, and `means`; NaN for 0 / 0."""
+        """{metric: numerator / denominator} of {metric: (2,) sums}, and `means`; NaN for 0 / 0.
+
+        A mean is taken over those of its metrics that are defined.
+        """
         pairs = torch.stack(list(sums.values()))
         values = dict(zip(sums, (pairs[:, 0] / pairs[:, 1]).tolist(), strict=True))
-        means = {name: (values[a] + values[b]) / 2 for name, (a, b) in self.means.items()}
+        means = {}
+        for name, parts in self.means.items():
+            defined = [values[part] for part in parts if values[part] == values[part]]
+            means[name] = fmean(defined) if defined else float("nan")
         return values | means
-
-
-# ---------------------------------------------------------------------------- what is known
-
-
-def seg_known(target):
-    """uint8 (B, 1, H, W) -> bool (B,): whether any pixel is known."""
-    return (target.flatten(1) != UNKNOWN).any(1)
-
-
-def bbox_known(target):
-    """(B, 4) -> bool (B,): whether there is no NaN in the box."""
-    return ~target.isnan().any(1)
-
-
-def bin_known(target):
-    """Labels (B,) -> bool (B,): whether they are not negative."""
-    return target >= 0
-
-
-class_known = bin_known
 
 
 # ---------------------------------------------------------------------------------------- losses
@@ -101,7 +95,7 @@ def bbox_loss(boxes, target):
 
     Shape: boxes (B, 4), target (B, 4) xyxy in [0, 1] or NaN -> (B,).
     """
-    boxes, valid = boxes.float(), bbox_known(target)
+    boxes, valid = boxes.float(), ~target.isnan().any(1)
     target = torch.where(valid[:, None], target.float(), boxes.detach())  # a zero loss, no NaN
     each = 1 - distance_iou(boxes, target) + F.l1_loss(boxes, target, reduction="none").sum(1)
     return torch.where(valid, each, 0.0)
@@ -132,7 +126,7 @@ def bin_loss(logits, target):
 
     Shape: logits (B,), target (B,) in {0, 1, -1} -> (B,).
     """
-    valid = bin_known(target)
+    valid = target >= 0
     truth = torch.where(valid, target.float(), 0.0)
     each = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
     return torch.where(valid, each, 0.0)
@@ -144,6 +138,28 @@ def class_loss(logits, target):
     Shape: logits (B, K), target int64 (B,) in {0, ..., K - 1, -1} -> (B,).
     """
     return F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
+
+
+def pixel_class_loss(logits, target):
+    """Cross-entropy over K classes, the mean over the known pixels of a sample.
+
+    Shape: logits (B, K, H, W), target uint8 (B, 1, H, W) in {0, ..., K - 1, 255} -> (B,).
+    """
+    labels = target[:, 0].long()  # (B, H, W)
+    each = F.cross_entropy(logits.float(), labels, ignore_index=UNKNOWN, reduction="none")
+    return each.sum((1, 2)) / (labels != UNKNOWN).sum((1, 2)).clamp(min=1)
+
+
+def value_loss(output, target):
+    """Mean absolute error over the known values of a sample.
+
+    Shape: output and target (B, ...) of as many values, NaN in the target -> (B,).
+    """
+    target = target.reshape(len(target), -1)
+    valid = ~target.isnan()
+    output = output.float().reshape(target.shape)
+    error = (output - torch.where(valid, target, output.detach())).abs()
+    return error.sum(1) / valid.sum(1).clamp(min=1)
 
 
 # --------------------------------------------------------------------------------------- metrics
@@ -181,7 +197,7 @@ def bbox_metrics(boxes, target):
     """
     from torchvision.ops import box_iou  # takes seconds to import
 
-    valid = bbox_known(target)
+    valid = ~target.isnan().any(1)
     iou = box_iou(boxes.float(), torch.nan_to_num(target.float())).diagonal()  # (B,)
     return {
         "iou": _pairs(torch.where(valid, iou, 0.0), valid),
@@ -211,11 +227,60 @@ def class_metrics(logits, target):
 
     Shape: logits (B, K), target (B,) -> {name: (B, 2)}.
     """
-    return {"accuracy": _pairs(logits.argmax(1) == target, class_known(target))}
+    return {"accuracy": _pairs(logits.argmax(1) == target, target >= 0)}
+
+
+def pixel_class_metrics(logits, target):
+    """`iou_0` ... `iou_{K-1}`, the IoU of each class, and `pixel_accuracy`, over the known pixels.
+
+    The mean of the IoUs over the classes that occur is the mIoU (`means` of a Task).
+
+    Shape: logits (B, K, H, W), target (B, 1, H, W) in {0, ..., K - 1, 255} -> {name: (B, 2)}.
+    """
+    truth, predicted = target.flatten(1), logits.argmax(1).flatten(1)  # (B, H W)
+    valid = truth != UNKNOWN
+    found = {}
+    for k in range(logits.shape[1]):
+        one, other = (truth == k) & valid, (predicted == k) & valid
+        found[f"iou_{k}"] = _pairs((one & other).sum(1), (one | other).sum(1))
+    right = (truth == predicted) & valid
+    return found | {"pixel_accuracy": _pairs(right.sum(1), valid.sum(1))}
+
+
+def value_metrics(output, target):
+    """`absolute_error`, the mean over all known values.
+
+    Shape: output and target (B, ...) of as many values, NaN in the target -> {name: (B, 2)}.
+    """
+    target = target.reshape(len(target), -1)
+    valid = ~target.isnan()
+    error = (output.reshape(target.shape) - target).abs().double()
+    return {"absolute_error": _pairs(torch.where(valid, error, 0.0).sum(1), valid.sum(1))}
 
 
 def _pairs(numerator, denominator):
     return torch.stack([numerator.double(), denominator.double()], dim=1)
+
+
+# ------------------------------------------------------------------------------- tasks of the pets
+
+SEG = Task(
+    PETS["seg"],
+    seg_loss,
+    seg_metrics,
+    primary="iou",
+    means={"miou": ("iou", "background_iou")},
+    reference="baseline",
+)
+BBOX = Task(PETS["bbox"], bbox_loss, bbox_metrics, primary="iou", reference="bbox_only")
+BIN = Task(
+    PETS["bin"],
+    bin_loss,
+    bin_metrics,
+    primary="accuracy",
+    means={"balanced_accuracy": ("recall_0", "recall_1")},
+    reference="bin_only",
+)
 
 
 # -------------------------------------------------------------------------------- loss weighting
@@ -336,174 +401,3 @@ class InverseLossWeights(FactorWeights):
         share = torch.where(present > 0, inverse, -torch.inf).softmax(0)
         self.factors.copy_(torch.where(present > 0, share * present.sum(), 0.0))
         return super().forward(losses, known)
-
-
-class GradientWeights(FactorWeights):
-    """Factors from the inner products of the tasks' gradients at the features that they share.
-
-    The weighted loss is differentiated as a whole, so the heads feel the weights too. A negative
-    factor, which `imtl_g` and `aligned_mtl` can give, would make a head unlearn: it becomes 0.
-
-    Args:
-        weights: {task: float}; the method sees the gradients of the losses times these weights.
-        method: (K, K) fp64 -> (K,), a function of the next section or functools.partial of one.
-    """
-
-    needs_gradients = True
-
-    def __init__(self, weights, method):
-        super().__init__(weights)
-        self.method = method
-
-    def from_gradients(self, matrix, present):
-        """The weights (K,) of this batch, for `forward` and `weights` as well. A GPU waits once.
-
-        Args:
-            matrix: (K, K) inner products of the gradients of the unweighted losses, in the order
-                of the weights.
-            present: (K,), 0 for a task without a known target: it has no vote and the weight 0. A
-                known task whose gradient is 0 has no vote either, and keeps the given weight, as
-                all do where the matrix is not finite.
-        """
-        given = torch.tensor(list(self.fixed.values()), dtype=torch.float64)
-        table = torch.cat([matrix, present[:, None]], dim=1).cpu().double()
-        matrix, present = table[:, :-1] * given * given[:, None], table[:, -1] > 0
-        votes, factors = present & (matrix.diagonal() != 0), present.double()
-        matrix = matrix[votes][:, votes]
-        if len(matrix) and matrix.isfinite().all():
-            factors[votes] = self.method(matrix).clamp(min=0)
-        self.factors.copy_(factors)
-        return torch.stack(list(self.weights().values()))
-
-
-# ---------------------------------------------------- factors from inner products of gradients
-#
-# Each function takes M (K, K), the inner products of K gradients, fp64 on the CPU, and returns the
-# factors (K,). Orthogonal gradients of equal length get 1 each (1 + c from CAGrad): where a paper
-# takes a mean over the tasks or weights that add up to 1, the factors are K times those. The three
-# that solve a quadratic problem do so on every subset of the tasks and take the best: K <= 8.
-
-
-def pcgrad(matrix):
-    """Each gradient without its conflicts with the others, one after the other (PCGrad; Yu et al.
-    2020, arXiv:2001.06782). The paper draws the order; this is the mean over all orders, K <= 6.
-    """
-    rows, total = matrix.tolist(), torch.zeros_like(matrix[0])
-    for i in range(len(rows)):
-        orders = list(itertools.permutations(j for j in range(len(rows)) if j != i))
-        for order in orders:
-            factors = [float(j == i) for j in range(len(rows))]
-            for j in order:
-                conflict = sum(a * b for a, b in zip(rows[j], factors, strict=True))
-                factors[j] -= min(conflict, 0) / (rows[j][j] or 1)
-            total += torch.tensor(factors, dtype=total.dtype) / len(orders)
-    return total
-
-
-def mgda(matrix):
-    """The shortest convex combination (MGDA; Désidéri 2012; Sener and Koltun 2018,
-    arXiv:1810.04650). It is 0 where a gradient is 0.
-    """
-    matrix, masks = matrix / matrix.trace().clamp(min=1e-30), _subsets(len(matrix))[:-1]
-    system = F.pad(_blocks(matrix, masks), (0, 1, 0, 1))  # M w + multiplier = 0, sum of w = 1
-    system[:, :-1, -1] = system[:, -1, :-1] = masks
-    points = torch.linalg.pinv(system, hermitian=True)[:, :-1, -1].clamp(min=0)
-    points = points / points.sum(1, keepdim=True)
-    return len(matrix) * points[_first_least(_squares(points, matrix))]
-
-
-def cagrad(matrix, c=0.5):
-    """The step that is best for the worst task, at most c times the length of the mean gradient
-    away from that, 0 <= c < 1 (CAGrad; Liu et al. 2021, arXiv:2110.14048). The authors' code can
-    divide it by 1 + c^2. Where the paper divides by a length of 0, the step is the mean gradient.
-    """
-    weights = mgda(matrix)[None] / len(matrix)
-    matrix, masks = matrix / matrix.trace().clamp(min=1e-30), _subsets(len(matrix))[:-1]
-    mean, radius = matrix.mean(1), c * matrix.mean().clamp(min=0).sqrt()
-    # the least of mean . w + radius |w|_M on a subset: M w ~ level - mean, level from a quadratic
-    inverse = torch.linalg.pinv(_blocks(matrix, masks), hermitian=True)
-    one, other = (inverse @ masks[:, :, None])[..., 0], inverse @ mean
-    a, b, d = one.sum(1).clamp(min=1e-30), other.sum(1), other @ mean - radius.square()
-    level = (b + (b.square() - a * d).clamp(min=0).sqrt()) / a
-    points = (level[:, None] * one - other).clamp(min=0)
-    points = torch.cat([points / points.sum(1, keepdim=True), weights])
-    points = torch.where(points.isfinite(), points, weights)
-    lengths = _squares(points, matrix).clamp(min=0).sqrt()
-    best = _first_least(points @ mean + radius * lengths)
-    away = torch.where(lengths[best] > 1e-4, radius / lengths[best], 0.0)
-    return 1 + len(matrix) * away * points[best]
-
-
-def upgrad(matrix):
-    """Each gradient projected onto the directions that harm no task, and the sum of these (UPGrad;
-    Quinton and Rey 2024, arXiv:2406.16232).
-    """
-    cosines, norms = _cosines(matrix)
-    inverse = torch.linalg.pinv(_blocks(cosines, _subsets(len(matrix))), hermitian=True)
-    added = (-inverse @ cosines).clamp(min=0).transpose(1, 2)  # (subset, gradient, what is added)
-    points = torch.eye(len(matrix)).to(matrix) + added
-    best = _first_least(_squares(points, cosines))  # (K,): the subset of each gradient
-    return norms @ points[best, range(len(matrix))] / norms
-
-
-def imtl_g(matrix):
-    """Equal projections of the step on all unit gradients (IMTL-G; Liu et al., "Towards impartial
-    multi-task learning", ICLR 2021); 0 where no combination of gradients has them.
-    """
-    cosines, norms = _cosines(matrix)
-    factors = torch.linalg.pinv(cosines, hermitian=True).sum(1) / norms
-    total, size = factors.sum(), factors.abs().sum()
-    return len(matrix) * factors / total if total.abs() > 1e-6 * size else 0 * factors
-
-
-def aligned_mtl(matrix):
-    """The principal components of the gradients at the length of the shortest (Aligned-MTL;
-    Senushkin et al. 2023, arXiv:2305.19000), without those that fp32 cannot tell from 0.
-    """
-    values, vectors = torch.linalg.eigh(matrix)
-    kept = values > values.max() * len(matrix) * torch.finfo(torch.float32).eps
-    if not kept.any():
-        return torch.ones_like(values)
-    values, vectors = values[kept], vectors[:, kept]
-    return vectors @ ((values.min() / values).sqrt() * vectors.sum(0))
-
-
-def equal_norms(matrix):
-    """Gradients of equal length, as GradNorm aims at with alpha = 0 (Chen et al. 2018,
-    arXiv:1711.02257); a gradient of 0 gets 0.
-    """
-    inverse = 1 / matrix.diagonal().sqrt()
-    inverse = torch.where(inverse.isfinite(), inverse, 0.0)
-    return len(matrix) * inverse / inverse.sum().clamp(min=1e-30)
-
-
-def _cosines(matrix):
-    """Inner products of the unit gradients, 0 for a gradient of 0, and the norms (K,), 1 for it.
-
-    A ridge of 1e-6 keeps the rounding of fp32 from deciding between gradients that are dependent.
-    """
-    norms = matrix.diagonal().sqrt()
-    norms = torch.where(norms > 0, norms, 1.0)
-    return matrix / norms / norms[:, None] * (1 + 1e-6 * torch.eye(len(matrix)).to(matrix)), norms
-
-
-def _subsets(k):
-    """(2^K, K) in {0, 1}, the largest subset first, so that equal gradients get equal factors."""
-    masks = torch.tensor(list(itertools.product((1.0, 0.0), repeat=k)), dtype=torch.float64)
-    return masks[masks.sum(1).argsort(descending=True, stable=True)]
-
-
-def _blocks(matrix, masks):
-    """(N, K, K): the matrix, with 0 outside each subset."""
-    return matrix * masks[:, :, None] * masks[:, None]
-
-
-def _squares(points, matrix):
-    """(..., K) -> (...): squared length of these combinations of the gradients."""
-    return ((points @ matrix) * points).sum(-1)
-
-
-def _first_least(values):
-    """(N, ...) -> (...): the first index of the least value, but for rounding."""
-    least = values.amin(0)
-    return (values <= least + 1e-9 * least.abs() + 1e-15).int().argmax(0)

@@ -8,11 +8,15 @@ seg IoU 0.791, accuracy 0.802; 2 minutes a run on one core (AMD EPYC, Zen 5). Fo
 Try `python MTL_ablation_bin.py --demo`; README.md says how to get data.
 """
 
+import sys
+from pathlib import Path
+
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # not there under PYTHONSAFEPATH
 import engine
-from engine.tasks import BIN, SEG
-from MTL_Utils import FixedWeights
+from MTL_Utils import BIN, SEG, FixedWeights
+from parts.augment import Augment
 from ResBlock import ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
@@ -53,12 +57,12 @@ class Network(nn.Module):
     H and W multiples of 32.
     """
 
-    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+    def __init__(self):
         super().__init__()
-        self.encoder = Encoder(widths, units)
+        self.encoder = Encoder(WIDTHS, UNITS)
         self.stride = self.encoder.stride
-        self.seg = Decoder(widths, units)
-        self.bin = ClassHead(widths[-1], dropout)
+        self.seg = Decoder(WIDTHS, UNITS)
+        self.bin = ClassHead(WIDTHS[-1], DROPOUT)
 
     def forward(self, image):
         return self.decode(self.encoder(image))
@@ -79,9 +83,14 @@ TASKS = {
 }
 
 
-def weighting(loss_weights=LOSS_WEIGHTS):
+def weighting():
     """A new loss weighting."""
-    return FixedWeights(loss_weights)
+    return FixedWeights(LOSS_WEIGHTS)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ seg IoU 0.790, box IoU 0.557, accuracy 0.818; 2 minutes a run on one core (AMD E
 Try `python MTL_main.py --demo`; README.md says how to get data.
 """
 
+import sys
+from pathlib import Path
+
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # not there under PYTHONSAFEPATH
 import engine
-from engine.tasks import BBOX, BIN, SEG
-from MTL_Utils import FixedWeights
+from MTL_Utils import BBOX, BIN, SEG, FixedWeights
+from parts.augment import Augment
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
@@ -53,13 +57,13 @@ class Network(nn.Module):
     [0, 1], "bin": (B,) logits}; H and W multiples of 32.
     """
 
-    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+    def __init__(self):
         super().__init__()
-        self.encoder = Encoder(widths, units)
+        self.encoder = Encoder(WIDTHS, UNITS)
         self.stride = self.encoder.stride
-        self.seg = Decoder(widths, units)
-        self.bbox = BoxHead(widths[-1])
-        self.bin = ClassHead(widths[-1], dropout)
+        self.seg = Decoder(WIDTHS, UNITS)
+        self.bbox = BoxHead(WIDTHS[-1])
+        self.bin = ClassHead(WIDTHS[-1], DROPOUT)
 
     def forward(self, image):
         return self.decode(self.encoder(image))
@@ -82,9 +86,14 @@ TASKS = {
 }
 
 
-def weighting(loss_weights=LOSS_WEIGHTS):
+def weighting():
     """A new loss weighting."""
-    return FixedWeights(loss_weights)
+    return FixedWeights(LOSS_WEIGHTS)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
 
 
 if __name__ == "__main__":

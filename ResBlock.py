@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-class SettingError(ValueError):
-    """A setting that a network cannot be built with; the message begins with its name."""
+from parts.errors import SettingError
 
 
 class ResidualBlock(nn.Module):
@@ -150,21 +148,25 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the encoder's features back to one logit per pixel, with a skip connection per level.
+    """From the encoder's features back to every pixel, with a skip connection per level.
 
-    Shape: features as Encoder returns them -> (B, 1, H, W). The last factor is a pixel shuffle
-    (Shi et al. 2016, arXiv:1609.05158): stem x stem logits per position at stride `stem`.
+    Shape: features as Encoder returns them -> (B, channels, H, W). The last factor is a pixel
+    shuffle (Shi et al. 2016, arXiv:1609.05158): channels x stem x stem numbers per position at
+    stride `stem`.
 
     Args:
         widths, units, stem, mode: as the Encoder's.
+        channels: numbers per pixel: 1 logit for two classes, K for more, or values.
     """
 
-    def __init__(self, widths, units, stem=4, mode="normal"):
+    def __init__(self, widths, units, stem=4, mode="normal", channels=1):
         super().__init__()
         pairs = list(pairwise(reversed(widths)))
         self.blocks = nn.ModuleList(ResidualBlock(a, b, units, "up", mode) for a, b in pairs)
         self.skips = nn.ModuleList(nn.Sequential(*conv_norm(b, b, 1)) for _, b in pairs)
-        self.logits = nn.Sequential(nn.Conv2d(widths[0], stem**2, 1), nn.PixelShuffle(stem))
+        self.logits = nn.Sequential(
+            nn.Conv2d(widths[0], channels * stem**2, 1), nn.PixelShuffle(stem)
+        )
 
     def forward(self, features):
         return self.logits(self.levels(features)[-1])

@@ -17,7 +17,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.evaluation import evaluate
-from engine.settings import Parser, UserError
+from parts.commandline import Parser
+from parts.errors import UserError
 from tools.shared.common import EXPERIMENTS, as_path, choose_device, command
 from tools.shared.comparison import estimate, limits
 from tools.shared.networks import open_data, open_network

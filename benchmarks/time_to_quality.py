@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.artefacts import replacing
-from engine.settings import Parser
+from parts.commandline import Parser
+from parts.files import replacing
 from tools.shared.common import run_tool
 from tools.shared.histories import find
 

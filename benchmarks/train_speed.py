@@ -26,8 +26,9 @@ from dataload import SPLITS, write_split
 from engine.batches import loader
 from engine.run import build, open_data
 from engine.script import ROOT, load
-from engine.settings import Parser, parse, whole_number
+from engine.settings import parse
 from engine.training import TrainingStep, gigaflop
+from parts.commandline import Parser, whole_number
 from parts.precision import native_bf16
 from tools.shared.common import choose_device, command
 

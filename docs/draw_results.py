@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from engine.pictures import Figure, plain_style, save
 from engine.script import ROOT
+from parts.figures import Figure, plain_style, save
 from tools.shared import histories
 from tools.shared.comparison import differences, group, metrics, pooled
 from tools.shared.forest import save_picture

@@ -1,20 +1,18 @@
 """The run of an experiment and everything around it; knows no task, network or metric by name.
 
-settings.py     the constants of a script as settings, and its command line
-script.py       a script loaded from its file, and what it must define
-tasks.py        the three tasks, assembled: the only file here that names them
+settings.py     the constants of a script as settings, and their flags
+script.py       a script executed under given constants, and what it must define
 run.py          one run from data to artefacts, resumed where it stopped
 training.py     the training step and everything that learns
 batches.py      which samples a step sees, at which side, and how they reach the device
 evaluation.py   losses and metrics of a split
-optimiser.py    Muon and AdamW under one schedule
-average.py      the average of the weights
-precision.py    bf16 where it is native
 processes.py    one process or many (torchrun), and the signals that stop a run
 artefacts.py    atomic file writes, whose files a folder holds, and the provenance of a result
 results.py      what a finished run writes
 pictures.py     the loss curve, the test picture and the gradients' curves
 report.py       what a run prints; CSV and TensorBoard copies of its history
+weights.py      starting from the weights of another run
+trained.py      a trained network, opened from a file of its run
 """
 
 import os
@@ -39,16 +37,15 @@ def main(file, argv=None):
         SystemExit: code 2 and one line on stderr for a user's mistake or a damaged file;
             128 + signal number after Ctrl-C, SIGTERM or SIGHUP.
     """
-    from engine.report import STDERR
-    from engine.script import load
-    from engine.settings import UserError, parse
+    from engine.script import parse
+    from parts.errors import UserError
+    from parts.streams import STDERR
 
     try:
-        script = load(file)
         if argv is None:
             started = sys.argv and Path(sys.argv[0]).resolve() == Path(file).resolve()
             argv = sys.argv[1:] if started else []
-        settings, options = parse(script, argv)
+        script, settings, options = parse(file, argv)
         from engine.run import execute  # late, so that --help and a wrong flag answer quickly
 
         execute(script, settings, options)
@@ -60,4 +57,25 @@ def main(file, argv=None):
         sys.exit(2)
 
 
-__all__ = ["main"]
+def load(place, **constants):
+    """A script as a module, executed as if these constants had been edited: `script.load`.
+
+    `engine.load("MTL_main.py", WIDTHS=(8, 16)).Network()` is the network that `--widths 8 16`
+    trains.
+    """
+    from engine.script import load
+
+    return load(place, **constants)
+
+
+def open_network(path, device=None):
+    """The trained network in any file of a run, ready to `predict(image)`: `trained.open_network`.
+
+    The device is "cpu", "cuda", ...; by default the GPU if there is one.
+    """
+    from engine.trained import open_network
+
+    return open_network(path, device)
+
+
+__all__ = ["load", "main", "open_network"]

@@ -1,85 +1,14 @@
 """Atomic file writes, whose files a folder holds, and the provenance of a result."""
 
 import contextlib
-import glob
 import importlib.metadata
-import io
-import os
 import platform
 import subprocess
 from pathlib import Path
 
-import torch
-from filelock import FileLock, Timeout
-
-from engine.settings import UserError
+from parts.errors import UserError
 
 LIBRARIES = ("torch", "torchvision", "h5py", "numpy")
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path in the same folder; renamed to `path` on success, removed on failure.
-
-    A kill at any moment leaves the old file or the new one.
-
-    Raises:
-        UserError: the file cannot be written; the old one stays.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "r+b") as file:  # Windows flushes only what is open for writing
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save(content, path):
-    """torch.save as an atomic write; raises UserError.
-
-    The content goes through memory, because torch writes "unexpected pos" where the system says
-    "disk full".
-    """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def load(path):
-    """Tensors and plain values of a checkpoint; never runs code from the file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path}: expected a checkpoint, found a damaged file ({reason})"
-        ) from error
-
-
-def output_folder(path, flag="--file-save-path"):
-    """The folder as a Path, created if necessary and checked to be writable; ~ is the home folder.
-
-    Raises:
-        UserError: the folder cannot be created or written to; names the flag.
-    """
-    folder = Path(os.path.expanduser(path))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{flag}: cannot make the folder {folder} ({error.strerror})") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{flag}: expected a writable folder, found {folder}")
-    return folder
 
 
 def marks(folder, name):
@@ -101,42 +30,6 @@ def refuse_another(folder, name, options, is_first):
             f"--resume: expected {last}, found a finished run without it; start anew with "
             "--overwrite"
         )
-
-
-def remove_leftovers(paths):
-    """Remove the temporary files that killed runs have left of these files."""
-    for path in paths:
-        for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(folder, name):
-    """A block during which no other run may write files of this name to the folder.
-
-    The system releases the lock of a killed process. A file system without locks gives no guard.
-
-    Raises:
-        UserError: another run has the lock.
-    """
-    path = folder / f".{name}.lock"
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"--file-save-path: expected no other run of {name} in {folder}, found one that is "
-            "still going; wait for it, or choose another folder"
-        ) from error
-    except (OSError, NotImplementedError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows keeps a file that is open
-            path.unlink()
-        lock.release()
 
 
 def versions():

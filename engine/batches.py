@@ -1,28 +1,11 @@
 """Which samples a training step sees, at which side, and how they reach the device."""
 
-import contextlib
-import functools
-import itertools
-import math
-import signal
-
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-LEAST_KNOWN = 0.5  # share of a batch with a known target of the first task, if possible
+from parts.signals import ignore_stop_signals, stop_signals_blocked
+
 WORKERS = 2  # processes that read from disk
-
-
-def seeded(*numbers):
-    """A CPU generator for one step of a run; also seeds torch's own, from which dropout draws.
-
-    Every step begins with this, so the position in a run determines all its random numbers.
-    """
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)
 
 
 def train_known(tasks, train):
@@ -31,100 +14,22 @@ def train_known(tasks, train):
     return known[0], torch.stack(known).any(0)
 
 
-def epoch_batches(known, useful, batch_size, seed, epoch):
-    """The sample numbers of an epoch's batches, shuffled; an incomplete last batch is dropped.
-
-    A sample of which nothing is known is never drawn. If the first task's target is known for fewer
-    than LEAST_KNOWN of the rest, those samples are drawn more often, so that they make up this
-    share of every batch. The number of steps stays the same in both cases.
-
-    Args:
-        known: bool (N,), whether a sample's target of the first task is known.
-        useful: bool (N,), whether its target of any task is known.
-    """
-    length, generator = len(known), seeded(seed, epoch)
-    size = min(batch_size, length)
-    steps = length // size
-    order = torch.randperm(length, generator=generator)
-    drawn, rare, others = (order[m[order]] for m in (useful, known, useful & ~known))
-    if not 0 < len(rare) < LEAST_KNOWN * len(drawn):
-        return _repeated(drawn, steps * size, generator).view(steps, size).tolist()
-    quota = math.ceil(LEAST_KNOWN * size)  # in every batch
-    mixed = torch.cat(
-        [
-            _repeated(rare, steps * quota, generator).view(steps, quota),
-            _repeated(others, steps * (size - quota), generator).view(steps, size - quota),
-        ],
-        dim=1,
-    )  # (steps, size)
-    places = torch.rand(mixed.shape, generator=generator).argsort(dim=1)
-    return mixed.gather(1, places).tolist()  # shuffled, so that every process gets known ones
-
-
-def _repeated(numbers, count, generator):
-    """The first `count` of the numbers; if they are too few, all of them again, newly shuffled."""
-    rounds = math.ceil(count / len(numbers))
-    again = [torch.randperm(len(numbers), generator=generator) for _ in range(rounds - 1)]
-    return torch.cat([numbers, *(numbers[places] for places in again)])[:count]
-
-
-def training_side(sides, epoch, epochs, full, stride):
-    """(h, w) in pixels of the training images in an epoch: progressive resizing.
-
-    `sides` are shares of the side `full`, one for each equal part of the epochs; the last epoch
-    always has the last one. h and w are the multiples of `stride` nearest to that share, with
-    nearly the aspect ratio of `full`.
-    """
-    part = len(sides) - 1 if epoch == epochs else (epoch - 1) * len(sides) // epochs
-    return _nearest_side(sides[part], tuple(full), stride)
-
-
-@functools.cache
-def _nearest_side(share, full, stride):
-    wanted = math.log(share)
-    height, width = (max(1, pixels // stride) for pixels in full)  # in units of the stride
-
-    def distance(side):
-        h, w = math.log(side[0] / height), math.log(side[1] / width)
-        return (h - wanted) ** 2 + (w - wanted) ** 2 + 4 * (h - w) ** 2
-
-    candidates = itertools.product(range(1, height + 1), range(1, width + 1))
-    return tuple(stride * units for units in min(candidates, key=distance))
-
-
 def loader(dataset, batches, device):
     """Yield batches (images, targets) on the device; with workers if the data are on disk."""
-    on_host = not dataset.in_memory or dataset.images.device.type == "cpu"
+    on_host = dataset.device.type == "cpu"
     samples = DataLoader(
         dataset,
         sampler=batches,  # lists of sample numbers: dataset[[i, j]] is a batch
         batch_size=None,
         num_workers=0 if dataset.in_memory else WORKERS,
         pin_memory=device.type == "cuda" and on_host,
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=ignore_stop_signals,
     )
-    with _stop_signals_blocked():  # workers inherit this: the parent decides when to stop
+    with stop_signals_blocked():  # workers inherit this: the parent decides when to stop
         samples = iter(samples)
     for images, targets in samples:
         targets = {task: target.to(device, non_blocking=True) for task, target in targets.items()}
         yield images.to(device, non_blocking=True), targets
-
-
-def _ignore_stop_signals(worker):
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def _stop_signals_blocked():
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def keep_on_device(datasets, device):
@@ -133,5 +38,5 @@ def keep_on_device(datasets, device):
         return
     for dataset in datasets:
         free, _ = torch.cuda.mem_get_info(device)
-        if dataset.in_memory and dataset.images.nbytes + dataset.masks.nbytes <= free / 2:
+        if dataset.in_memory and dataset.nbytes <= free / 2:
             dataset.to(device)

@@ -1,37 +1,15 @@
 """Curves and test picture of a run. Colours are Okabe and Ito's, for colour-blind readers too."""
 
-import contextlib
 import math
 import textwrap
 from itertools import cycle
 
-import matplotlib.style
-import torch.nn.functional as F
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from engine.artefacts import replacing
+from parts.figures import DPI, Figure, drawn, plain_style, save, show
+from parts.paint import BLUE, ORANGE
 
-BLUE, ORANGE = "#0072B2", "#E69F00"
 WIDTH = 8.0  # inches; with fonts of 9 points readable when shown 800 pixels wide
-DPI = 150
-SHARP = 450  # least side in pixels of an image that lines are drawn on
-
-
-def drawn(image, answers, tasks, class_names):
-    """An image with targets or outputs drawn on it, and the words of the tasks, joined.
-
-    Args:
-        image: uint8 (3, H, W); enlarged by a whole factor, so that lines look thin.
-        answers: {task: target or output} without a batch dimension, but logits of scalars as (1,).
-    """
-    factor = max(1, math.ceil(SHARP / min(image.shape[1:])))
-    image, texts = F.interpolate(image[None], scale_factor=factor, mode="nearest")[0], []
-    for name, task in tasks.items():
-        if name in answers:
-            image, words = task.draw(image, answers[name], class_names)
-            texts.append(words)
-    return image, ", ".join(filter(None, texts))
 
 
 def save_test_picture(path, image, targets, outputs, scores, tasks, class_names):
@@ -61,31 +39,30 @@ def save_test_picture(path, image, targets, outputs, scores, tasks, class_names)
         save(figure, path)
 
 
-def show(axis, picture, title, fontsize=9):
-    """A picture uint8 (3, H, W) with a title on its own axis; "$" in the title is no formula."""
-    axis.imshow(picture.permute(1, 2, 0).numpy())
-    axis.set_anchor("S")  # so that the free space is left for the title
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=fontsize, parse_math=False)
-
-
 def save_loss_picture(path, history, name, task):
     """Training and validation loss of one task over the epochs, and its primary metric."""
     with plain_style():
         figure = Figure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
         left, right = figure.subplots(1, 2)
-        losses, val_losses = (history[part][f"{name}_loss"] for part in ("train", "val"))
+        start = {key: [value] for key, value in history.get("start", {}).items()}
+        first = 0 if start else 1  # epoch 0 is that of the starting weights
+        losses = history["train"][f"{name}_loss"]
+        val_losses, series = (
+            start.get(key, []) + history["val"][key]
+            for key in (f"{name}_loss", f"{name}_{task.primary}")
+        )
         metric = task.primary.replace("_", " ")
         curve = {"marker": "." if len(losses) < 20 else ""}  # a single epoch draws no line
         epochs = range(1, len(losses) + 1)
         left.plot(epochs, losses, color=BLUE, linestyle="--", label="training, augmented", **curve)
+        epochs = range(first, first + len(val_losses))
         left.plot(epochs, val_losses, color=ORANGE, label="validation", **curve)
-        series = history["val"][f"{name}_{task.primary}"]
         right.plot(epochs, series, color=ORANGE, label="validation", **curve)
         left.set(ylabel=f"{name} loss", title=f"{name} loss")
         right.set(ylabel=f"{name} {metric}", title=f"{name} {metric} of the validation split")
-        _mark_best(left, history["best_epoch"], val_losses)
-        _mark_best(right, history["best_epoch"], series)
+        best = history["best_epoch"]
+        _mark_best(left, best, val_losses[best - first])
+        _mark_best(right, best, series[best - first])
         save(figure, path)
 
 
@@ -112,9 +89,8 @@ def save_conflict_picture(path, conflict):
         save(figure, path)
 
 
-def _mark_best(axis, best, series):
-    """Mark the best epoch on a panel of the loss picture, and label the panel."""
-    value = series[best - 1]
+def _mark_best(axis, best, value):
+    """Mark the best epoch, with its value, on a panel of the loss picture, and label the panel."""
     axis.axvline(best, color="grey", linestyle=":")
     label = f"best epoch, {best}: {value:.3f}"
     axis.plot(best, value, "*", color="black", markersize=10, linestyle="", label=label)
@@ -122,16 +98,3 @@ def _mark_best(axis, best, series):
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend()
-
-
-@contextlib.contextmanager
-def plain_style():
-    """matplotlib's own settings, whatever the user's matplotlibrc says (LaTeX, fonts)."""
-    with matplotlib.style.context("default"):
-        yield
-
-
-def save(figure, path):
-    """Write a figure as a PNG, as an atomic write; raises UserError."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary)

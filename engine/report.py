@@ -2,45 +2,14 @@
 
 import csv
 import math
-import sys
 from pathlib import Path
 from statistics import median
 
 from tqdm import tqdm
 
-from engine.artefacts import replacing
-from engine.settings import UserError
-
-
-class Speaker:
-    """A stream that survives a closed terminal or pipe; what is written after that is lost.
-
-    Args:
-        stream: its name in `sys`, looked up at every use.
-    """
-
-    def __init__(self, stream="stderr"):
-        self.stream = stream
-
-    def write(self, text):
-        """Write, or give up for good."""
-        try:
-            getattr(sys, self.stream).write(text)
-        except (OSError, ValueError, AttributeError):  # broken, closed, or None
-            setattr(sys, self.stream, None)
-
-    def flush(self):
-        """Flush, or give up for good."""
-        try:
-            getattr(sys, self.stream).flush()
-        except (OSError, ValueError, AttributeError):
-            setattr(sys, self.stream, None)
-
-    def __getattr__(self, name):  # isatty, fileno, encoding, ... for tqdm
-        return getattr(getattr(sys, self.stream), name)
-
-
-STDERR = Speaker()
+from parts.errors import UserError
+from parts.files import replacing
+from parts.streams import STDERR
 
 
 class Report:
@@ -110,6 +79,11 @@ class Report:
         """Time from `position`, in epochs, to the end: by past epochs, else by `epoch_seconds`."""
         typical = median(self.seconds[-10:]) if self.seconds else epoch_seconds
         return tqdm.format_interval(typical * (self.epochs - position))
+
+    def start_values(self, found):
+        """Print the validation of the starting weights, {name: value}."""
+        values = self._primary({name: [value] for name, value in found.items()})
+        self.say(f"epoch 0, the starting weights: {values}; they compete for the best epoch")
 
     def epoch(self, history, rate):
         """Print a line on the last epoch of the history, and write its scalars for TensorBoard.

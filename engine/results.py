@@ -8,8 +8,10 @@ import torch
 from engine import artefacts
 from engine.evaluation import predict, sample_scores, values
 from engine.report import save_csv
-from engine.settings import UserError
+from engine.script import PICKLE
 from engine.training import TrainingStep, gigaflop
+from parts import files
+from parts.errors import UserError
 
 
 def about(script, config, tasks, data, trainer):
@@ -18,19 +20,29 @@ def about(script, config, tasks, data, trainer):
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
         "name": script.name,
-        "script": script.module_name,
+        "script": script.place,
         "config": config,
         "tasks": _summaries(tasks, trainer.network, train, device),
         "data": {split: len(dataset) for split, dataset in data.items()},
         "data_fingerprint": {split: dataset.fingerprint() for split, dataset in data.items()},
         "side": tuple(train.side),
-        "class_names": tuple(train.class_names),
+        "class_names": _class_names(data),
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         "device": f"{device}{card}",
         "commit": artefacts.commit(),
         "versions": artefacts.versions(),
         "weights_from": None,
     }
+
+
+def _class_names(data):
+    """{target: names of its classes}, those of the first split that has its file."""
+    found = {}
+    for dataset in data.values():
+        found |= {
+            n: v for n, v in dataset.class_names.items() if n in dataset.arrays.keys() - found
+        }
+    return data["train"].class_names | found
 
 
 @torch.inference_mode()
@@ -80,43 +92,66 @@ def paths(folder, name, tasks):
 
     The checkpoint is not among them.
     """
-    numbers = ("model_lite.pt", "model.pt", "history.csv", "history.pt")
-    endings = (*numbers, f"{next(iter(tasks))}_loss.png", "test.png", "conflict.png")
+    numbers = ("model_lite.pt", "history.csv", "history.pt")
+    endings = (*numbers, "model.pt", f"{next(iter(tasks))}_loss.png", "test.png", "conflict.png")
     return [folder / f"{name}_{ending}" for ending in endings]
 
 
-def write(folder, history, network, tasks, table, data, report):
-    """Write the results of a run; a picture that cannot be drawn costs the picture alone.
+def write_numbers(folder, tasks, data, report, history, network):
+    """Write weights and history, and print the test metrics.
 
     Args:
-        history: complete; its file, the last of the numbers, marks the run as finished.
-        network: with the weights of the best epoch.
-        table: of `evaluate` for the test split.
+        folder: of the run.
+        tasks: {name: Task}.
         data: {split: H5Dataset}.
         report: prints what was written.
+        history: complete; its file, the last, marks the numbers as written.
+        network: with the weights of the best epoch.
     """
-    on_cpu = copy.deepcopy(network).cpu()  # so that the files open without a GPU
-    files = paths(folder, history["name"], tasks)
-    artefacts.save(on_cpu.state_dict(), files[0])
-    artefacts.save(on_cpu, files[1])
-    save_csv(history, files[2])
-    artefacts.save(history, files[3])
+    lite, table, record, *_ = paths(folder, history["name"], tasks)
+    files.save({key: value.cpu() for key, value in network.state_dict().items()}, lite)
+    save_csv(history, table)
+    files.save(history, record)
+
+
+def write_others(folder, tasks, data, report, history, network, table):
+    """Write the whole network and the pictures; what cannot be written costs that file alone.
+
+    The arguments are those of `write_numbers`, and the `evaluate` of the test split.
+    """
     report.table(history)
-    pictures = [
+    on_cpu = copy.deepcopy(network).cpu().eval()  # so that the files open without a GPU
+    places = paths(folder, history["name"], tasks)
+    steps = [
+        functools.partial(_save_network, on_cpu, data["test"], report),
         functools.partial(_draw_losses, history, tasks),
-        functools.partial(_draw_median, on_cpu, tasks, table, data["test"]),
+        functools.partial(_draw_median, on_cpu, tasks, table, data["test"], history),
     ]
     if "conflict" in history:
-        pictures.append(functools.partial(_draw_conflict, history))
-    for draw, path in zip(pictures, files[4:], strict=False):
+        steps.append(functools.partial(_draw_conflict, history))
+    for write, path in zip(steps, places[3:], strict=False):
         try:
-            draw(path)
+            write(path)
         except UserError as error:
-            report.warn(str(error))
-        except Exception as error:  # of a user's task or of matplotlib: the numbers are safe
-            report.warn(f"{path}: cannot be drawn ({type(error).__name__}: {error})")
+            report.warn(f"warning: {error}")
+        except Exception as error:  # of a user's code or of matplotlib: the numbers are safe
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            report.warn(f"warning: {path}: cannot be made ({reason})")
     last = folder / f"{history['name']}_last.pt"
-    report.end(history, [*(path for path in files if path.is_file()), last])
+    report.end(history, [*(path for path in places if path.is_file()), last])
+
+
+def _save_network(network, test, report, path):
+    """Save the whole network, and compare it with what a user gets who opens the file."""
+    files.save(network, path, pickle_module=PICKLE)
+    opened = torch.load(path, map_location="cpu", weights_only=False).eval()
+    images, _ = test[[0]]
+    ours, theirs = (predict(each, images.cpu())[0] for each in (network, opened))
+    if not all(torch.equal(ours[name], theirs[name]) for name in ours):
+        report.warn(
+            f"warning: {path}: the opened network gives other outputs than the trained one; what "
+            "it needs must be in its own attributes"
+        )
 
 
 def _draw_losses(history, tasks, path):
@@ -131,7 +166,7 @@ def _draw_conflict(history, path):
     save_conflict_picture(path, history["conflict"])
 
 
-def _draw_median(network, tasks, table, test, path):
+def _draw_median(network, tasks, table, test, history, path):
     """Draw the test sample whose primary metric is the median of those where it is known."""
     from engine.pictures import save_test_picture
 
@@ -144,4 +179,6 @@ def _draw_median(network, tasks, table, test, path):
     rows = {n: {m: pairs[[index]] for m, pairs in each.items()} for n, each in table.items()}
     metrics = values(tasks, rows)
     scores = {f"{n} {t.primary}": metrics[f"{n}_{t.primary}"] for n, t in tasks.items()}
-    save_test_picture(path, images[0].cpu(), targets, outputs, scores, tasks, test.class_names)
+    save_test_picture(
+        path, images[0].cpu(), targets, outputs, scores, tasks, history["class_names"]
+    )

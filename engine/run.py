@@ -4,29 +4,31 @@ import contextlib
 import math
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from dataload import SPLITS, Augment, H5Dataset, check_splits, warnings
+from dataload import warnings
 from engine import artefacts, results
-from engine.batches import epoch_batches, keep_on_device, seeded, train_known, training_side
+from engine.batches import keep_on_device, train_known
 from engine.evaluation import evaluate, values
-from engine.processes import Processes, StopSignals
+from engine.processes import Processes
 from engine.report import Report
-from engine.script import check_script, check_tasks
-from engine.settings import UserError, arguments_from, as_dict
-from engine.training import Trainer, conflict, known_counts, means
-from engine.weights import take_weights
+from engine.script import check_script
+from engine.setup import begin, build, data_folder, make_demo, open_data
+from engine.training import conflict, known_counts, means
+from engine.weights import identity, same_source, take_weights, weights_file
+from parts import files
+from parts.errors import UserError
 from parts.h5array import DataError
-from ResBlock import SettingError
+from parts.sampling import epoch_batches
+from parts.signals import StopSignals
 
 CHECKPOINT_SECONDS = 20  # a kill loses no more training than this
 FREE_SETTINGS = ("H5_SAVE_PATH", "FILE_SAVE_PATH", "LEARNING_RATE")  # may differ on --resume
 COMPILER = ("torch._dynamo", "torch._inductor")  # modules of the errors of torch.compile
-PROGRESS = ("history", "best", "done", "rows", "seconds")  # of a Run, in a checkpoint
+PROGRESS = ("history", "best", "done", "rows", "seconds", "complete")  # of a Run, in a checkpoint
 
 
 def execute(script, settings, options):
@@ -41,21 +43,23 @@ def execute(script, settings, options):
         signals = stack.enter_context(StopSignals())
         try:
             with processes.failing_alike():
-                check_script(script, settings._fields)
+                check_script(script, settings)
+                tasks = script.module.TASKS
                 processes.use(options.device)
                 # before the data are read; Run.start does it again under the lock
                 wanted = Path(os.path.expanduser(settings.FILE_SAVE_PATH))
                 artefacts.refuse_another(wanted, script.name, options, processes.is_first)
-                folder = stack.enter_context(data_folder(settings.H5_SAVE_PATH, options.demo))
-                data = open_data(folder, options.tasks)
+                draw = getattr(script.module, "demo", make_demo) if options.demo else None
+                folder = stack.enter_context(data_folder(settings.H5_SAVE_PATH, draw))
+                data = open_data(folder, tasks)
                 trainer = build(script, settings, options, data["train"], processes)
                 report = Report(
-                    settings.EPOCHS, options.tasks, processes.is_first, options.quiet,
+                    settings.EPOCHS, tasks, processes.is_first, options.quiet,
                     options.tensorboard,
                 )  # fmt: skip
-                out = artefacts.output_folder(settings.FILE_SAVE_PATH)  # after all checks
+                out = files.output_folder(settings.FILE_SAVE_PATH)  # after all checks
                 if processes.is_first:
-                    stack.enter_context(artefacts.locked(out, script.name))
+                    stack.enter_context(files.locked(out, script.name))
             run = Run(script, settings, options, data, trainer, report, out, signals)
             run.start(options)
             run.train_and_test()
@@ -71,124 +75,21 @@ def execute(script, settings, options):
             raise  # a bug in the user's network keeps its traceback
 
 
-@contextlib.contextmanager
-def data_folder(path, demo):
-    """The folder of the data; for the demo, a temporary one that is drawn on the spot.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    if not demo:
-        folder = Path(os.path.expanduser(path))
-        missing = [folder / split for split in SPLITS if not (folder / split).is_dir()]
-        if missing:
-            raise UserError(
-                f"no data: expected train/, val/ and test/ in {path}, but {missing[0]} is not "
-                "there; give the folder as --h5-save-path (tools/prepare_pets.py makes one), or "
-                "try --demo"
-            )
-        yield folder
-        return
-    from parts.drawn_pets import make_demo  # only now, because other runs draw nothing
-
-    with tempfile.TemporaryDirectory() as folder:
-        make_demo(Path(folder) / "demo")
-        yield Path(folder) / "demo"
-
-
-def open_data(folder, tasks):
-    """{split: H5Dataset} of a folder; DataError if the splits do not fit together, or one of them
-    has no known target of the first task."""
-    data = {split: H5Dataset(split, folder) for split in SPLITS}
-    check_splits(data, [next(iter(tasks))])
-    return data
-
-
-def build(script, settings, options, train, processes):
-    """The Trainer of a run, checked against the training data.
-
-    Raises:
-        UserError: script, settings and data do not fit together.
-    """
-    device, sizes = processes.device, (min(settings.BATCH_SIZE, len(train)), processes.size)
-    if sizes[0] % sizes[1]:
-        raise UserError(
-            f"--batch-size: expected a multiple of the {sizes[1]} processes, found {sizes[0]}"
-        )
-    seeded(settings.SEED)
-    try:
-        network = script.module.Network(**arguments_from(settings, script.module.Network))
-        weighting = script.module.weighting(**arguments_from(settings, script.module.weighting))
-    except SettingError as error:  # one that a flag can correct
-        raise UserError(f"--{error}") from error
-    try:
-        augment = Augment(**arguments_from(settings, Augment))
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
-    augment.unknown_pixels = train.unknown_pixels
-    network = network.to(device, memory_format=torch.channels_last)
-    image, targets = train[0]
-    check_side(network, train.side, settings, sizes[0] // sizes[1])
-    with torch.inference_mode():  # weights may be learned
-        outputs = network.eval()(image[None].to(device))
-        weights = {task: float(weight) for task, weight in weighting.weights().items()}
-    check_tasks(options.tasks, weights, outputs, targets)
-    steps = settings.EPOCHS * (len(train) // sizes[0])
-    check_interface(network, weighting, options.diagnose)
-    trainer = Trainer(
-        network, options.tasks, weighting, augment, settings, steps, processes, options.diagnose
-    )
-    if options.compile:
-        trainer.compile()
-    return trainer
-
-
-def check_interface(network, weighting, diagnose):
-    """Refuse a network without the parts at which gradients are measured, if they are."""
-    asks = "--diagnose" if diagnose else type(weighting).__name__
-    lacks = [name for name in ("encoder", "decode") if not callable(getattr(network, name, None))]
-    if lacks and (diagnose or getattr(weighting, "needs_gradients", False)):
-        raise UserError(
-            f"{asks}: expected a Network with encoder(image), which gives the features that the "
-            f"tasks share, and decode(features), found no {lacks[0]}"
-        )
-
-
-def check_side(network, full, settings, images):
-    """Refuse a network without stride, and sides that it or its batch norm cannot take."""
-    stride = getattr(network, "stride", None)
-    if not isinstance(stride, int):
-        raise UserError(
-            "Network: expected an attribute 'stride', the number of which the sides of an image "
-            f"must be multiples, found {stride}"
-        )
-    if full[0] % stride or full[1] % stride:
-        raise UserError(
-            f"--h5-save-path: image side: expected a multiple of {stride}, found "
-            f"{full[0]} x {full[1]}"
-        )
-    epochs = range(1, settings.EPOCHS + 1)
-    every = {training_side(settings.SIDES, e, settings.EPOCHS, full, stride) for e in epochs}
-    if images == 1 and min(every) == (stride, stride):
-        raise UserError(
-            f"--batch-size: expected 2 or more images for each process, found 1; at {min(every)} "
-            "pixels, one of --sides, batch norm would see one value per channel"
-        )
-
-
 class Run:
     """A run: its history, its checkpoints, and its results."""
 
     def __init__(self, script, settings, options, data, trainer, report, folder, signals):
-        self.name, self.settings, self.data, self.trainer = script.name, settings, data, trainer
-        self.tasks, self.processes = options.tasks, trainer.processes
+        self.script, self.name, self.settings = script, script.name, settings
+        self.data, self.trainer = data, trainer
+        self.tasks, self.processes = script.module.TASKS, trainer.processes
         self.report, self.folder, self.signals = report, folder, signals
         self.last, self.finished = artefacts.marks(folder, self.name)
-        config = as_dict(settings) | {"demo": options.demo, "processes": self.processes.size}
+        config = vars(settings) | {"demo": options.demo, "processes": self.processes.size}
         config |= {"diagnose": options.diagnose} if options.diagnose else {}
         self.about = results.about(script, config, self.tasks, data, trainer)
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}
         self.best, self.done, self.rows, self.seconds = None, 0, [], 0.0
+        self.complete = False  # whether all files are written
 
     def start(self, options):
         """Load the state of the checkpoint, or write the first one.
@@ -203,13 +104,16 @@ class Run:
         (resumes,) = self.processes.max(options.resume and has_checkpoint)
         with self.processes.failing_alike():
             artefacts.refuse_another(self.folder, self.name, options, self.processes.is_first)
-            if options.weights and not resumes:
-                self.about["weights_from"], line = take_weights(
-                    options.weights, self.trainer.network, self.trainer.average.module
-                )
-                self.report.say(line)
+            weights = weights_file(options.weights) if options.weights else None
+            source = identity(weights) if weights else None
+            if not resumes:
+                begin(self.script.module, self.trainer)
+            if source and not resumes:
+                networks = self.trainer.network, self.trainer.average.module
+                self.report.say(take_weights(weights, *networks))
+                self.about["weights_from"] = source
             if options.resume and has_checkpoint:
-                self._load(artefacts.load(self.last))
+                self._load(files.load(self.last), source)
             elif resumes:
                 raise UserError(
                     f"--resume: expected {self.last} for every process, found it for some only"
@@ -217,9 +121,9 @@ class Run:
         if options.resume and not has_checkpoint:
             self.report.warn(f"--resume: no checkpoint {self.last}; starting anew")
         if self.processes.is_first:
-            files = results.paths(self.folder, self.name, self.tasks)
-            artefacts.remove_leftovers([self.last, *files])
-            for path in files if not resumes else ():
+            written = results.paths(self.folder, self.name, self.tasks)
+            files.remove_leftovers([self.last, *written])
+            for path in written if not resumes else ():
                 path.unlink(missing_ok=True)
         self.saved = time.monotonic()
         if not resumes:
@@ -250,6 +154,7 @@ class Run:
         self.trainer.distribute()
         self.report.start(f"{self.folder / self.name}_tensorboard", len(self.history["seconds"]))
         self.signals.graceful = True
+        self._validate_start()
         while len(self.history["seconds"]) < self.settings.EPOCHS:
             self._epoch()
             signal, is_due = self._pauses()
@@ -259,6 +164,15 @@ class Run:
                 self.report.warn(f"stopped by signal {signal}; continue with --resume")
                 sys.exit(128 + signal)
         self._finish()
+
+    def _validate_start(self):
+        """Record the validation of given weights, which compete as epoch 0."""
+        untouched = not self.done and not self.history["seconds"]
+        if self.about["weights_from"] and untouched and "start" not in self.history:
+            found = values(self.tasks, self._evaluate(self.trainer.average.module, "val"))
+            self.history["start"] = found
+            self._keep_best(0, found)
+            self.report.start_values(found)
 
     def pause(self):
         """Whether training pauses for a signal or a checkpoint, for all processes alike."""
@@ -290,8 +204,9 @@ class Run:
         start = time.monotonic()
         average = self.trainer.average.module
         self.processes.broadcast(average.buffers())  # batch norm's are each process's own
-        self._record("val", values(self.tasks, self._evaluate(average, "val")))
-        self._keep_best(epoch)
+        found = values(self.tasks, self._evaluate(average, "val"))
+        self._keep_best(epoch, found)
+        self._record("val", found)
         self.history["seconds"].append(self.seconds + time.monotonic() - start)
         self.rows, self.done, self.seconds = [], 0, 0.0
         self.report.epoch(self.history, rate)
@@ -316,21 +231,24 @@ class Run:
         for name, value in found.items():
             self.history.setdefault(part, {}).setdefault(name, []).append(value)
 
-    def _keep_best(self, epoch):
-        """Keep the averaged weights if this epoch is the best so far, by the first task.
+    def _keep_best(self, epoch, found):
+        """Keep the averaged weights if the validation values {name: value} are the best so far.
 
-        The primary metric decides. Where it is equal or unknown, the loss does.
+        The primary metric of the first task decides. Where it is equal or unknown, its loss does.
         """
-        name, task = next(iter(self.tasks.items()))
-        sign = 1 if task.higher_is_better else -1
-        metric = [sign * v for v in self.history["val"][f"{name}_{task.primary}"]]
-        loss = [-v for v in self.history["val"][f"{name}_loss"]]
-        pairs = zip(metric, loss, strict=True)
-        ranks = [tuple(-math.inf if math.isnan(v) else v for v in pair) for pair in pairs]
-        if self.best is None or ranks[-1] > max(ranks[:-1]):
+        earlier = [{k: v[i] for k, v in self.history["val"].items()} for i in range(epoch - 1)]
+        earlier += [self.history["start"]] if epoch and "start" in self.history else []
+        if self.best is None or self._rank(found) > max(map(self._rank, earlier)):
             self.history["best_epoch"] = epoch
             state = self.trainer.average.module.state_dict()
             self.best = {key: value.clone() for key, value in state.items()}
+
+    def _rank(self, found):
+        """(primary metric, -loss) of the first task, the more the better."""
+        name, task = next(iter(self.tasks.items()))
+        metric = (1 if task.higher_is_better else -1) * found[f"{name}_{task.primary}"]
+        pair = metric, -found[f"{name}_loss"]
+        return tuple(-math.inf if math.isnan(value) else value for value in pair)
 
     def _settings(self):
         """What must be the same for a run and its resumption, the data included."""
@@ -343,11 +261,11 @@ class Run:
             if self.processes.is_first:
                 state = {"about": self.about, "settings": self._settings()}
                 progress = {name: getattr(self, name) for name in PROGRESS}
-                artefacts.save(state | progress | self.trainer.state_dict(), self.last)
+                files.save(state | progress | self.trainer.state_dict(), self.last)
         self.saved = time.monotonic()
 
-    def _load(self, state):
-        """Load the state of a checkpoint."""
+    def _load(self, state, source):
+        """Load the state of a checkpoint; `source` is that of --weights, which must be its own."""
         if not isinstance(state, dict) or "settings" not in state:
             raise UserError(f"{self.last}: expected a checkpoint, found another file")
         found, settings = state["settings"], self._settings()
@@ -360,29 +278,44 @@ class Run:
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"--resume: {self.last} was made with another network") from error
         for name in PROGRESS:
-            setattr(self, name, state[name])
-        self.about["weights_from"] = state["about"]["weights_from"]
+            setattr(self, name, state.get(name, False))
+        started = self.about["weights_from"] = state["about"]["weights_from"]
+        if source and not same_source(source, started):
+            found = started["path"] if isinstance(started, dict) else started or "none"
+            raise UserError(
+                f"--weights: expected the weights that the run in {self.folder} started from "
+                f"({found}), found {source['path']}; a run that exists takes no others"
+            )
         before, now = state["about"]["config"]["LEARNING_RATE"], self.settings.LEARNING_RATE
         if before != now:
             place = [len(self.history["seconds"]) + 1, before, now]
             self.history.setdefault("learning_rate_changes", []).append(place)
 
     def _is_finished(self):
-        """Whether the history file, the last of the numbers, exists and is of this run."""
-        done = False
-        with contextlib.suppress(UserError):
-            if self.finished.is_file():
-                done = artefacts.load(self.finished)["seconds"] == self.history["seconds"]
-        return self.processes.max(self.processes.is_first and done)[0]
+        """Whether all files of this run are written."""
+        return self.processes.max(self.complete and self.finished.is_file())[0]
 
     def _finish(self):
-        """Test the best epoch, once, and write everything but the checkpoint."""
+        """Test the best epoch and write everything: the numbers, then the other files.
+
+        If a kill has come between the two, the numbers stay as they are.
+        """
         network = self.trainer.average.module
         network.load_state_dict(self.best)
         table = self._evaluate(network, "test")
         with self.processes.failing_alike():
             if self.processes.is_first:
-                history = self.history | results.tested(self.about, self.trainer, table, self.data)
-                results.write(
-                    self.folder, history, network, self.tasks, table, self.data, self.report
-                )
+                run = self.folder, self.tasks, self.data, self.report
+                if not self._has_numbers():
+                    tested = results.tested(self.about, self.trainer, table, self.data)
+                    results.write_numbers(*run, self.history | tested, network)
+                results.write_others(*run, files.load(self.finished), network, table)
+        self.complete = True
+        self._checkpoint()
+
+    def _has_numbers(self):
+        """Whether the history file, the last of the numbers, exists and is of this run."""
+        with contextlib.suppress(UserError):
+            if self.finished.is_file():
+                return files.load(self.finished)["seconds"] == self.history["seconds"]
+        return False

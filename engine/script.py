@@ -1,14 +1,21 @@
-"""One experiment: a script loaded from its file, and a check of what it must define."""
+"""One experiment: a script, executed under given constants, and what it must define."""
 
-import importlib.util
+import copy
+import difflib
+import functools
+import itertools
 import linecache
 import math
+import pickle
+import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import NamedTuple
 
-from engine.settings import UserError
+from engine.settings import check, constants, parser_of
+from parts.commandline import flag
+from parts.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = {  # by the engine itself
@@ -16,74 +23,165 @@ NEEDED = {  # by the engine itself
         *("H5_SAVE_PATH", "FILE_SAVE_PATH", "EPOCHS", "BATCH_SIZE", "LEARNING_RATE"),
         *("WEIGHT_DECAY", "EMA_DECAY", "CLIP_NORM", "SIDES", "SEED"),
     ),
-    "definition": ("Network", "TASKS", "weighting"),
+    "definition": ("Network", "TASKS", "weighting", "augmentation"),
 }
+origins = {}  # {name of a module that was executed here: (place, constants)}
+numbers = itertools.count(1)
 
 
 class Script(NamedTuple):
     """An experiment.
 
     Attributes:
-        name: NAME in its artefacts: the file's name without MTL_ and .py.
-        module_name: the name by which Python imports it in the repository, "MTL_main" or
-            "examples.bbox_only"; a saved network refers to it.
-        module: the file, executed anew.
+        path: of its file.
+        module: the file, executed.
     """
 
-    name: str
-    module_name: str
+    path: Path
     module: ModuleType
+
+    @property
+    def name(self):
+        """NAME in its artefacts: the file's name without MTL_ and .py."""
+        return self.path.stem.removeprefix("MTL_") or self.path.stem
+
+    @property
+    def place(self):
+        """The path for a history: from the repository's folder if it is in there."""
+        return place_of(self.path)
 
     @property
     def title(self):
         """The file's name, for messages."""
-        return Path(self.module.__file__).name
+        return self.path.name
 
 
-def load(place):
-    """The Script of a path that ends in .py, or of a module's name.
+def load(place, **given):
+    """A script as a module, executed as if these constants had been edited.
 
-    Every call executes the file again, so that edits take effect, in a notebook too.
+    `load("MTL_main.py", WIDTHS=(8, 16)).Network()` is the network that `--widths 8 16` trains. The
+    source is executed with each given constant bound to its value from its definition on, so
+    whatever reads it sees it. Every call executes the file again, into a module of its own.
+
+    Args:
+        place: path of the script, or the name by which Python imports it.
+        given: {NAME: value}.
 
     Raises:
-        UserError: there is no such file or module.
+        UserError: there is no such file or constant, a value is out of range, or the script
+            changes a given constant after its definition.
     """
-    path = Path(place) if str(place).endswith(".py") else _path_of(str(place))
-    if not path.is_file():
-        raise UserError(f"{place}: expected a script, found no such file")
-    path = path.resolve()
-    inside = path.is_relative_to(ROOT)
-    parts = path.relative_to(ROOT).with_suffix("").parts if inside else (path.stem,)
-    name = ".".join(parts)
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
+    path = find(place)
+    check(given)
+    name = f"script_{next(numbers)}_{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}"
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    origins[name] = place_of(path), given
+    sys.modules[name] = module  # dataclasses and torch.compile look there
     linecache.checkcache(str(path))
-    sys.modules[name] = module  # where pickle looks for the network's class
-    exec(compile(path.read_text(encoding="utf-8"), path, "exec"), vars(module))
-    return Script(path.stem.removeprefix("MTL_"), name, module)
+    code = compile(path.read_bytes(), path, "exec")
+    exec(code, vars(module), Bound(vars(module), given))
+    for constant, value in given.items():
+        if not hasattr(module, constant):
+            near = difflib.get_close_matches(constant, constants(module), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"{path.name}: expected a constant {constant}, found none{hint}")
+        if getattr(module, constant) != value:
+            raise UserError(
+                f"{flag(constant)}: expected {path.name} to leave {constant} as it defines it, "
+                "found that it changes it afterwards; use another name for the changed value"
+            )
+    return module
 
 
-def _path_of(name):
-    """The file of a module; a path that does not exist if there is no such module."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # a folder is missing, or this is not a name
-        spec = None
-    return Path(spec.origin) if spec and spec.has_location else ROOT / f"{name}.py"
+class Bound:
+    """The top-level names of a script while it is executed: those that are given stay as given."""
+
+    def __init__(self, names, given):
+        self.names, self.given = names, copy.deepcopy(given)
+
+    def __getitem__(self, name):
+        return self.names[name]
+
+    def __setitem__(self, name, value):
+        self.names[name] = self.given.get(name, value)
+
+    def __delitem__(self, name):
+        del self.names[name]
 
 
-def check_script(script, constants):
-    """Refuse a script that lacks what every run needs.
+def find(place, *folders):
+    """The resolved path of a script, from its path or its name as a module.
+
+    Args:
+        folders: where the file's name is looked for too.
 
     Raises:
-        UserError: names the file and what is missing.
+        UserError: there is no such file; names the paths that were looked for.
     """
+    path = Path(place).expanduser()
+    inside = ROOT / f"{str(place).replace('.', '/')}.py"  # of "MTL_main" or "examples.breed"
+    wanted = dict.fromkeys([path, ROOT / path, *(Path(f) / path.name for f in folders), inside])
+    found = next((path for path in wanted if path.is_file()), None)
+    if found is None:
+        looked = ", ".join(map(str, wanted if folders else [path]))
+        raise UserError(f"{place}: expected a script, found no such file; looked for {looked}")
+    return found.resolve()
+
+
+def place_of(path):
+    """A resolved path as text, from the repository's folder if it is in there."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def parse(file, argv):
+    """(Script, settings, options) of a file and its command line.
+
+    The settings have the constants of the executed script as attributes; the options are those of
+    `settings.parser_of`.
+
+    Raises:
+        UserError: an unknown flag, a value of a wrong type or out of range, or values under which
+            the script cannot be executed.
+    """
+    path = find(file)
+    module = load(path)
+    defaults, summary = constants(module), (module.__doc__ or path.stem).strip().splitlines()[0]
+    source = path.read_text(encoding="utf-8", errors="replace")
+    options = parser_of(path.name, summary, source, defaults).parse_args(argv)
+    chosen = {n: like(v, vars(options)[n]) for n, v in defaults.items() if n in vars(options)}
+    if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
+        chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen
+    check(chosen)
+    changed = {name: value for name, value in chosen.items() if value != defaults[name]}
+    if changed:
+        try:
+            module = load(path, **changed)
+        except UserError:
+            raise
+        except Exception as error:
+            flags, reason = ", ".join(map(flag, changed)), f"{type(error).__name__}: {error}"
+            raise UserError(f"{flags}: {path.name} cannot be executed ({reason})") from error
+    values = constants(module)
+    check(values)
+    options.weights = values.get("WEIGHTS") or getattr(options, "weights", None)
+    return Script(path, module), SimpleNamespace(**values), options
+
+
+def like(default, value):
+    """The value of a flag in the type of the constant: a tuple for a tuple."""
+    return tuple(value) if isinstance(default, tuple) else value
+
+
+def check_script(script, settings):
+    """Refuse a script that lacks what every run needs; UserError names what is missing."""
     for kind, names in NEEDED.items():
-        defined = constants if kind == "constant" else vars(script.module)
+        defined = vars(settings if kind == "constant" else script.module)
         missing = [name for name in names if name not in defined]
         if missing:
             raise UserError(f"expected a {kind} {missing[0]}, found none")
-    if not isinstance(script.module.TASKS, dict) or not script.module.TASKS:
+    tasks = script.module.TASKS
+    if not isinstance(tasks, dict) or not tasks:
         raise UserError("TASKS: expected {name: Task} with a task, found none")
 
 
@@ -113,3 +211,37 @@ def check_tasks(tasks, weights, outputs, targets):
             raise UserError(
                 f"--loss-weights: expected numbers of at least 0, found {weight} for '{task}'"
             )
+
+
+# ---- whole networks as files: what a script defines is found by executing the script again ----
+
+
+class Pickler(pickle.Pickler):
+    """A Pickler for which a script's classes are attributes of the script, executed anew.
+
+    A class is usually pickled by the name of its module, which a script outside the import path, or
+    with a dot in its name, does not have, and which forgets the constants of the run.
+    """
+
+    def reducer_override(self, item):
+        """How to restore a script, or a class or function of it."""
+        if isinstance(item, ModuleType) and item.__name__ in origins:
+            return restore, origins[item.__name__]
+        defined_in = getattr(item, "__module__", None)
+        is_named = isinstance(item, type | FunctionType) and "<" not in item.__qualname__
+        if is_named and defined_in in origins:  # no local name or lambda
+            return attribute, (sys.modules[defined_in], item.__qualname__)
+        return NotImplemented
+
+
+PICKLE = SimpleNamespace(Pickler=Pickler, __name__="pickle")  # for torch.save(pickle_module=...)
+
+
+def restore(place, given):
+    """The module of a script for a pickle."""
+    return load(place, **given)
+
+
+def attribute(module, name):
+    """What a script defines under a name, which may hold dots."""
+    return functools.reduce(getattr, name.split("."), module)

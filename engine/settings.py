@@ -2,18 +2,18 @@
 
 A constant is a top-level name in capitals whose value is a number, text, bool, None, or a tuple,
 list or dict of these. Its flag is the name in lower case (`--h5-save-path`), the comment beside it
-is the flag's help, and a comment line above a block is the title of a group of flags.
+is the flag's help, and a comment line above a block is the title of a group of flags. A flag does
+what an edit of the constant would do (script.py); a constant of any other type has no flag.
 """
 
 import argparse
 import ast
-import collections
-import difflib
-import inspect
 import io
 import math
 import tokenize
-from types import MappingProxyType
+
+from parts.commandline import Parser, as_text, flag, options_for, whole_number
+from parts.errors import UserError
 
 NOT_SETTINGS = ("TASKS",)
 SCALARS = (bool, int, float, str)
@@ -37,69 +37,28 @@ RULES = {  # (test, expected) for the constants that the engine itself uses
 }
 
 
-class UserError(Exception):
-    """A user's mistake; the message is one line that names the flag or file."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError, with the nearest flag for a typo."""
-
-    def __init__(self, prog, description, **options):
-        options["formatter_class"] = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, allow_abbrev=False, **options)
-
-    def error(self, message):
-        wrong = message.removeprefix("unrecognized arguments: ").split()[0]
-        like = "--" + wrong.split("=")[0].strip("-").replace("_", "-").lower()
-        near = difflib.get_close_matches(like, self._option_string_actions, n=1)
-        hint = f" (did you mean {near[0]}?)" if near and wrong.startswith("-") else ""
-        raise UserError(f"{message}{hint}; --help lists the flags")
-
-
-def whole_number(low, high):
-    """An argparse type: a whole number from `low` to `high`."""
-
-    def parse(text):
-        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-            message = f"expected a whole number from {low} to {high}, found '{text}'"
-            raise argparse.ArgumentTypeError(message)
-        return int(text)
-
-    return parse
-
-
-def flag(name):
-    """--h5-save-path for H5_SAVE_PATH."""
-    return "--" + name.lower().replace("_", "-")
-
-
 def constants(module):
-    """{NAME: value} of the settings of a script, in the order in which they are defined.
-
-    Raises:
-        UserError: a name in capitals has a value that no flag can express.
-    """
-    found, source = {}, inspect.getsource(module)
-    assigned = {name for node in ast.parse(source).body for name in _targets(node)}
-    for name, value in vars(module).items():
-        if not name.isupper() or name.startswith("_") or name in NOT_SETTINGS:
-            continue
-        if _is_setting(value):
-            found[name] = value
-        elif name in assigned:
-            raise UserError(
-                f"{name}: expected a number, text, bool, None, or a tuple, list or dict of these, "
-                f"found a {type(value).__name__}; write a name that is no setting in lower case"
-            )
-    return found
+    """{NAME: value} of the settings of a script, in the order in which they are defined."""
+    names = (n for n in vars(module) if n.isupper() and n[0] != "_" and n not in NOT_SETTINGS)
+    return {name: plain(v) for name in names if is_setting(v := getattr(module, name))}
 
 
-def _is_setting(value):
+def is_setting(value):
+    """Whether a flag can express the value."""
     if isinstance(value, dict):
         return all(isinstance(k, str) and isinstance(v, SCALARS) for k, v in value.items())
     if isinstance(value, tuple | list):
         return all(isinstance(item, SCALARS) for item in value)
     return value is None or isinstance(value, SCALARS)
+
+
+def plain(value):
+    """The value in types that torch.load opens with weights_only=True, none of NumPy's."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(plain, value)) if type(value) in (tuple, list) else [*value]
+    return next((kind(value) for kind in SCALARS if isinstance(value, kind)), value)
 
 
 def _targets(node):
@@ -110,38 +69,12 @@ def _targets(node):
     return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
 
 
-def parse(script, argv):
-    """(settings, options) from a Script and its command line.
-
-    The settings are an immutable named tuple. The options are `demo`, `resume`, `overwrite`,
-    `quiet`, `tensorboard`, `compile` (bool), `device`, `weights` (text or None), `diagnose` (int),
-    and `tasks`, the script's TASKS under these settings.
-
-    Raises:
-        UserError: an unknown flag, a wrong type of value, a value out of range, or a constant that
-            no flag can express.
-    """
-    source, defaults = inspect.getsource(script.module), constants(script.module)
-    parser = _parser(script, source, defaults)
-    options = parser.parse_args(argv)
-    chosen = {name: vars(options)[name] for name in defaults if name in vars(options)}
-    if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
-        chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen
-    scope, changed = _recompute(source, script.module, defaults, chosen)
-    _refuse_direct_use(source, changed - {*NOT_SETTINGS})
-    values = {name: scope[name] for name in defaults}
-    options.tasks = scope.get("TASKS")
+def check(values):
+    """Refuse {NAME: value} of constants that the engine itself uses, if out of range; UserError."""
     for name, value in values.items():
         accepts, expected = RULES.get(name, (lambda value: True, ""))
         if not _accepted(accepts, value):
-            raise UserError(f"{flag(name)}: expected {expected}, found {_as_text(value)}")
-    return freeze(values), options
-
-
-def tasks_under(module, config):
-    """TASKS of a script under the settings {NAME: value} of a run, which it may depend on."""
-    chosen = {name: config[name] for name in vars(module) if name.isupper() and name in config}
-    return _recompute(inspect.getsource(module), module, vars(module), chosen)[0]["TASKS"]
+            raise UserError(f"{flag(name)}: expected {expected}, found {as_text(value)}")
 
 
 def _accepted(accepts, value):
@@ -151,75 +84,18 @@ def _accepted(accepts, value):
         return False
 
 
-def freeze(values):
-    """{NAME: value} as an immutable named tuple."""
-    immutable = {list: tuple, dict: MappingProxyType}
-    frozen = {n: immutable.get(type(value), lambda v: v)(value) for n, value in values.items()}
-    return collections.namedtuple("Settings", frozen)(**frozen)
+def parser_of(title, summary, source, defaults):
+    """The parser of a script: the options of every run, then the constants in their groups.
 
+    The options are `demo`, `resume`, `overwrite`, `quiet`, `tensorboard`, `compile` (bool),
+    `device`, `weights` (text or None) and `diagnose` (int). A constant is there only if it was
+    given.
 
-def as_dict(settings):
-    """{NAME: value} of settings, of types that torch.load opens with weights_only=True."""
-    values = settings._asdict()
-    return {n: dict(v) if isinstance(v, MappingProxyType) else v for n, v in values.items()}
-
-
-def arguments_from(settings, function):
-    """{parameter: value} for those parameters of a function that have the name of a setting.
-
-    Raises:
-        UserError: a parameter without a default has no setting.
+    Args:
+        title, summary, source: the file's name, what it is in one line, and its text.
+        defaults: {NAME: value} of its constants.
     """
-    found = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if hasattr(settings, name.upper()):
-            found[name] = getattr(settings, name.upper())
-        elif parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
-            raise UserError(
-                f"{name.upper()}: expected this constant, which {function.__name__} needs as "
-                f"'{name}', found none"
-            )
-    return found
-
-
-def _recompute(source, module, defaults, chosen):
-    """The top-level names of a script under the `chosen` values, and those whose values change.
-
-    Lines that use a changed name are executed again, so HALF = EPOCHS // 2 follows --epochs.
-    """
-    scope = dict(vars(module)) | chosen
-    changed = {name for name, value in chosen.items() if value != defaults[name]}
-    for node in ast.parse(source).body:
-        names = {*_targets(node)}
-        used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - names
-        if names and used & changed and not isinstance(node, ast.AugAssign):
-            exec(compile(ast.Module([node], []), module.__file__, "exec"), scope)
-            scope |= chosen
-            changed |= names
-    return scope, changed
-
-
-def _refuse_direct_use(source, changed):
-    """Refuse a changed setting that a function reads directly: it would see the default."""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    for outer in (node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)):
-        statements = [node for node in outer.body if not isinstance(node, kinds)]
-        for node in (node for statement in statements for node in ast.walk(statement)):
-            if isinstance(node, ast.Name) and node.id in changed:
-                raise UserError(
-                    f"{flag(node.id)}: expected {outer.name} to take {node.id} as a parameter, "
-                    f"found that line {node.lineno} reads it directly; write "
-                    f"def ...(..., {node.id.lower()}={node.id})"
-                )
-
-
-def _parser(script, source, defaults):
-    """The parser of a script: the options of every run, then the constants in their groups."""
-    summary = (script.module.__doc__ or script.name).strip().splitlines()[0]
-    parser = Parser(script.title, summary, usage="%(prog)s [flags]")
+    parser = Parser(title, summary, usage="%(prog)s [flags]")
     run = parser.add_argument_group("the run")
     existing = run.add_mutually_exclusive_group()
     for group, name, text in (
@@ -231,7 +107,8 @@ def _parser(script, source, defaults):
         (run, "compile", "compile the training step with torch.compile"),
     ):
         group.add_argument(f"--{name}", action="store_true", help=text)
-    run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
+    if "WEIGHTS" not in defaults:
+        run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
     text = "record the tasks' gradients every N steps; changes no weights (default: 0, never)"
     run.add_argument("--diagnose", metavar="N", type=whole_number(0, 10**9), default=0, help=text)
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
@@ -239,8 +116,8 @@ def _parser(script, source, defaults):
     for name, value in defaults.items():
         title, text = comments.get(name, ("settings", ""))
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        text = f"{text} (default: {_as_text(value)})".strip().replace("%", "%%")
-        options = {"dest": name, "default": argparse.SUPPRESS, "help": text, **_parsing(value)}
+        text = f"{text} (default: {as_text(value)})".strip().replace("%", "%%")
+        options = {"dest": name, "default": argparse.SUPPRESS, "help": text, **options_for(value)}
         group.add_argument(flag(name), **options)
     return parser
 
@@ -268,69 +145,3 @@ def help_texts(source):
             title = titles[max(row for row in titles if row < node.lineno)]
             found[name] = title, " ".join(beside[row] for row in rows if row in beside)
     return found
-
-
-def _parsing(value):
-    """The options of argparse for a flag with this default."""
-    if isinstance(value, bool):
-        return {"action": argparse.BooleanOptionalAction}
-    if isinstance(value, dict):
-        return {"nargs": "+", "action": _Entries, "entries": value, "metavar": "KEY=VALUE"}
-    if isinstance(value, tuple | list):
-        return {"nargs": "+", "type": _converter(value), "metavar": "X"}
-    metavar = {int: "N", float: "X"}.get(type(value), "TEXT")
-    return {"type": _converter([value]), "metavar": metavar}
-
-
-def _converter(values):
-    """The function that turns text into a value of the same type as `values`."""
-    if values and all(isinstance(value, str) for value in values):
-        return str
-    if any(isinstance(value, float) for value in values):
-        return lambda text: float(_number(text))
-    return _number if all(isinstance(v, int) for v in values) and values else _guess
-
-
-def _number(text):
-    """An int if the text is one, else a float: a default of 1 does not rule out 0.5."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    raise argparse.ArgumentTypeError(f"expected a number, found '{text}'")
-
-
-def _guess(text):
-    """None, a number or the text itself, for a constant whose default has no clear type."""
-    try:
-        return None if text.lower() == "none" else _number(text)
-    except argparse.ArgumentTypeError:
-        return text
-
-
-class _Entries(argparse.Action):
-    """KEY=VALUE ... changes these entries of a dict and keeps the others."""
-
-    def __init__(self, *arguments, entries, **options):
-        super().__init__(*arguments, **options)
-        self.entries = entries
-
-    def __call__(self, parser, namespace, texts, option_string=None):
-        changed = dict(self.entries)
-        for text in texts:
-            key, equals, value = text.partition("=")
-            if key not in self.entries or not equals:
-                keys = ", ".join(f"{key}=VALUE" for key in self.entries)
-                parser.error(f"argument {option_string}: expected {keys}, found '{text}'")
-            try:
-                changed[key] = _converter([self.entries[key]])(value)
-            except argparse.ArgumentTypeError as error:
-                parser.error(f"argument {option_string}: {error}")
-        setattr(namespace, self.dest, changed)
-
-
-def _as_text(value):
-    if isinstance(value, dict | MappingProxyType):
-        return " ".join(f"{key}={item}" for key, item in value.items())
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,31 +1,50 @@
 """Starting from the weights of another run."""
 
-import os
+import zlib
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from engine import artefacts
-from engine.settings import UserError
+from engine.script import ROOT
+from parts.errors import UserError
+from parts.files import load
 
 
-def take_weights(place, *networks):
+def weights_file(place):
+    """The path of a file of weights, from the present folder or the repository's; UserError."""
+    path = Path(place).expanduser()
+    path = next((each for each in (path, ROOT / path) if each.is_file()), None)
+    if path is None:
+        raise UserError(f"--weights: expected a file of weights, found no such file {place}")
+    return path
+
+
+def identity(path):
+    """{"path": text, "checksum": text} of a file of weights, for the history."""
+    return {"path": str(path), "checksum": f"{zlib.crc32(path.read_bytes()):08x}"}
+
+
+def same_source(one, other):
+    """Whether an identity is that which a history recorded; older ones recorded the path alone."""
+    if isinstance(other, dict):
+        return one["checksum"] == other["checksum"]
+    return one["path"] == other
+
+
+def take_weights(path, *networks):
     """Copy the weights of a file that fit by name and shape into networks of one class.
 
     Args:
-        place: NAME_model_lite.pt, NAME_model.pt (a pickle, which runs code: open only those you
-            trust) or NAME_last.pt of any script.
+        path: of NAME_model_lite.pt, NAME_model.pt (a pickle, which runs code: open only those you
+            trust) or NAME_last.pt of any script, or a .safetensors file.
 
     Returns:
-        (the path as text, a line that says how many tensors were taken).
+        A line that says how many tensors were taken, and which parts of the network got none.
 
     Raises:
-        UserError: the file is missing or damaged, or nothing in it fits.
+        UserError: the file is damaged, nothing in it fits, or a weight is not finite.
     """
-    path = Path(os.path.expanduser(place))
-    if not path.is_file():
-        raise UserError(f"--weights: expected a file of weights, found no such file {path}")
     state = weights_in(path)
     for network in networks:
         own = network.state_dict()
@@ -34,8 +53,24 @@ def take_weights(place, *networks):
             raise UserError(
                 f"--weights: expected weights that fit this network, found none in {path}"
             )
+        for name, tensor in fits.items():
+            if not tensor.isfinite().all():
+                raise UserError(f"--weights: expected finite weights, found {name} in {path}")
         network.load_state_dict(fits, strict=False)
-    return str(path), f"--weights: took {len(fits)} of {len(own)} tensors from {path}"
+    line = f"--weights: took {len(fits)} of {len(own)} tensors from {path}"
+    return line + _left_out("not taken, so they start anew", own.keys() - fits.keys())
+
+
+def _left_out(what, keys):
+    """ "; WHAT: encoder.stem (2), bin (4)", the numbers of tensors by part; "" for no keys."""
+    counts = {}
+    for key in sorted(keys):
+        part = ".".join(key.split(".")[:-1][:2])
+        counts[part] = counts.get(part, 0) + 1
+    parts = [f"{part} ({count})" for part, count in counts.items()]
+    more = [f"{len(parts) - 6} more"] if len(parts) > 7 else []
+    shown = parts[: 6 if more else 7] + more
+    return f"; {what}: {', '.join(shown)}" if parts else ""
 
 
 def weights_in(path):
@@ -44,7 +79,9 @@ def weights_in(path):
     Raises:
         UserError: the file is damaged or holds no weights.
     """
-    if path.name.endswith("_model.pt"):
+    if path.suffix == ".safetensors":
+        found = _safetensors(path)
+    elif path.name.endswith("_model.pt"):
         try:
             found = torch.load(path, map_location="cpu", weights_only=False)
         except Exception as error:
@@ -54,7 +91,7 @@ def weights_in(path):
             ) from error
         found = found.state_dict() if isinstance(found, nn.Module) else found
     else:
-        found = artefacts.load(path)
+        found = load(path)
     if isinstance(found, dict) and isinstance(found.get("history"), dict):  # a checkpoint
         found = found.get("best") or found.get("network")
     if isinstance(found, dict) and isinstance(found.get("state"), dict):  # for distribution
@@ -62,3 +99,18 @@ def weights_in(path):
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise UserError(f"{path}: expected weights, found something else")
     return found
+
+
+def _safetensors(path):
+    """{name: tensor} of a .safetensors file; UserError if the package is missing."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(
+            f"{path}: expected a .pt file, found one of the package safetensors; pip install "
+            "safetensors to read it"
+        ) from error
+    try:
+        return load_file(path)
+    except Exception as error:  # the package has its own class, raised from Rust
+        raise UserError(f"{path}: expected weights, found a damaged file ({error})") from error

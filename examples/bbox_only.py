@@ -6,8 +6,8 @@ python -m examples.bbox_only --h5-save-path data/pets
 from torch import nn
 
 import engine
-from engine.tasks import BBOX
-from MTL_Utils import FixedWeights
+from MTL_Utils import BBOX, FixedWeights
+from parts.augment import Augment
 from ResBlock import BoxHead, Encoder
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
@@ -47,11 +47,11 @@ class Network(nn.Module):
     of 32.
     """
 
-    def __init__(self, widths=WIDTHS, units=UNITS):
+    def __init__(self):
         super().__init__()
-        self.encoder = Encoder(widths, units)
+        self.encoder = Encoder(WIDTHS, UNITS)
         self.stride = self.encoder.stride
-        self.bbox = BoxHead(widths[-1])
+        self.bbox = BoxHead(WIDTHS[-1])
 
     def forward(self, image):
         return self.decode(self.encoder(image))
@@ -67,9 +67,14 @@ TASKS = {
 }
 
 
-def weighting(loss_weights=LOSS_WEIGHTS):
+def weighting():
     """A new loss weighting."""
-    return FixedWeights(loss_weights)
+    return FixedWeights(LOSS_WEIGHTS)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
 
 
 if __name__ == "__main__":

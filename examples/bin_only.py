@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import engine
-from engine.tasks import BIN
-from MTL_Utils import FixedWeights
+from MTL_Utils import BIN, FixedWeights
+from parts.augment import Augment
 from ResBlock import ClassHead, Encoder
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
@@ -49,11 +49,11 @@ ERASE = 0.2  # share of the images in which a rectangle is erased
 class Network(nn.Module):
     """Shape: image (B, 3, H, W) in [0, 255] -> {"bin": (B,) logits}; H and W multiples of 32."""
 
-    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+    def __init__(self):
         super().__init__()
-        self.encoder = Encoder(widths, units)
+        self.encoder = Encoder(WIDTHS, UNITS)
         self.stride = self.encoder.stride
-        self.bin = ClassHead(widths[-1], dropout)
+        self.bin = ClassHead(WIDTHS[-1], DROPOUT)
 
     def forward(self, image):
         return self.decode(self.encoder(image))
@@ -70,9 +70,14 @@ TASKS = {
 }
 
 
-def weighting(loss_weights=LOSS_WEIGHTS):
+def weighting():
     """A new loss weighting."""
-    return FixedWeights(loss_weights)
+    return FixedWeights(LOSS_WEIGHTS)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
 
 
 if __name__ == "__main__":

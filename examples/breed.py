@@ -1,14 +1,17 @@
-"""A fourth task on real data: MTL_main plus the breed, 37 classes.
+"""A fourth task with a file of its own: MTL_main plus the breed, 37 classes.
 
 python tools/prepare_pets.py --root data --out data/pets_breeds --breeds --add-unboxed
 python -m examples.breed --h5-save-path data/pets_breeds
+python -m examples.breed --demo
 """
 
 from torch import nn
 
 import engine
-from engine.tasks import BBOX, BIN, SEG
-from MTL_Utils import FixedWeights, Task, class_known, class_loss, class_metrics
+from MTL_Utils import BBOX, BIN, SEG, FixedWeights, Task, class_loss, class_metrics
+from parts.augment import Augment
+from parts.demo_data import make_demo
+from parts.targets import Label
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
@@ -44,32 +47,7 @@ COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a shar
 ERASE = 0.2  # share of the images in which a rectangle is erased
 
 
-breeds = 37  # of Oxford-IIIT Pet; in lower case, so it is no setting
-
-
-def draw_breed(image, value, class_names):
-    """Words for the breed: of a target, shape (), or of logits (37,)."""
-    number = int(value.argmax() if value.ndim else value)
-    return image, f"breed {number}" if number >= 0 else "breed unknown"
-
-
-def describe_breed(output, size, class_names):
-    """The most probable breed and its probability."""
-    probability = output.softmax(0)
-    return {
-        "breed": int(probability.argmax()),
-        "breed_probability": round(probability.max().item(), 4),
-    }
-
-
-breed = Task(
-    loss=class_loss,
-    metrics=class_metrics,
-    known=class_known,
-    primary="accuracy",
-    draw=draw_breed,
-    describe=describe_breed,
-)
+BREED = Task(Label("breeds", classes=37), class_loss, class_metrics, primary="accuracy")
 
 
 class Network(nn.Module):
@@ -77,14 +55,14 @@ class Network(nn.Module):
     [0, 1], "bin": (B,) logits, "breed": (B, 37) logits}; H and W multiples of 32.
     """
 
-    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+    def __init__(self):
         super().__init__()
-        self.encoder = Encoder(widths, units)
+        self.encoder = Encoder(WIDTHS, UNITS)
         self.stride = self.encoder.stride
-        self.seg = Decoder(widths, units)
-        self.bbox = BoxHead(widths[-1])
-        self.bin = ClassHead(widths[-1], dropout)
-        self.breed = ClassHead(widths[-1], dropout, classes=breeds)
+        self.seg = Decoder(WIDTHS, UNITS)
+        self.bbox = BoxHead(WIDTHS[-1])
+        self.bin = ClassHead(WIDTHS[-1], DROPOUT)
+        self.breed = ClassHead(WIDTHS[-1], DROPOUT, classes=37)
 
     def forward(self, image):
         return self.decode(self.encoder(image))
@@ -106,13 +84,23 @@ TASKS = {
     "seg": SEG,
     "bbox": BBOX,
     "bin": BIN,
-    "breed": breed,
+    "breed": BREED,
 }
 
 
-def weighting(loss_weights=LOSS_WEIGHTS):
+def weighting():
     """A new loss weighting."""
-    return FixedWeights(loss_weights)
+    return FixedWeights(LOSS_WEIGHTS)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
+
+
+def demo(folder):
+    """Draw the data of --demo: coat and pattern make 37 kinds of drawn pets."""
+    make_demo(folder, breeds=True)
 
 
 if __name__ == "__main__":

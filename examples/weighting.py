@@ -9,14 +9,20 @@ from functools import partial
 from torch import nn
 
 import engine
-from engine.tasks import BBOX, BIN, SEG
 from MTL_Utils import (
+    BBOX,
+    BIN,
+    SEG,
     DynamicWeightAverage,
     FixedWeights,
-    GradientWeights,
     InverseLossWeights,
     RandomWeights,
     UncertaintyWeights,
+)
+from parts.augment import Augment
+from parts.errors import SettingError
+from parts.gradients import (
+    GradientWeights,
     aligned_mtl,
     cagrad,
     equal_norms,
@@ -25,7 +31,7 @@ from MTL_Utils import (
     pcgrad,
     upgrad,
 )
-from ResBlock import BoxHead, ClassHead, Decoder, Encoder, SettingError, presence
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
 # paths
@@ -66,13 +72,13 @@ class Network(nn.Module):
     [0, 1], "bin": (B,) logits}; H and W multiples of 32.
     """
 
-    def __init__(self, widths=WIDTHS, units=UNITS, dropout=DROPOUT):
+    def __init__(self):
         super().__init__()
-        self.encoder = Encoder(widths, units)
+        self.encoder = Encoder(WIDTHS, UNITS)
         self.stride = self.encoder.stride
-        self.seg = Decoder(widths, units)
-        self.bbox = BoxHead(widths[-1])
-        self.bin = ClassHead(widths[-1], dropout)
+        self.seg = Decoder(WIDTHS, UNITS)
+        self.bbox = BoxHead(WIDTHS[-1])
+        self.bin = ClassHead(WIDTHS[-1], DROPOUT)
 
     def forward(self, image):
         return self.decode(self.encoder(image))
@@ -108,18 +114,23 @@ weightings = {
 }
 
 
-def weighting(loss_weights=LOSS_WEIGHTS, method=METHOD):
+def weighting():
     """A new loss weighting.
 
     Raises:
         SettingError: there is no such method, or it cannot start at a weight of 0.
     """
-    if method not in weightings:
-        raise SettingError(f"method: expected one of {', '.join(weightings)}, found {method}")
-    if method == "uncertainty" and not all(loss_weights.values()):
-        expected = f"numbers above 0 with --method {method}"
-        raise SettingError(f"loss-weights: expected {expected}, found {dict(loss_weights)}")
-    return weightings[method](loss_weights)
+    if METHOD not in weightings:
+        raise SettingError(f"method: expected one of {', '.join(weightings)}, found {METHOD}")
+    if METHOD == "uncertainty" and not all(LOSS_WEIGHTS.values()):
+        expected = f"numbers above 0 with --method {METHOD}"
+        raise SettingError(f"loss-weights: expected {expected}, found {dict(LOSS_WEIGHTS)}")
+    return weightings[METHOD](LOSS_WEIGHTS)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
 
 
 if __name__ == "__main__":

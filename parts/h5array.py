@@ -1,4 +1,4 @@
-"""One array of the H5 layout of dataload.py: opening its file, checking it, reading values.
+"""The files of the H5 layout of dataload.py: one array opened, checked and read; one split written.
 
 Whatever is wrong with a file becomes one DataError, which names the file.
 """
@@ -7,17 +7,13 @@ import math
 import re
 import struct
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 
-DATASETS = ("images", "masks", "bboxes", "binary")  # each in the file of its name
-BREEDS = 37  # of Oxford-IIIT Pet, in the optional file breeds.h5
-UNKNOWN = 255  # in a mask
-DEFAULT_CLASS_NAMES = ("class 0", "class 1")
+SPLITS = ("train", "val", "test")
 SLAB_BYTES = 32 * 2**20  # converted at a time, so that a float64 file never fills the memory
-BOX_TOLERANCE = 1e-3  # pixels by which rounding may push a box over the frame
 HEAP_BYTES = 2**20  # largest file that is searched for a damaged heap of strings
 
 
@@ -36,14 +32,18 @@ class H5Array:
     damaged, or not what the layout says.
 
     Attributes:
-        name: one of DATASETS, or "breeds".
+        name: of the dataset, and of the file without its ending.
         path: of the file.
         shape, dtype: as stored; known after `read_header`.
+        scale, fill: the attributes `scale_factor` and `_FillValue` of the dataset, as in the CF
+            conventions of netCDF: a value is what is stored times `scale`, and `fill` means that
+            it is unknown; 1 and None where there are none.
     """
 
     def __init__(self, folder, name):
         self.name, self.path = name, folder / f"{name}.h5"
-        self.shape = self.dtype = None
+        self.shape = self.dtype = self.fill = None
+        self.scale = 1
 
     def expect(self, condition, expected, found):
         """Raise DataError unless `condition` holds."""
@@ -79,6 +79,17 @@ class H5Array:
             is_real = self.dtype.kind in "buif" and self.shape is not None
             self.expect(is_real, "real numbers", f"shape {self.shape} of dtype {self.dtype}")
             self._check_storage(dataset)
+            self.scale = self._number(dataset, "scale_factor", 1)
+            self.fill = self._number(dataset, "_FillValue", None)
+
+    def _number(self, dataset, name, default):
+        """The number in an attribute of the dataset."""
+        if name not in dataset.attrs:
+            return default
+        found = np.asarray(dataset.attrs[name])
+        fits = found.size == 1 and found.dtype.kind in "iuf"
+        self.expect(fits, f"a number as {name}", str(found)[:80])
+        return found.item()
 
     def _check_storage(self, dataset):
         """Refuse what HDF5 cannot read, or would read as zeros that nobody wrote."""
@@ -98,58 +109,27 @@ class H5Array:
         # with a damaged shape, HDF5 would read zeros for days
         self.expect(stored >= needed, f"values for all of {self.shape}", "some never written")
 
-    def check_shape(self, images):
-        """Check the shape against the layout and the shape of `images`."""
-        shape = self.shape
-        if self.name == "images":
-            fits = len(shape) == 4 and shape[3] == 3 and min(shape) > 0
-            self.expect(fits, "(N, H, W, 3) with N, H and W above 0", shape)
-        elif self.name == "masks":
-            fits = shape[:3] == images[:3] and shape[3:] in ((), (1,))
-            self.expect(fits, f"one mask for each image, {(*images[:3], 1)}", shape)
-        elif self.name == "bboxes":
-            self.expect(shape == (images[0], 4), f"({images[0]}, 4)", shape)
-        else:
-            self.expect(shape in (images[:1], (images[0], 1)), f"({images[0]}, 1)", shape)
+    def slabs(self, convert):
+        """Yield (start, `convert(values, start)`) for parts of the array that cover it, in order.
 
-    def accepts_any_value(self):
-        """Whether every value of the stored dtype is valid, so that none needs a check."""
-        return self.dtype == np.bool_ or (self.dtype == np.uint8 and self.name == "images")
-
-    def slabs(self):
-        """Yield (start, uint8 (n, H, W, 3) or (n, H, W)) of images or masks, all checked."""
+        Args:
+            convert: (values as stored, number of their first sample) -> array.
+        """
         with self.opened() as dataset:
             for start, stop in _slabs(dataset):
-                yield start, self._checked(dataset[start:stop], start)
+                yield start, convert(dataset[start:stop], start)
 
-    def rows(self, numbers):
-        """These samples of images or masks, uint8 (B, H, W, 3) or (B, H, W), checked."""
+    def rows(self, numbers, convert):
+        """These samples, converted as in `slabs`, as one array."""
         with self.opened() as dataset:
             before, now = (f"{array.shape} of dtype {array.dtype}" for array in (self, dataset))
             self.expect(now == before, f"shape {before} as at the start", now)
-            return np.concatenate([self._checked(dataset[i : i + 1], i) for i in numbers])
+            return np.concatenate([convert(dataset[i : i + 1], i) for i in numbers])
 
-    def _checked(self, values, start):
-        """Real `values` as uint8, checked; `start` is the number of their first sample."""
-        if self.name == "masks":
-            values = values.reshape(values.shape[:3])
-        if self.accepts_any_value():
-            return values.astype(np.uint8, copy=False)
-        top, expected = (255, "values 0-255") if self.name == "images" else (1, "0, 1 or 255")
-        low, high = values.min(), values.max()  # NaN if any value is NaN
-        unknown = None
-        if self.name == "masks" and not (low >= 0 and high <= top):
-            unknown = np.isnan(values) | (values == UNKNOWN)
-            values = np.where(unknown, values.dtype.type(0), values)
-            low, high = values.min(), values.max()
-        if not (low >= 0 and high <= top):
-            wrong = ~((values >= 0) & (values <= top))
-            self.expect(False, expected, _first_wrong(values, wrong, start))
-        rounded = np.rint(values, casting="unsafe") if values.dtype.kind == "f" else values
-        if self.name == "masks" and (rounded != values).any():
-            self.expect(False, expected, _first_wrong(values, rounded != values, start))
-        rounded = rounded.astype(np.uint8, copy=False)
-        return rounded if unknown is None else np.where(unknown, np.uint8(UNKNOWN), rounded)
+    def values(self):
+        """The whole array as float64."""
+        with self.opened() as dataset:
+            return dataset[()].astype(np.float64)
 
     def source_lines(self):
         """The file's attribute `source_lines`, a list of one integer per sample; else None."""
@@ -167,46 +147,19 @@ def has_filter(code):
     return h5py.h5z.filter_avail(code)
 
 
-def read_boxes(array, side):
-    """(N, 4) float32 boxes as fractions of width and height, from pixels; NaN rows = unknown."""
+def read_class_names(array, classes):
+    """The names of the classes, a tuple of texts; None where the file has none."""
     with array.opened() as dataset:
-        pixels = dataset[()].astype(np.float64)
-    (height, width), known = side, ~np.isnan(pixels).all(axis=1)
-    inside = (pixels[:, :2] >= -BOX_TOLERANCE).all(axis=1)
-    inside &= (pixels[:, 2:] <= np.array([width, height]) + BOX_TOLERANCE).all(axis=1)
-    boxes = np.clip(pixels / [width, height, width, height], 0, 1).astype(np.float32)
-    wrong = known & ~(inside & (boxes[:, :2] < boxes[:, 2:]).all(axis=1))
-    if wrong.any():
-        row = int(wrong.argmax())
-        expected = f"xmin < xmax and ymin < ymax inside {width} x {height}, or four NaN"
-        array.expect(False, expected, f"{pixels[row].tolist()} in sample {row}")
-    return torch.from_numpy(boxes)
-
-
-def read_labels(array, classes=2):
-    """(N,) float32 whole numbers below `classes`, -1 for unknown."""
-    with array.opened() as dataset:
-        labels = dataset[()].reshape(-1).astype(np.float64)
-    labels[np.isnan(labels)] = -1
-    wrong = ~np.isin(labels, np.arange(-1, classes))
-    if wrong.any():
-        expected = "0, 1, -1 or NaN" if classes == 2 else f"0-{classes - 1}, -1 or NaN"
-        array.expect(False, expected, _first_wrong(labels, wrong, 0))
-    return torch.from_numpy(labels.astype(np.float32))
-
-
-def read_class_names(array):
-    """The names of class 0 and class 1."""
-    with array.opened() as dataset:
-        names = np.array(DEFAULT_CLASS_NAMES, object)
-        if "class_names" in dataset.attrs:
-            if dataset.attrs.get_id("class_names").dtype.kind == "O":  # strings in a heap
-                check_heap(array)
-            names = np.array(dataset.attrs["class_names"], object)
+        if "class_names" not in dataset.attrs:
+            return None
+        if dataset.attrs.get_id("class_names").dtype.kind == "O":  # strings in a heap
+            check_heap(array)
+        names = np.array(dataset.attrs["class_names"], object)
     names = names.tolist() if names.ndim else [names.item()]
     names = [name.decode(errors="replace") if isinstance(name, bytes) else name for name in names]
-    are_names = len(names) == 2 and all(isinstance(n, str) and n.isprintable() for n in names)
-    array.expect(are_names, "two class_names", str(names)[:80])
+    are_names = len(names) == classes and all(isinstance(n, str) and n.isprintable() for n in names)
+    expected = "two class_names" if classes == 2 else f"{classes} class_names"
+    array.expect(are_names, expected, str(names)[:80])
     return tuple(names)
 
 
@@ -240,7 +193,38 @@ def _slabs(dataset):
         yield start, min(start + step, len(dataset))
 
 
-def _first_wrong(values, wrong, start):
+def first_wrong(values, wrong, start):
     """'VALUE in sample NUMBER' for the first wrong entry of a slab that begins at `start`."""
     position = np.unravel_index(int(wrong.argmax()), wrong.shape)
     return f"{values[position]} in sample {start + int(position[0])}"
+
+
+def write_split(folder, arrays, attributes, class_names):
+    """Write one split in the layout of dataload.py; the inverse of H5Dataset.
+
+    Arrays are stored contiguously, so that a sample or a whole file is one read.
+
+    Args:
+        folder: created; must not hold the files yet.
+        arrays: {file: values}, among them "images", uint8 (N, H, W, 3).
+        attributes: {name: string or number}, the attributes of every file.
+        class_names: {file: names of its classes}.
+
+    Raises:
+        DataError: a file exists already, or the disk is full.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in arrays.items():
+        path = folder / f"{name}.h5"
+        names = [text.encode() for text in class_names.get(name, ())]
+        text = h5py.string_dtype("utf-8", max(map(len, [*names, b" "])))  # fixed length: no heap
+        try:
+            with h5py.File(path, "x") as file:
+                dataset = file.create_dataset(name, data=values)
+                if names:
+                    dataset.attrs["class_names"] = np.array(names, text)
+                file.attrs.update(attributes)
+        except (OSError, RuntimeError) as error:  # h5py raises either where the disk is full
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: cannot be written ({reason})") from error

@@ -9,6 +9,7 @@ from running import SCRIPTS, run
 
 from dataload import write_split
 
+FILES = ("images", "masks", "bboxes", "binary")
 SIDE, COUNTS = 32, {"train": 12, "val": 5, "test": 7}
 
 
@@ -30,7 +31,8 @@ def draw(count, seed):
 
 def write(folder):
     for number, (split, count) in enumerate(COUNTS.items()):
-        write_split(folder / split, *draw(count, number), ("blue", "red"), {"source": "test"})
+        arrays = dict(zip(FILES, draw(count, number), strict=True))
+        write_split(folder / split, arrays, {"source": "test"}, {"binary": ("blue", "red")})
     return folder
 
 

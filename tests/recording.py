@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import engine
-from engine.tasks import BBOX, BIN, SEG
-from MTL_Utils import FixedWeights
+from MTL_Utils import BBOX, BIN, SEG, FixedWeights
+from parts.augment import Augment
 
 H5_SAVE_PATH = "data"
 FILE_SAVE_PATH = "runs/recording"
@@ -128,8 +128,12 @@ class Weighting(FixedWeights):
             torch.save(told, Path(folder) / f"{os.environ.get('RANK', 0)}.pt")
 
 
-def weighting(loss_weights=LOSS_WEIGHTS):
-    return Weighting(loss_weights)
+def weighting():
+    return Weighting(LOSS_WEIGHTS)
+
+
+def augmentation():
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine import artefacts
-from engine.settings import UserError
+from parts.errors import UserError
 
 
 @pytest.fixture

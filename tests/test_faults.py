@@ -25,10 +25,10 @@ import engine.run
 import engine.tasks
 import engine.training
 import ResBlock
-from engine.batches import epoch_batches
-from engine.settings import UserError
 from MTL_Utils import bbox_loss
-from parts import drawn_pets
+from parts import demo_data
+from parts.errors import UserError
+from parts.sampling import epoch_batches
 
 EPOCHS = ["--epochs", "16"]  # of 3 steps each
 
@@ -303,8 +303,8 @@ def test_a_new_run_replaces_the_old_checkpoint_at_once(finished, shared_data, tm
 
 def test_the_demo_resumes(tmp_path, monkeypatch):
     """Its data are drawn again, and are the same."""
-    tiny = functools.partial(drawn_pets.make_demo, side=32, counts=(8, 4, 4))
-    monkeypatch.setattr(drawn_pets, "make_demo", tiny)
+    tiny = functools.partial(demo_data.make_demo, side=32, counts=(8, 4, 4))
+    monkeypatch.setattr(demo_data, "make_demo", tiny)
     flags = ["--demo", "--epochs", "3"]
     run("MTL_main", tmp_path, tmp_path / "whole", *flags)
     with monkeypatch.context() as patch:

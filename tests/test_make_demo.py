@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from dataload import DataError, H5Dataset
-from parts import drawn_pets
-from parts.drawn_pets import STYLES, draw_sample, make_demo
+from parts import demo_data, drawing, drawn_pets, drawn_scenes
+from parts.demo_data import make_demo
+from parts.drawn_scenes import BREED_NAMES, STYLES, draw_sample
 from tools.make_demo import main
 
 
@@ -27,11 +28,8 @@ def pets(request, tmp_path_factory):
 
 def same(folder, style, index, seed=1, split=("train", 0)):
     """Whether a sample of a data set is the one drawn alone."""
-    dataset, (image, mask, box, label) = (
-        H5Dataset(split[0], folder),
-        draw_sample(seed, split[1], index, 64, style),
-    )
-    found, targets = dataset[index]
+    image, mask, box, label, _ = draw_sample(seed, split[1], index, 64, style)
+    found, targets = H5Dataset(split[0], folder)[index]
     return (
         np.array_equal(found.permute(1, 2, 0), image)
         and np.array_equal(targets["seg"][0], mask[..., 0])
@@ -42,7 +40,7 @@ def same(folder, style, index, seed=1, split=("train", 0)):
 
 def test_the_demo_is_what_its_published_figures_were_measured_on():
     digest = hashlib.sha256()
-    for arrays in zip(*(draw_sample(0, 0, index, 128) for index in range(6)), strict=True):
+    for arrays in zip(*(draw_sample(0, 0, index, 128)[:4] for index in range(6)), strict=True):
         digest.update(np.stack(arrays).tobytes())
     assert digest.hexdigest().startswith("21dc84bd1dde84059d52ccc387f2b707bf15c9724d3ffec833")
 
@@ -57,10 +55,9 @@ def test_a_sample_depends_on_seed_split_and_number_alone(pets, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_any_number_of_processes_draws_the_same(pets, tmp_path, monkeypatch, method):
+def test_any_number_of_processes_draws_the_same(tmp_path, monkeypatch, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
-    folder, style = pets
     used = []
 
     def pool(workers, **options):
@@ -68,21 +65,16 @@ def test_any_number_of_processes_draws_the_same(pets, tmp_path, monkeypatch, met
         context = multiprocessing.get_context(method)
         return ProcessPoolExecutor(workers, mp_context=context, **options)
 
-    monkeypatch.setattr(drawn_pets, "ProcessPoolExecutor", pool)
-    monkeypatch.setattr(drawn_pets, "POOLED_PIXELS", 0)
-    monkeypatch.setattr(drawn_pets, "count_cores", lambda: 3)
-    make_demo(tmp_path / "out", side=64, counts=(40, 2, 3), seed=1, style=style)
+    make_demo(tmp_path / "one", side=32, counts=(40, 2, 3))
+    assert used == []  # so small a job starts no process
+    monkeypatch.setattr(demo_data, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(demo_data, "POOLED_PIXELS", 0)
+    monkeypatch.setattr(demo_data, "count_cores", lambda: 3)
+    make_demo(tmp_path / "many", side=32, counts=(40, 2, 3))
     assert used == [3]
-    one, many = H5Dataset("train", folder), H5Dataset("train", tmp_path / "out")
-    assert len(many) == 40 and torch.equal(many.images, one.images[:40])
-    assert torch.equal(many.masks, one.masks[:40]) and torch.equal(many.bboxes, one.bboxes[:40])
-    assert torch.equal(many.binary, one.binary[:40])
-    assert same(tmp_path / "out", style, 2, split=("test", 2))
-
-
-def test_small_jobs_start_no_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawn_pets, "ProcessPoolExecutor", None)
-    make_demo(tmp_path / "out", side=32, counts=(20, 2, 2))
+    for split in ("train", "val", "test"):
+        one, many = (H5Dataset(split, tmp_path / name) for name in ("one", "many"))
+        assert one.fingerprint() == many.fingerprint()
 
 
 def test_every_sample_is_a_pet_with_its_head_in_the_box(pets):
@@ -103,8 +95,8 @@ def test_the_varied_style_varies_more(tmp_path):
     """Sizes, places, pets cut by the frame and pets behind something, in both classes."""
     samples = [draw_sample(3, 0, index, 64, "varied") for index in range(80)]
     for label in (0, 1):
-        masks = np.stack([mask[..., 0] for _, mask, _, found in samples if found == label])
-        boxes = np.array([box for _, _, box, found in samples if found == label])
+        masks = np.stack([mask[..., 0] for _, mask, _, found, _ in samples if found == label])
+        boxes = np.array([box for _, _, box, found, _ in samples if found == label])
         shares = masks.mean((1, 2))
         assert shares.min() < 0.12 and shares.max() > 0.45
         middles = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -119,9 +111,9 @@ def photographs(left, right):
     """float (60, 128, 128, 3): photographs of a scene whose halves have one colour each."""
     scene = np.empty((128, 128, 3), np.float32)
     scene[:, :64], scene[:, 64:] = left, right
-    grid = drawn_pets.grid(128, np.float32)
+    grid = drawing.grid(128, np.float32)
     generators = map(np.random.default_rng, range(60))
-    found = [drawn_pets.photograph(rng, scene, *grid, 128) for rng in generators]
+    found = [drawn_scenes.photograph(rng, scene, *grid, 128) for rng in generators]
     return np.stack(found).astype(float)
 
 
@@ -155,13 +147,14 @@ def test_mask_and_box_are_what_is_painted(monkeypatch, style):
     def black(rng, x, y, side):
         return np.zeros((side, side, 3), np.float32)
 
+    monkeypatch.setattr(drawn_pets, "paint", paint)
     fakes = {"paint": paint, "paint_pet": paint_flat, "backdrop": black, "scenery": black}
     fakes |= dict.fromkeys(("expose", "photograph"), lambda rng, image, *_: image)
     for name, fake in fakes.items():
-        monkeypatch.setattr(drawn_pets, name, fake)
+        monkeypatch.setattr(drawn_scenes, name, fake)
     hidden = 0
     for index in range(40):
-        image, mask, box, _ = draw_sample(0, 0, index, 96, style)
+        image, mask, box, *_ = draw_sample(0, 0, index, 96, style)
         red, green, blue = np.moveaxis(image == 255, -1, 0)
         assert np.array_equal(mask[..., 0], red | blue)
         rows, columns = np.nonzero(blue)
@@ -175,11 +168,9 @@ def test_no_head_is_larger_than_the_window_it_is_drawn_in():
     outside = np.hypot(x, y) > drawn_pets.HEAD_REACH - 0.04  # which is the longest hair
     x, y = x[outside], y[outside]
     for seed in range(100):
-        heads = [drawn_pets.frontal_head(x, y, np.random.default_rng(seed), n) for n in (0, 1)]
-        heads += [
-            draw(x, y, np.random.default_rng(seed))
-            for draw in (drawn_pets.cat_head, drawn_pets.dog_head)
-        ]
+        draws = (drawn_pets.cat_head, drawn_pets.dog_head, drawn_pets.frontal_head)
+        pairs = [(draws[0], 0), (draws[1], 1), (draws[2], 0), (draws[2], 1)]
+        heads = [draw(x, y, np.random.default_rng(seed), label) for draw, label in pairs]
         assert min(distance.min() for head in heads for distance, _ in head) > 0
 
 
@@ -187,7 +178,7 @@ def test_paint_covers_a_shape_with_one_pixel_of_transition():
     """Distances of whole pixels from 2 inside to 2 outside, then half a pixel; scale 10."""
     distance = np.array([[-2, -1, 0, 1, 2, 0.25]]) / 10
     image = np.full((1, 6, 3), 100.0)
-    drawn_pets.paint(image, distance, np.array((200.0, 0, 100)), 10, rim=0.8)
+    drawing.paint(image, distance, np.array((200.0, 0, 100)), 10, rim=0.8)
     # 0.2 units inside the shade is 1, at 0.1 it is 0.8 + 0.5, cut to 1; from the edge on 0.8
     expected = [[200, 0, 100], [200, 0, 100], [130, 50, 90], [100, 100, 100], [100, 100, 100]]
     expected.append([115, 75, 95])  # a quarter of (160, 0, 80)
@@ -196,9 +187,9 @@ def test_paint_covers_a_shape_with_one_pixel_of_transition():
 
 def test_window_is_the_smallest_one():
     inside = np.zeros((5, 6), bool)
-    assert np.zeros((5, 6))[drawn_pets.window(inside)].size == 0
+    assert np.zeros((5, 6))[drawing.window(inside)].size == 0
     inside[1, 3] = inside[2, 4] = True
-    assert drawn_pets.window(inside) == (slice(1, 3), slice(3, 5))
+    assert drawing.window(inside) == (slice(1, 3), slice(3, 5))
 
 
 def test_colour_does_not_tell_the_species(pets):
@@ -210,6 +201,31 @@ def test_colour_does_not_tell_the_species(pets):
         for channel in colour.T:
             guess = (channel > channel.median()).float()
             assert 0.3 < (guess == dataset.binary).float().mean() < 0.7
+
+
+def test_a_breed_is_species_commonest_colour_and_pattern():
+    """On 10 x 10 pixels, of which the last column shows no pet."""
+    coat, in_pet = np.empty((10, 10, 3), np.float32), np.ones((10, 10), bool)
+    black, ginger, white = drawn_scenes.PALETTE[[0, 5, 3]]
+    in_pet[:, 9], coat[:, 9], coat[:, :9] = False, black, ginger + 9
+    coat[:2, :9] = white  # 18 of 90 pixels, less than a quarter
+    assert BREED_NAMES[drawn_scenes.breed(coat, in_pet, 0)] == "plain ginger cat"
+    coat[:3, :9] = white  # 27
+    assert BREED_NAMES[drawn_scenes.breed(coat, in_pet, 1)] == "patterned ginger dog"
+
+
+def test_breeds_are_written_only_when_asked(tmp_path):
+    make_demo(tmp_path / "with", side=32, counts=(16, 2, 2), breeds=True)
+    make_demo(tmp_path / "without", side=32, counts=(16, 2, 2))
+    files = [sorted(p.name for p in tmp_path.glob(f"{name}/val/*")) for name in ("with", "without")]
+    assert files[1] == ["bboxes.h5", "binary.h5", "images.h5", "masks.h5"]
+    assert files[0] == sorted([*files[1], "breeds.h5"])
+    one, other = (H5Dataset("train", tmp_path / name) for name in ("with", "without"))
+    assert torch.equal(one.images, other.images)
+    breeds = [one[i][1]["breed"].item() for i in range(16)]
+    assert breeds == [draw_sample(0, 0, i, 32)[4] for i in range(16)]
+    assert [BREED_NAMES[n].split()[-1] for n in breeds] == ["cat", "dog"] * 8
+    assert len(set(breeds)) > 8
 
 
 def test_a_split_is_never_overwritten(pets):
@@ -265,19 +281,18 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
     assert "found train, val, test" in mistake(capsys, "--out", "~/out")
 
 
-class Interrupted(drawn_pets.tqdm):
+class Interrupted(demo_data.tqdm):
     """A progress bar under which Ctrl-C is pressed."""
 
     def update(self, n=1):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize(("cores", "is_there"), [(1, True), (2, False)])
 def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys, cores, is_there):
-    monkeypatch.setattr(drawn_pets, "POOLED_PIXELS", 0)
-    monkeypatch.setattr(drawn_pets, "count_cores", lambda: cores)
-    monkeypatch.setattr(drawn_pets, "tqdm", Interrupted)
+    monkeypatch.setattr(demo_data, "POOLED_PIXELS", 0)
+    monkeypatch.setattr(demo_data, "count_cores", lambda: cores)
+    monkeypatch.setattr(demo_data, "tqdm", Interrupted)
     out = tmp_path / "out"
     if is_there:
         out.mkdir()
@@ -289,10 +304,10 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys, cores, is_there):
 
 def test_a_worker_that_dies_is_one_line(tmp_path, monkeypatch, capsys):
     def broken(tasks, workers):
-        yield drawn_pets.draw_chunk(*tasks[0])
+        yield demo_data.draw_chunk(*tasks[0])
         raise BrokenExecutor("terminated abruptly")
 
-    monkeypatch.setattr(drawn_pets, "draw_chunks", broken)
+    monkeypatch.setattr(demo_data, "draw_chunks", broken)
     flags = ["--out", str(tmp_path / "out"), "--side", "32", "--counts", "40", "2", "2"]
     assert "a process that drew pets has died" in mistake(capsys, *flags)
     assert not (tmp_path / "out").exists()

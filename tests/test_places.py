@@ -23,7 +23,7 @@ import engine.tasks
 import engine.training
 from dataload import H5Dataset
 from engine import artefacts
-from engine.batches import epoch_batches, training_side
+from parts.sampling import epoch_batches, training_side
 
 INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 

@@ -19,8 +19,9 @@ from dataload import H5Dataset
 from engine import script
 from engine.evaluation import autocast, evaluate, values
 from engine.processes import Processes
-from engine.settings import UserError, constants
-from parts.drawn_pets import make_demo
+from engine.settings import constants
+from parts.demo_data import make_demo
+from parts.errors import UserError
 from tools import predict
 from tools.shared import common, networks
 

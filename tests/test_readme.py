@@ -22,7 +22,7 @@ from torch.distributed.run import get_args_parser
 
 from docs import draw_networks
 from engine import script, settings
-from parts import drawn_pets
+from parts import demo_data
 from tools import compare, prepare_pets, run_all
 from tools.shared import histories
 from tools.shared.common import EXPERIMENTS
@@ -98,9 +98,9 @@ def workplace(tmp_path, shared_data, monkeypatch):
     for folder in ("weights", "results"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     Image.new("RGB", (70, 40), "brown").save(tmp_path / "photo.jpg")
-    draw = drawn_pets.make_demo
+    draw = demo_data.make_demo
     monkeypatch.setattr(
-        drawn_pets, "make_demo", lambda folder, *rest, **more: draw(folder, 32, (8, 4, 4))
+        demo_data, "make_demo", lambda folder, *rest, **more: draw(folder, 32, (8, 4, 4))
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -14,11 +14,11 @@ from running import ROOT, SCRIPTS, history, run, without_times
 
 from dataload import Augment, H5Dataset
 from engine import training
-from engine.batches import epoch_batches
 from engine.evaluation import evaluate
 from engine.processes import Processes
 from engine.settings import arguments_from, constants, freeze
 from engine.training import TrainingStep
+from parts.sampling import epoch_batches
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -22,8 +22,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.artefacts import replacing
-from engine.settings import Parser, UserError
+from parts.commandline import Parser
+from parts.errors import UserError
+from parts.files import replacing
 from tools.shared import histories
 from tools.shared.common import as_path, command, complain, make_folder
 from tools.shared.comparison import differences, group, metrics, reference

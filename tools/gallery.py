@@ -3,8 +3,9 @@
     python tools/gallery.py runs/main data/pets                       runs/main/main_gallery.png
     python tools/gallery.py runs/main data/pets --split val --count 4 --out sheet.png
 
-Samples are ordered by the primary metric of the script's first task and drawn by its tasks. A
-stopped run is shown with its best weights so far. RUN is the folder of a run or, where several
+DATA is any folder of the H5 layout. Samples are ordered by the primary metric of the script's first
+task and drawn by its tasks; a wrong class is red. A stopped run is shown with its best weights so
+far. RUN is the folder of a run or, where several
 share a folder, NAME_model_lite.pt or NAME_last.pt in it.
 """
 
@@ -13,12 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS
-from engine.evaluation import evaluate, predict, sample_scores
-from engine.settings import Parser, UserError, whole_number
-from tools.shared.common import as_path, choose_device, command
-from tools.shared.networks import LAST, LITE, open_data, open_network
+from engine.evaluation import sample_scores
+from engine.trained import LAST, LITE, open_network
+from parts.commandline import Parser, whole_number
+from parts.errors import UserError
+from parts.targets import Label
+from tools.shared.common import as_path, command
+from tools.shared.evaluated import evaluated, open_split
 
-BATCH_SIZE = 32
 PANEL, DPI = 1.7, 200  # width of an image in inches, and pixels per inch: enough for thin lines
 MOST = 20  # samples per group, so that the sheet stays small enough to open
 
@@ -32,26 +35,46 @@ def choose(scores, count, higher_is_better=True):
     return {group: order[start : start + count] for group, start in starts.items()}
 
 
-def draw_sheet(path, groups, heads, dataset, outputs, tasks):
-    """Write the sheet, a row for each {group: numbers}; `heads` and `outputs` are {number: ...}."""
-    from engine.pictures import Figure, drawn, plain_style, save, show
+def draw_sheet(path, groups, network, dataset, outputs, scores):
+    """Write the sheet: a row for each {group: numbers}, the truth and the prediction of each.
+
+    Args:
+        outputs: {number: {task: output}}.
+        scores: {task: (N,)} primary metric of every sample.
+    """
+    from parts.figures import Figure, drawn, plain_style, save, show
 
     columns, (height, width) = 2 * len(groups["median"]), dataset.side
-    size = (PANEL * columns, len(groups) * (PANEL * height / width + 0.5))
+    size = (PANEL * columns, len(groups) * (PANEL * height / width + 0.42))
     with plain_style():
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         axes = figure.subplots(len(groups), columns, squeeze=False)
         for row, (group, numbers) in zip(axes, groups.items(), strict=True):
             row[0].set_ylabel(group, fontsize=12)
             for i, number in enumerate(numbers):
                 image, targets = dataset[number]
-                titles = f"sample {number}: truth", heads[number]
+                titles = f"{number}: truth", f"prediction, {heading(network, scores, number)}"
                 pair = zip(row[2 * i :], titles, (targets, outputs[number]), strict=False)
                 for axis, title, values in pair:
-                    picture, words = drawn(image, values, tasks, dataset.class_names)
+                    picture, words = drawn(image, values, network.tasks, network.class_names)
                     lines = words.replace(", probability ", " ").replace(", ", "\n")
-                    show(axis, picture, f"{title}\n{lines}", fontsize=8)
+                    show(axis, picture, f"{title}\n{lines}".strip(), fontsize=8)
+                if mistaken(network, dataset, scores, number):
+                    row[2 * i + 1].title.set_color("#B00000")
         save(figure, path)
+
+
+def heading(network, scores, number):
+    """'iou 0.93': the primary metric of the first task for a sample."""
+    name, task = next(iter(network.tasks.items()))
+    return f"{task.primary.replace('_', ' ')} {scores[name][number]:.2f}"
+
+
+def mistaken(network, dataset, scores, number):
+    """Whether a class of a sample, which stands in words, is wrong."""
+    labels = [name for name, task in network.tasks.items() if isinstance(task.target, Label)]
+    return any(scores[name][number] == 0 for name in labels)
 
 
 def find_weights(folder):
@@ -72,7 +95,7 @@ def main(argv):
     parser = Parser("gallery.py", __doc__)
     add, counts = parser.add_argument, whole_number(1, MOST)
     add("run", metavar="RUN", help="the folder of a run, finished or stopped")
-    add("data", metavar="DATA", help="the data it was trained on")
+    add("data", metavar="DATA", help="any data of the H5 layout")
     add("--split", choices=SPLITS, default="test", help="the split to show (test)")
     add("--count", type=counts, default=3, metavar="N", help="samples in each group (3)")
     add("--out", metavar="FILE", help="the PNG file (NAME_gallery.png beside the run)")
@@ -80,22 +103,21 @@ def main(argv):
     options = parser.parse_args(argv)
     if options.out is not None and not options.out.lower().endswith(".png"):
         parser.error(f"--out: expected the name of a PNG file, found {options.out}")
-    processes, run = choose_device(options.device), as_path(options.run, "RUN")
+    run = as_path(options.run, "RUN")
     weights = run if run.is_file() else find_weights(run)
-    network, tasks, history = open_network(weights, processes.device)
-    folder = as_path(options.data, "DATA")
-    dataset = open_data(folder, options.split, history)
-    name, task = next(iter(tasks.items()))
-    scores = sample_scores(evaluate(network, dataset, tasks, BATCH_SIZE, processes)[name], task)
-    groups = choose(scores, options.count, task.higher_is_better)
+    network = open_network(weights, options.device)
+    dataset = open_split(as_path(options.data, "DATA"), options.split, network)
+    table = evaluated(network, dataset)
+    scores = {name: sample_scores(table[name], task) for name, task in network.tasks.items()}
+    first, task = next(iter(network.tasks.items()))
+    groups = choose(scores[first], options.count, task.higher_is_better)
     numbers = sorted({number for numbers in groups.values() for number in numbers})
     if not numbers:
-        place = folder / options.split
-        raise UserError(f"{place}: expected a sample with known {name}, found none")
-    outputs = predict(network, dataset[numbers][0].to(processes.device))
-    heads = {number: f"{task.primary.replace('_', ' ')} {scores[number]:.2f}" for number in numbers}
-    path = as_path(options.out or weights.with_name(f"{history['name']}_gallery.png"), "--out")
-    draw_sheet(path, groups, heads, dataset, dict(zip(numbers, outputs, strict=True)), tasks)
+        raise UserError(f"{dataset.folder}: expected a sample with known {first}, found none")
+    outputs = dict(zip(numbers, network.outputs(dataset[numbers][0]), strict=True))
+    default = weights.with_name(f"{network.history['name']}_gallery.png")
+    path = as_path(options.out or default, "--out")
+    draw_sheet(path, groups, network, dataset, outputs, scores)
     print(path)
 
 

@@ -1,4 +1,4 @@
-"""Draw a synthetic data set of cats and dogs in the H5 layout of dataload.py; see drawn_pets.py.
+"""Draw a synthetic data set of cats and dogs in the H5 layout of dataload.py; see drawn_scenes.py.
 
 python tools/make_demo.py --out DATA [--varied] [--side 128] [--counts 640 96 96] [--seed 0]
 """
@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.settings import Parser, whole_number
-from parts.drawn_pets import make_demo
+from parts.commandline import Parser, whole_number
+from parts.demo_data import make_demo
 from tools.shared.common import as_path, command
 
 

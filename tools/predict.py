@@ -14,7 +14,9 @@ whichever is the first that no pixel exceeds. For each picture, --out gets an ov
      "class": "cat", "probability": 0.98}
 
 `box` is xmin, ymin, xmax, ymax in pixels, `mask_area` a share of the picture, `probability` that of
-the class. What the network does not predict is absent; other tasks add what they `describe`.
+the class. What the network does not predict is absent; other tasks add what they `describe`, with
+their name before a name that is there already. A mask of several classes has their numbers, and
+values per pixel become a .npy file.
 
 MODEL is a file of a run: NAME_model.pt or NAME_model_lite.pt with NAME_history.pt beside it, or
 NAME_last.pt of a stopped run. NAME_model.pt is a pickle, which runs code: open only those you
@@ -22,6 +24,7 @@ trust. Exit code: 0; 1 if a picture could not be read or a result not be written
 stderr and skipped; 2 for a mistake.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -33,34 +36,51 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.artefacts import replacing
-from engine.evaluation import predict
-from engine.settings import Parser, UserError
-from tools.shared.common import as_path, choose_device, command, complain, make_folder
-from tools.shared.networks import open_network
+from engine.trained import open_network
+from parts.commandline import Parser
+from parts.errors import UserError
+from parts.files import replacing
+from tools.shared.common import as_path, command, complain, make_folder
 from tools.shared.pictures import list_pictures, read_picture
 
 NAME_BYTES = 200  # of a result's name; file systems take 255, and temporary files have longer names
 
 
-def describe(picture, output, tasks, class_names):
-    """{name: value} of what the tasks say about {task: output}, and the "overlay" they draw."""
-    image, texts, found = torch.from_numpy(np.array(picture)).permute(2, 0, 1), [], {"overlay": 0}
-    for task in (task for task in tasks if task in output):
-        image, words = tasks[task].draw(image, output[task], class_names)
-        texts += [words] if words else []
-        values = tasks[task].describe(output[task], picture.size, class_names)
-        for name, value in values.items():
-            if isinstance(value, np.ndarray) and value.dtype == np.uint8:
-                value = Image.fromarray(value)
-            found[f"{task}_{name}" if name in found else name] = value  # names may repeat
-    found["overlay"] = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    if texts:
-        canvas, text = ImageDraw.Draw(found["overlay"]), f" {', '.join(texts)} "
-        font = ImageFont.load_default(max(10, round(max(picture.size) / 36)))
+def results_of(network, picture):
+    """{name: value} of what the tasks say about an RGB picture, and the "overlay" they draw."""
+    image = np.array(picture)
+    output = network.output(image)
+    found = {"overlay": overlay(network, image, output), **network.describe(output, picture.size)}
+    for name, value in found.items():
+        if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+            found[name] = Image.fromarray(value)
+    return found
+
+
+def overlay(network, image, output):
+    """The picture of an image uint8 (H, W, 3) with {task: output} drawn on it, and its words."""
+    drawn, words = network.draw(torch.from_numpy(image).permute(2, 0, 1), output)
+    picture = Image.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
+    if words:
+        canvas, text = ImageDraw.Draw(picture), f" {words} "
+        font = word_font(words, max(14, round(max(picture.size) / 24)))
         canvas.rectangle(canvas.textbbox((1, 1), text, font), fill="black")
         canvas.text((1, 1), text, "white", font)
-    return found
+    return picture
+
+
+def word_font(words, size):
+    """A font of this size: Pillow's own, or matplotlib's where the words leave Latin letters."""
+    if words.isascii():
+        return ImageFont.load_default(size)
+    from matplotlib import font_manager  # takes long to import
+
+    wanted = {ord(letter) for letter in words if not letter.isspace()}
+    for path in [font_manager.findfont("DejaVu Sans"), *sorted(font_manager.findSystemFonts())]:
+        with contextlib.suppress(Exception):  # a damaged font, or one of an unknown kind
+            if wanted <= font_manager.get_font(path).get_charmap().keys():
+                return ImageFont.truetype(path, size)
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
 def choose_stems(paths, out):
@@ -88,9 +108,9 @@ def main(argv):
     add("--out", required=True, metavar="FOLDER", help="for the overlays and masks")
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (CUDA if there is a GPU)")
     options, skipped = parser.parse_args(argv), False
-    device, out = choose_device(options.device).device, as_path(options.out, "--out")
+    out = as_path(options.out, "--out")
     paths = list_pictures(options.images, out)
-    network, tasks, history = open_network(as_path(options.model, "MODEL"), device)
+    network = open_network(as_path(options.model, "MODEL"), options.device)
     for path, stem in choose_stems(paths, make_folder(out, "--out")).items():
         try:
             picture, assumption = read_picture(path)
@@ -100,17 +120,18 @@ def main(argv):
             continue
         if assumption:
             complain(f"predict.py: {path}: {assumption}")
-        pixels = np.array(picture.resize(history["side"][::-1], Image.Resampling.BILINEAR))
-        image = torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-        (output,) = predict(network, image[None].to(device))
         line = {"image": str(path), "width": picture.width, "height": picture.height}
-        line |= describe(picture, output, tasks, history["class_names"])
+        line |= results_of(network, picture)
         try:
             for key, value in line.items():
                 if isinstance(value, Image.Image):
                     line[key] = f"{stem}_{key}.png"
                     with replacing(line[key]) as temporary:
                         value.save(temporary)
+                elif isinstance(value, np.ndarray):
+                    line[key] = f"{stem}_{key}.npy"
+                    with replacing(line[key]) as temporary:
+                        np.save(temporary, value)
             print(json.dumps(line), flush=True)  # escapes the bytes of any name
         except UserError as error:  # the results of other pictures may be written
             skipped = True

@@ -23,8 +23,10 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dataload import SPLITS, UNKNOWN
-from engine.settings import Parser, UserError
+from dataload import SPLITS
+from parts.commandline import Parser
+from parts.errors import UserError
+from parts.targets import UNKNOWN
 from tools.shared import splitting
 from tools.shared.common import command, complain
 from tools.shared.pictures import list_pictures, read_picture
@@ -170,7 +172,7 @@ def main(argv):
         splits = split_up(samples, options)
         problems["near-duplicate of val or test"] = len(samples) - sum(map(len, splits.values()))
         names = [*classes, *("class 0", "class 1")[len(classes) :]]
-        splitting.save(folder, splits, names, {"source": "tools/prepare_folder.py"})
+        splitting.save(folder, splits, {"binary": names}, {"source": "tools/prepare_folder.py"})
     splitting.print_summary(out, splits, names)
     found = [f"{what}: {count}" for what, count in problems.items() if count]
     print(f"not used: {', '.join(found) or 'nothing'}; written to {out}")

@@ -13,7 +13,8 @@ K of --fold K is test and the next one is val, so each part is tested once. The 
 depend on --size. With --names only the images listed in that file are used.
 
 Images become squares. The mask is 1 on the animal and its border; with --border ignore the border
-is 255, unknown. --mask-share, --box-share and --label-share keep a part of what is known in train,
+is 255, unknown; with --border class it is 2, a class of its own. --mask-share, --box-share and
+--label-share keep a part of what is known in train,
 chosen breed by breed; a smaller share is part of a larger one. Damaged files are named and counted.
 
 The data are written to DATA.partial-PID, which is renamed at the end: a killed run may leave that
@@ -35,8 +36,10 @@ from torchvision.datasets import OxfordIIITPet
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dataload import UNKNOWN, DataError
-from engine.settings import Parser, UserError, flag
+from dataload import DataError
+from parts.commandline import Parser, flag
+from parts.errors import UserError
+from parts.targets import UNKNOWN
 from tools.shared import splitting
 from tools.shared.common import command
 from tools.shared.splitting import NO_BOX, Sample
@@ -45,6 +48,8 @@ PETS = "oxford-iiit-pet"  # the folder name torchvision looks for
 LISTS = ("trainval", "test")
 TARGETS = ("category", "binary-category", "segmentation")
 BACKGROUND, BORDER = 2, 3  # in a trimap; 1 is the pet
+BORDER_VALUES = {"pet": 1, "ignore": UNKNOWN, "class": 2}  # in a mask, by --border
+MASK_NAMES = ("background", "pet", "border")
 SHARES = ("mask_share", "box_share", "label_share")
 KEPT = (  # settings that are written to the files
     *("seed", "size", "val_fraction", "test_fraction", "add_unboxed", "folds", "fold", "border"),
@@ -136,7 +141,7 @@ def read_samples(pets, names, settings):
     with and without them.
     """
     samples, defects = [], Counter()
-    border_value = UNKNOWN if settings.border == "ignore" else 1
+    border_value = BORDER_VALUES[settings.border]
 
     def note(defect, message):
         defects[defect] += 1
@@ -222,8 +227,8 @@ def parse(argv):
     add("--fold", type=int, metavar="K", help="the part to test on, 0 to N - 1")
     add("--add-unboxed", action="store_true", help="add the images without a box to train")
     add("--names", metavar="FILE", help="use only the images listed in this file")
-    border = "what the border of the animal is in the masks: pet, or unknown (pet)"
-    add("--border", choices=("pet", "ignore"), default="pet", help=border)
+    border = "what the border of the animal is in the masks: pet, unknown, or a class (pet)"
+    add("--border", choices=(*BORDER_VALUES,), default="pet", help=border)
     for name in SHARES:
         text = f"share of train that keeps its {name.split('_')[0]} (1)"
         add(flag(name), type=float, default=1.0, metavar="X", help=text)
@@ -263,7 +268,10 @@ def main(argv):
         copied = sum(sample is not None for sample in samples) - used
         splits["train"] = hide(splits["train"], settings)
         about = {name: value for name in KEPT if (value := getattr(settings, name)) is not None}
-        splitting.save(folder, splits, class_names, PROVENANCE | about, settings.breeds)
+        names = {"binary": class_names}
+        names |= {"breeds": pets.datasets[0].classes} if settings.breeds else {}
+        names |= {"masks": MASK_NAMES} if settings.border == "class" else {}
+        splitting.save(folder, splits, names, PROVENANCE | about)
     splitting.print_summary(out, splits, class_names)
     found = ", ".join(f"{defect}: {count}" for defect, count in defects.items()) or "none"
     print(f"defects: {found}; left out: {len(names) - used} of {len(names)} images", end="")

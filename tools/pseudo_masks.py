@@ -17,7 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, H5Dataset
 from engine.evaluation import predict
-from engine.settings import Parser, UserError
+from parts.commandline import Parser
+from parts.errors import UserError
 from tools.shared.common import as_path, choose_device, command
 from tools.shared.networks import open_network
 from tools.shared.splitting import staged

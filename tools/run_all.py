@@ -24,10 +24,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine import artefacts, script, settings
-from engine.processes import StopSignals
 from engine.run import data_folder
 from engine.script import ROOT
-from engine.settings import Parser, UserError
+from parts.commandline import Parser
+from parts.errors import UserError
+from parts.signals import StopSignals
 from tools.shared.common import EXPERIMENTS, command, complain, make_folder
 
 OURS = ("--seed", "--file-save-path", "--resume", "--overwrite")  # set for every run by this tool

@@ -6,11 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-from engine.artefacts import output_folder
 from engine.processes import Processes
-from engine.report import STDERR
-from engine.settings import UserError
+from parts.errors import UserError
+from parts.files import output_folder
 from parts.h5array import DataError
+from parts.streams import STDERR
 
 EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # in table order
 

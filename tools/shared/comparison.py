@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.settings import UserError
+from parts.errors import UserError
 from tools.shared.common import EXPERIMENTS
 from tools.shared.histories import rows, test_set, weights
 from tools.shared.intervals import RESAMPLES, chance, estimate, holm, limits, over_runs

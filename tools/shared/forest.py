@@ -5,7 +5,7 @@ import textwrap
 import matplotlib
 from matplotlib.lines import Line2D
 
-from engine.pictures import Figure, plain_style, save
+from parts.figures import Figure, plain_style, save
 
 STATED, OPEN = "#0072B2", "0.6"  # Okabe and Ito's blue; grey for what is not separated from 0
 IMAGES = {"linewidth": 6, "alpha": 0.35, "solid_capstyle": "butt"}

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import artefacts
-from engine.settings import UserError
+from parts.errors import UserError
+from parts.files import load, replacing
 from tools.shared.common import as_path
 
 COPIED = (
@@ -55,7 +55,7 @@ def summarise(history):
     losses, first = [f"{task}_loss" for task in tasks], next(iter(tasks))
     chooses = f"{first}_{tasks[first]['primary']}"
     return {key: _plain(history.get(key), 3) for key in COPIED} | {
-        "script": _script(history["script"]),
+        "script": _script(history.get("script", f"MTL_{history['name']}")),
         "seed": config["SEED"],
         "fold": int(fold[1]) if fold else None,
         "config": _plain({key: value for key, value in config.items() if key not in PATHS}),
@@ -152,16 +152,16 @@ def read(path):
         UserError: the file is damaged; names the line of a series.
     """
     if path.suffix != ".jsonl":
-        return [(path, _checked(path, lambda: summarise(artefacts.load(path))))]
+        return [(path, _checked(path, lambda: summarise(load(path))))]
     places = ((f"{path}, line {i}", text) for i, text in enumerate(path.open("rb"), 1))
     return [(place, _checked(place, lambda t=text: json.loads(t))) for place, text in places]
 
 
-def _checked(place, load):
-    """The summary that `load()` gives; UserError if it is none."""
+def _checked(place, summary):
+    """What `summary()` gives; UserError if it is none."""
     expected = f"{place}: expected a run's history"
     try:
-        run = load()
+        run = summary()
         for holder, keys in ((run, (*COPIED, *COMPUTED)), (run["config"], BUDGET)):
             for key in keys:
                 holder[key]
@@ -221,7 +221,7 @@ def export(runs, path):
             f"{path}: holds something else than these runs; give it as one of RUNS too, remove it, "
             "or choose another file"
         )
-    with artefacts.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageOps
 
-from engine.settings import UserError
+from parts.errors import UserError
 from tools.shared.common import as_path
 
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # kinds of file whose pixels Pillow does not read

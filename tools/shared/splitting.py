@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-import dataload
-from dataload import DATASETS, SPLITS, UNKNOWN, DataError
-from engine.settings import UserError, whole_number
+from dataload import SPLITS, DataError, H5Dataset, write_split
+from parts.commandline import whole_number
+from parts.duplicates import near_duplicates, thumbnails
+from parts.errors import UserError
+from parts.targets import PETS, UNKNOWN, Label, PixelClasses
 from tools.shared.common import as_path
 
 NO_BOX = np.full(4, np.nan)
@@ -44,7 +46,7 @@ def resize(picture, size):
     """An RGB picture -> uint8 (size, size, 3), antialiased, and the picture's thumbnail."""
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     resized = picture.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized), dataload.thumbnails(pixels[None])[0]
+    return np.asarray(resized), thumbnails(pixels[None])[0]
 
 
 def add_flags(add):
@@ -78,7 +80,7 @@ def copies(samples, others):
     if not samples or not others:
         return ()
     pair = (torch.stack([s.thumbnail for s in some]) for some in (samples, others))
-    return dataload.near_duplicates(*pair)
+    return near_duplicates(*pair)
 
 
 def group(samples):
@@ -122,9 +124,9 @@ def check_output(out, force):
         return
     if not force:
         raise DataError(f"--out {out}: expected a new folder (or --force), found one")
-    ours = {out / split / f"{name}.h5" for split in SPLITS for name in (*DATASETS, "breeds")}
     for path in (out, *out.rglob("*")):
-        if not path.is_dir() and path not in ours:
+        is_ours = path.suffix == ".h5" and path.parent in [out / split for split in SPLITS]
+        if not path.is_dir() and not is_ours:
             raise DataError(f"--force: expected {out} to hold only H5 splits, found {path}")
 
 
@@ -147,19 +149,39 @@ def staged(out, force):
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def save(folder, splits, class_names, about, with_breeds=False):
-    """Write the H5 files of {split: [Sample]} and check them; raises UserError or DataError."""
+def save(folder, splits, class_names, about):
+    """Write the H5 files of {split: [Sample]} and check them; raises UserError or DataError.
+
+    Args:
+        class_names: {file: names of its classes}; breeds.h5 is written if it is named here.
+        about: {name: value}, the attributes of every file.
+    """
     for split, samples in splits.items():
         if not samples:
             found = f"none of {sum(map(len, splits.values()))}; change the fractions or the folds"
             raise UserError(f"--out: expected at least one image in {split}, found {found}")
         images, _, masks, boxes, labels, breeds, lines, _ = zip(*samples, strict=True)
-        arrays = np.stack(images), np.stack(masks), np.stack(boxes), labels
-        attributes, breeds = about | {"split": split}, breeds if with_breeds else None
+        arrays = {
+            "images": np.stack(images),
+            "masks": np.stack(masks),
+            "bboxes": np.stack(boxes).astype(np.float32),
+            "binary": np.array(labels, np.int8)[:, None],
+            "breeds": np.array(breeds, np.int8)[:, None],
+        }
+        if "breeds" not in class_names:
+            del arrays["breeds"]
+        attributes = about | {"split": split}
         if max(lines) >= 0:
             attributes["source_lines"] = np.array(lines, np.uint16)  # HDF5 takes at most 64 KB
-        dataload.write_split(folder / split, *arrays, class_names, attributes, breeds)
-        dataload.H5Dataset(split, folder, memory_limit=0)
+        write_split(folder / split, arrays, attributes, class_names)
+        H5Dataset(split, folder, targets(class_names), memory_limit=0)
+
+
+def targets(class_names):
+    """The targets of the files that are written, for a check."""
+    kinds = {"breed": Label("breeds", len(class_names.get("breeds", ())))}
+    masks = PixelClasses("masks", len(class_names.get("masks", "01")))
+    return PETS | {"seg": masks} | (kinds if "breeds" in class_names else {})
 
 
 def print_summary(out, splits, class_names):

@@ -1,0 +1,136 @@
+"""What a run is made of, checked before its first step: data, network, loss weighting."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dataload import SPLITS, H5Dataset, check_splits
+from engine.script import check_tasks
+from engine.training import Trainer
+from parts.errors import SettingError, UserError
+from parts.sampling import seeded, training_side
+from parts.targets import with_sources
+
+
+@contextlib.contextmanager
+def data_folder(path, draw=None):
+    """The folder of the data, or a temporary one that `draw(folder)` fills on the spot.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not draw:
+        folder = Path(os.path.expanduser(path))
+        missing = [folder / split for split in SPLITS if not (folder / split).is_dir()]
+        if missing:
+            raise UserError(
+                f"no data: expected train/, val/ and test/ in {path}, but {missing[0]} is not "
+                "there; give the folder as --h5-save-path (tools/prepare_pets.py makes one), or "
+                "try --demo"
+            )
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder) / "demo")
+        yield Path(folder) / "demo"
+
+
+def make_demo(folder):
+    """Draw the pets of --demo, for a script without a `demo(folder)` of its own."""
+    from parts.demo_data import make_demo  # only now, because other runs draw nothing
+
+    make_demo(folder)
+
+
+def open_data(folder, tasks):
+    """{split: H5Dataset} of a folder; DataError if the splits do not fit together, or one of them
+    has no known target of the first task."""
+    try:
+        targets = with_sources({name: task.target for name, task in tasks.items()})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    data = {split: H5Dataset(split, folder, targets) for split in SPLITS}
+    check_splits(data, [next(iter(tasks))])
+    return data
+
+
+def build(script, settings, options, train, processes):
+    """The Trainer of a run, checked against the training data.
+
+    Raises:
+        UserError: script, settings and data do not fit together.
+    """
+    tasks = script.module.TASKS
+    device, sizes = processes.device, (min(settings.BATCH_SIZE, len(train)), processes.size)
+    if sizes[0] % sizes[1]:
+        raise UserError(
+            f"--batch-size: expected a multiple of the {sizes[1]} processes, found {sizes[0]}"
+        )
+    seeded(settings.SEED)
+    try:
+        network, weighting = script.module.Network(), script.module.weighting()
+        augment = script.module.augmentation()
+    except SettingError as error:  # one that a flag can correct
+        raise UserError(f"--{error}") from error
+    augment.complete = train.complete
+    network = network.to(device, memory_format=torch.channels_last)
+    image, targets = train[0]
+    check_side(network, train.side, settings, sizes[0] // sizes[1])
+    with torch.inference_mode():  # weights may be learned
+        outputs = network.eval()(image[None].to(device))
+        weights = {task: float(weight) for task, weight in weighting.weights().items()}
+    check_tasks(tasks, weights, outputs, targets)
+    steps = settings.EPOCHS * (len(train) // sizes[0])
+    check_interface(network, weighting, options.diagnose)
+    trainer = Trainer(
+        network, tasks, weighting, augment, settings, steps, processes, options.diagnose
+    )
+    if options.compile:
+        trainer.compile()
+    return trainer
+
+
+def begin(module, trainer):
+    """Give a new run the weights of its script's `start(network)`, if it defines one; UserError."""
+    if hasattr(module, "start"):
+        try:
+            module.start(trainer.network)
+        except SettingError as error:
+            raise UserError(f"--{error}") from error
+        trainer.average.module.load_state_dict(trainer.network.state_dict())
+
+
+def check_interface(network, weighting, diagnose):
+    """Refuse a network without the parts at which gradients are measured, if they are."""
+    asks = "--diagnose" if diagnose else type(weighting).__name__
+    lacks = [name for name in ("encoder", "decode") if not callable(getattr(network, name, None))]
+    if lacks and (diagnose or getattr(weighting, "needs_gradients", False)):
+        raise UserError(
+            f"{asks}: expected a Network with encoder(image), which gives the features that the "
+            f"tasks share, and decode(features), found no {lacks[0]}"
+        )
+
+
+def check_side(network, full, settings, images):
+    """Refuse a network without stride, and sides that it or its batch norm cannot take."""
+    stride = getattr(network, "stride", None)
+    if not isinstance(stride, int):
+        raise UserError(
+            "Network: expected an attribute 'stride', the number of which the sides of an image "
+            f"must be multiples, found {stride}"
+        )
+    if full[0] % stride or full[1] % stride:
+        raise UserError(
+            f"--h5-save-path: image side: expected a multiple of {stride}, found "
+            f"{full[0]} x {full[1]}"
+        )
+    epochs = range(1, settings.EPOCHS + 1)
+    every = {training_side(settings.SIDES, e, settings.EPOCHS, full, stride) for e in epochs}
+    if images == 1 and min(every) == (stride, stride):
+        raise UserError(
+            f"--batch-size: expected 2 or more images for each process, found 1; at {min(every)} "
+            "pixels, one of --sides, batch norm would see one value per channel"
+        )

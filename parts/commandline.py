@@ -1,0 +1,119 @@
+"""Command lines whose mistakes end in one line, which knows the nearest flag."""
+
+import argparse
+import difflib
+
+from parts.errors import UserError
+
+SHORT = {  # what other programs call the flags of these constants
+    **dict.fromkeys(("lr", "rate"), "LEARNING_RATE"),
+    **dict.fromkeys(("wd", "decay"), "WEIGHT_DECAY"),
+    **dict.fromkeys(("bs", "batch"), "BATCH_SIZE"),
+    **dict.fromkeys(("epoch", "num-epochs", "max-epochs", "n-epochs"), "EPOCHS"),
+    **dict.fromkeys(("data", "data-dir", "data-path", "dataset", "root"), "H5_SAVE_PATH"),
+    **dict.fromkeys(("out", "output", "output-dir", "save-dir", "save-path"), "FILE_SAVE_PATH"),
+    **dict.fromkeys(("ema",), "EMA_DECAY"),
+    **dict.fromkeys(("clip", "grad-clip"), "CLIP_NORM"),
+    **dict.fromkeys(("random-seed",), "SEED"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UserError, with the nearest flag for a typo."""
+
+    def __init__(self, prog, description, **options):
+        options["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, allow_abbrev=False, **options)
+
+    def error(self, message):
+        wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+        word = wrong.split("=")[0].strip("-").replace("_", "-").lower()
+        known = self._option_string_actions
+        near = difflib.get_close_matches(f"--{word}", known, n=1)
+        if word in SHORT and flag(SHORT[word]) in known:
+            near = [flag(SHORT[word])]
+        hint = f" (did you mean {near[0]}?)" if near and wrong.startswith("-") else ""
+        raise UserError(f"{message}{hint}; --help lists the flags")
+
+
+def whole_number(low, high):
+    """An argparse type: a whole number from `low` to `high`."""
+
+    def parse(text):
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            message = f"expected a whole number from {low} to {high}, found '{text}'"
+            raise argparse.ArgumentTypeError(message)
+        return int(text)
+
+    return parse
+
+
+def flag(name):
+    """--h5-save-path for H5_SAVE_PATH."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def options_for(value):
+    """The options of argparse for a flag with this default."""
+    if isinstance(value, bool):
+        return {"action": argparse.BooleanOptionalAction}
+    if isinstance(value, dict):
+        return {"nargs": "+", "action": _Entries, "entries": value, "metavar": "KEY=VALUE"}
+    if isinstance(value, tuple | list):
+        return {"nargs": "+", "type": _converter(value), "metavar": "X"}
+    metavar = {int: "N", float: "X"}.get(type(value), "TEXT")
+    return {"type": _converter([value]), "metavar": metavar}
+
+
+def _converter(values):
+    """The function that turns text into a value of the same type as `values`."""
+    if values and all(isinstance(value, str) for value in values):
+        return str
+    if any(isinstance(value, float) for value in values):
+        return lambda text: float(_number(text))
+    return _number if all(isinstance(v, int) for v in values) and values else _guess
+
+
+def _number(text):
+    """An int if the text is one, else a float: a default of 1 does not rule out 0.5."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    raise argparse.ArgumentTypeError(f"expected a number, found '{text}'")
+
+
+def _guess(text):
+    """None, a number or the text itself, for a constant whose default has no clear type."""
+    try:
+        return None if text.lower() == "none" else _number(text)
+    except argparse.ArgumentTypeError:
+        return text
+
+
+class _Entries(argparse.Action):
+    """KEY=VALUE ... changes these entries of a dict and keeps the others."""
+
+    def __init__(self, *arguments, entries, **options):
+        super().__init__(*arguments, **options)
+        self.entries = entries
+
+    def __call__(self, parser, namespace, texts, option_string=None):
+        changed = dict(self.entries)
+        for text in texts:
+            key, equals, value = text.partition("=")
+            if key not in self.entries or not equals:
+                keys = ", ".join(f"{key}=VALUE" for key in self.entries)
+                parser.error(f"argument {option_string}: expected {keys}, found '{text}'")
+            try:
+                changed[key] = _converter([self.entries[key]])(value)
+            except argparse.ArgumentTypeError as error:
+                parser.error(f"argument {option_string}: {error}")
+        setattr(namespace, self.dest, changed)
+
+
+def as_text(value):
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

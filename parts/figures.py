@@ -1,0 +1,52 @@
+"""Figures of matplotlib, written as PNG files. matplotlib takes long to import."""
+
+import contextlib
+import math
+
+import matplotlib.style
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+from parts.files import replacing
+
+__all__ = ["DPI", "Figure", "drawn", "plain_style", "save", "show"]
+DPI = 150
+SHARP = 450  # least side in pixels of an image that lines are drawn on
+
+
+def drawn(image, answers, tasks, class_names):
+    """An image with targets or outputs drawn on it, and the words of the tasks, joined.
+
+    Args:
+        image: uint8 (3, H, W); enlarged by a whole factor, so that lines look thin.
+        class_names: {task: names of its classes}.
+        answers: {task: target or output} without a batch dimension, but logits of scalars as (1,).
+    """
+    factor = max(1, math.ceil(SHARP / min(image.shape[1:])))
+    image, texts = F.interpolate(image[None], scale_factor=factor, mode="nearest")[0], []
+    for name, task in tasks.items():
+        if name in answers:
+            image, words = task.draw(image, answers[name], class_names[name])
+            texts.append(words)
+    return image, ", ".join(filter(None, texts))
+
+
+def show(axis, picture, title, fontsize=9):
+    """A picture uint8 (3, H, W) with a title on its own axis; "$" in the title is no formula."""
+    axis.imshow(picture.permute(1, 2, 0).numpy())
+    axis.set_anchor("S")  # so that the free space is left for the title
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=fontsize, parse_math=False)
+
+
+@contextlib.contextmanager
+def plain_style():
+    """matplotlib's own settings, whatever the user's matplotlibrc says (LaTeX, fonts)."""
+    with matplotlib.style.context("default"):
+        yield
+
+
+def save(figure, path):
+    """Write a figure as a PNG, as an atomic write; raises UserError."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
