@@ -67,6 +67,7 @@ def weights(path, checksum=None):
         (weights("x.pt", "1a"), weights("/y.pt", "1a"), [""]),
         (weights("x.pt", "1a"), weights("x.pt", "2b"), ["weights x.pt (1a)", "weights x.pt (2b)"]),
         (weights("seed_0/a.pt", "1a"), weights("seed_1/a.pt", "2b"), [""]),
+        ({"config": {"WEIGHTS": "x.pt"}}, {"config": {"WEIGHTS": "y.pt"}}, [""]),  # not the name
         ({"parameters": 1}, {"parameters": 2}, ["parameters 1", "parameters 2"]),
         ({"gflop": 0.6}, {}, ["gflop 0.6", "gflop 0.5"]),
     ],

@@ -12,7 +12,7 @@ from tools.shared.common import EXPERIMENTS
 from tools.shared.histories import rows, test_set, weights
 from tools.shared.intervals import RESAMPLES, chance, estimate, holm, limits, over_runs
 
-FREE = ("SEED", "DEMO_EPOCHS")  # constants that may differ within a column
+FREE = ("SEED", "DEMO_EPOCHS", "WEIGHTS")  # constants that may differ within a column
 
 
 class Metric(NamedTuple):
