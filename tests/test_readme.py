@@ -26,7 +26,7 @@ from parts import demo_data
 from tools import compare, prepare_pets, run_all
 from tools.shared import histories
 from tools.shared.common import EXPERIMENTS
-from tools.shared.comparison import estimate, metrics, units
+from tools.shared.comparison import metrics, pooled
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS.append(ROOT / "weights" / "README.md")
@@ -36,7 +36,7 @@ SHORT = ["--epochs=1", "--batch-size=4", "--device=cpu", *TINY[4:]]
 SMALLER = {"runs/all": "runs/main_seed1"}  # one tiny run in the place of a series
 WORDS = {"seg_iou": "seg IoU", "bbox_iou": "box IoU", "bin_accuracy": "accuracy"}
 MIOU = {"seg_miou": "mIoU"}
-RESULTS = {  # rows of the README's table: folder in results/ and NAME
+RESULTS = {  # rows of the README's table: series in results/ and NAME
     "`MTL_baseline`": ("128", "baseline"),
     "box head alone": ("128", "bbox_only"),
     "class head alone": ("128", "bin_only"),
@@ -60,7 +60,7 @@ LEFT = {  # files that a document's commands must have left
     ),
     "docs/artefacts.md": (
         *("predictions/photo_mask.png", "runs/mine/main_gallery.png"),
-        "runs/summaries/main_seed0.json",
+        "runs/summaries.jsonl",
     ),
     "docs/own_data.md": ("runs/mine/main_history.csv", "runs/few_masks/OEQ_model_lite.pt"),
     "docs/extending.md": (
@@ -253,10 +253,10 @@ def test_every_link_leads_to_a_file(document):
 
 def figures(folder, name, words=WORDS):
     """{word: text} of some metrics of a script's runs in results/, pooled over the folds."""
-    runs = [run for _, run in histories.find([str(ROOT / "results" / folder)])]
+    runs = [run for _, run in histories.find([str(ROOT / "results" / f"{folder}.jsonl")])]
     runs = [run for run in runs if run["name"] == name]
     wanted = [m for m in metrics({"": runs}, "test", everything=True) if m.name in words]
-    return {words[m.name]: f"{estimate(units(runs, m, 'test'))[0]:.3f}" for m in wanted}
+    return {words[m.name]: f"{pooled(runs, m, 'test')[0]:.3f}" for m in wanted}
 
 
 @pytest.mark.parametrize("label", RESULTS)
@@ -281,8 +281,8 @@ def test_the_tables_of_the_comparisons_are_what_their_commands_print(monkeypatch
         for words in commands(block):
             if words[1] == "tools/compare.py" and "results/" in words[2]:
                 assert compare.main(words[2:]) == 0
-                table = capsys.readouterr().out.split("\n\n")[0]
-                assert table.strip() in document, " ".join(words)
+                values, differences, _ = capsys.readouterr().out.split("\n\n")
+                assert values in document and differences in document, " ".join(words)
                 compared += 1
     assert compared
 
