@@ -252,6 +252,9 @@ class Derived(Values):
         )
         return self.function(*values)
 
+    def summary(self, dataset, name):
+        return ""  # its sources have theirs
+
     def __eq__(self, other):
         return self is other
 
