@@ -15,6 +15,7 @@ from dataload import DataError, H5Dataset
 from parts import demo_data, drawing, drawn_pets, drawn_scenes
 from parts.demo_data import make_demo
 from parts.drawn_scenes import BREED_NAMES, STYLES, draw_sample
+from parts.targets import PETS, Label
 from tools.make_demo import main
 
 
@@ -77,16 +78,22 @@ def test_any_number_of_processes_draws_the_same(tmp_path, monkeypatch, method):
         assert one.fingerprint() == many.fingerprint()
 
 
+def whole(folder, split="train", **targets):
+    """All images (N, 3, H, W) and targets of a split."""
+    dataset = H5Dataset(split, folder, PETS | targets)
+    return dataset[range(len(dataset))]
+
+
 def test_every_sample_is_a_pet_with_its_head_in_the_box(pets):
     folder, style = pets
-    dataset = H5Dataset("train", folder)
-    assert (len(dataset), dataset.side, dataset.class_names) == (120, (64, 64), ("cat", "dog"))
-    assert dataset.binary.tolist() == [0, 1] * 60
-    shares = dataset.masks.float().mean((1, 2))
+    assert H5Dataset("train", folder).class_names["bin"] == ("cat", "dog")
+    images, targets = whole(folder)
+    assert images.shape == (120, 3, 64, 64) and targets["bin"].tolist() == [0, 1] * 60
+    shares = targets["seg"].float().mean((1, 2, 3))
     assert shares.min() > 0.02 and shares.max() < (0.6 if style == "demo" else 0.9)
-    areas = (dataset.bboxes[:, 2:] - dataset.bboxes[:, :2]).prod(1)
+    areas = (targets["bbox"][:, 2:] - targets["bbox"][:, :2]).prod(1)
     assert areas.min() > 0.005 and areas.max() < (0.3 if style == "demo" else 0.8)
-    for mask, box in zip(dataset.masks, dataset.bboxes * 64, strict=True):
+    for mask, box in zip(targets["seg"][:, 0], targets["bbox"] * 64, strict=True):
         x0, y0, x1, y1 = box.round().int().tolist()
         assert mask[y0:y1, x0:x1].float().mean() > 0.3
 
@@ -193,14 +200,12 @@ def test_window_is_the_smallest_one():
 
 
 def test_colour_does_not_tell_the_species(pets):
-    dataset = H5Dataset("train", pets[0])
-    images = dataset.images.float()
-    masks = dataset.masks[..., None].float()
-    for part in (masks, 1 - masks):
-        colour = (images * part).sum((1, 2)) / part.sum((1, 2))  # (N, 3) mean over the part
+    images, targets = whole(pets[0])
+    for part in (targets["seg"], 1 - targets["seg"]):
+        colour = (images * part).sum((2, 3)) / part.sum((2, 3))  # (N, 3) mean over the part
         for channel in colour.T:
             guess = (channel > channel.median()).float()
-            assert 0.3 < (guess == dataset.binary).float().mean() < 0.7
+            assert 0.3 < (guess == targets["bin"]).float().mean() < 0.7
 
 
 def test_a_breed_is_species_commonest_colour_and_pattern():
@@ -220,9 +225,9 @@ def test_breeds_are_written_only_when_asked(tmp_path):
     files = [sorted(p.name for p in tmp_path.glob(f"{name}/val/*")) for name in ("with", "without")]
     assert files[1] == ["bboxes.h5", "binary.h5", "images.h5", "masks.h5"]
     assert files[0] == sorted([*files[1], "breeds.h5"])
-    one, other = (H5Dataset("train", tmp_path / name) for name in ("with", "without"))
-    assert torch.equal(one.images, other.images)
-    breeds = [one[i][1]["breed"].item() for i in range(16)]
+    images, targets = whole(tmp_path / "with", breed=Label("breeds", 37))
+    assert torch.equal(images, whole(tmp_path / "without")[0])
+    breeds = targets["breed"].tolist()
     assert breeds == [draw_sample(0, 0, i, 32)[4] for i in range(16)]
     assert [BREED_NAMES[n].split()[-1] for n in breeds] == ["cat", "dog"] * 8
     assert len(set(breeds)) > 8
