@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from parts.drawn_scenes import BREED_NAMES, STYLES, draw_sample
-from parts.h5array import SPLITS, DataError, write_split
+from parts.h5array import SPLITS, DataError
+from parts.h5file import write_split
 from parts.streams import STDERR
 
 NOT_DRAWN = tuple(f"not drawn {n}" for n in range(37 - len(BREED_NAMES)))  # real pets have 37
