@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
@@ -284,6 +285,19 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
         assert [len(split) for split in splits] == [2, 3, 4]
         assert same(tmp_path / name, style, 1, seed=5)
     assert "found train, val, test" in mistake(capsys, "--out", "~/out")
+
+
+class Eager(demo_data.tqdm):
+    """A progress bar that is drawn from the start."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options | {"delay": 0, "mininterval": 0})
+
+
+def test_a_closed_stderr_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_data, "tqdm", Eager)
+    monkeypatch.setattr(sys, "stderr", None)
+    make_demo(tmp_path / "out", side=32, counts=(2, 2, 2))
 
 
 class Interrupted(demo_data.tqdm):
