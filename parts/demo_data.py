@@ -111,9 +111,12 @@ def draw_chunk(seed, split, start, stop, side, style):
 
 
 def start_worker():
-    """Leave Ctrl-C to the process that started this worker, and end when that one does."""
+    """Leave stop signals to the process that started this worker, and end when that one does.
+
+    SIGTERM ends it two seconds later, because the pool itself sends that when a worker has died.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that a fork has copied
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(2))
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
