@@ -166,6 +166,7 @@ def normals_metrics(normals, target):
     known = ~target.isnan().any(1)
     normals, target = normals.float(), torch.where(known[:, None], target, 0.0)
     cross = torch.linalg.vector_norm(torch.linalg.cross(normals, target, dim=1), dim=1)
+    cross = cross.clamp(min=1e-12)  # no direction is at 90 degrees to all
     angle = torch.atan2(cross, (normals * target).sum(1)).rad2deg()  # exact near 0, unlike acos
     found = {"mean_angle": pairs(angle * known, known)}
     found["median_angle"] = pairs(*medians(angle, known))
@@ -255,7 +256,8 @@ class Network(nn.Module):
         channels = {"seg": len(CLASS_NAMES), "depth": 1, "normals": 3}
         self.encoder = Encoder(WIDTHS, UNITS)
         self.stride = self.encoder.stride
-        self.decoders = nn.ModuleDict({n: Decoder(WIDTHS, UNITS, channels[n]) for n in TASKS})
+        decoders = {name: Decoder(WIDTHS, UNITS, channels=channels[name]) for name in TASKS}
+        self.decoders = nn.ModuleDict(decoders)
 
     def forward(self, image):
         return self.decode(self.encoder(image))
@@ -301,9 +303,9 @@ def augmentation():
 
 
 def demo(folder):
-    """Write drawn rooms, 96 x 128 pixels, to `folder`/{train,val,test}."""
+    """Write drawn rooms, 64 x 96 pixels, to `folder`/{train,val,test}."""
     names = {"segments": CLASS_NAMES}
-    for seed, (split, count) in enumerate({"train": 320, "val": 48, "test": 48}.items()):
+    for seed, (split, count) in enumerate({"train": 256, "val": 48, "test": 48}.items()):
         write_split(Path(folder) / split, scenes(count, seed), {"source": "drawn rooms"}, names)
 
 
