@@ -171,7 +171,7 @@ def normals_metrics(normals, target):
     found = {"mean_angle": pairs(angle * known, known)}
     found["median_angle"] = pairs(*medians(angle, known))
     for name, limit in {"within_11": 11.25, "within_22": 22.5, "within_30": 30.0}.items():
-        found[name] = pairs((angle < limit) & known, known)
+        found[name] = pairs(angle < limit, known)
     return found
 
 
