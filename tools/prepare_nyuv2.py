@@ -32,9 +32,10 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.settings import Parser, UserError, whole_number
+from parts.commandline import Parser, whole_number
 from parts.drawn_rooms import CLASS_NAMES
 from parts.duplicates import thumbnails
+from parts.errors import UserError
 from parts.h5array import DataError
 from tools.shared import splitting
 from tools.shared.common import as_path, command, complain
