@@ -14,6 +14,7 @@ import torch
 from running import ROOT, Process, history, is_like, run
 
 import engine.run
+from benchmarks import dense_speed
 from dataload import H5Dataset, write_split
 from engine.processes import Processes
 from engine.script import parse
@@ -370,3 +371,41 @@ def test_one_task_alone_needs_one_file(rooms, tmp_path):
 def test_wrong_settings(rooms, tmp_path, flags, expected):
     printed = run(SCRIPT, rooms, tmp_path / "out", *flags, code=2)
     assert expected in printed and printed.count("\n") == 1
+
+
+def constant_answers(train, targets):
+    """{task: output}: the commonest class, the median depth and the mean normal of train."""
+    _, known = train[list(range(len(train)))]
+    count, (height, width) = len(targets["seg"]), train.side
+    classes = torch.bincount(known["seg"].flatten().long(), minlength=256)[:13]
+    seg = torch.zeros(count, 13, height, width)
+    seg[:, classes.argmax()] = 1
+    median = known["depth"].nanmedian().item()
+    mean = known["normals"].nanmean((0, 2, 3)).view(1, 3, 1, 1).expand(count, 3, height, width)
+    return {"seg": seg, "depth": torch.full((count, 1, height, width), median), "normals": mean}
+
+
+def test_training_beats_constant_answers_in_every_metric(tmp_path):
+    for seed, (split, count) in enumerate({"train": 48, "val": 8, "test": 12}.items()):
+        arrays = scenes(count, seed, SIDE)
+        write_split(tmp_path / "data" / split, arrays, {}, {"segments": CLASS_NAMES})
+    run(SCRIPT, tmp_path / "data", tmp_path / "out", "--epochs", "16", "--ema-decay", "0.9")
+    found = history(tmp_path / "out", "nyuv2")["test"]
+    train, test = (H5Dataset(split, tmp_path / "data", TARGETS) for split in ("train", "test"))
+    _, targets = test[list(range(len(test)))]
+    better_if_less = ("error", "angle")
+    for name, output in constant_answers(train, targets).items():
+        for metric, constant in ratios(name, output, targets[name]).items():
+            if metric.startswith("iou_"):
+                continue
+            sign = -1 if metric.endswith(better_if_less) else 1
+            assert sign * found[f"{name}_{metric}"] > sign * constant, metric
+
+
+def test_the_table_of_the_benchmark(monkeypatch, capsys):
+    monkeypatch.setattr(dense_speed, "alone", dense_speed.measure)
+    flags = ["--side", "32", "32", "--batch-size", "2", "--steps", "1", "--methods", "cagrad"]
+    assert dense_speed.main([*flags, "--device", "cpu"]) == 0
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if "| " in row][2:]
+    assert [row[0] for row in rows] == ["| plain", "| cagrad"]
+    assert all(float(row[1]) > 0 for row in rows)
