@@ -389,7 +389,8 @@ def test_training_beats_constant_answers_in_every_metric(tmp_path):
     for seed, (split, count) in enumerate({"train": 48, "val": 8, "test": 12}.items()):
         arrays = scenes(count, seed, SIDE)
         write_split(tmp_path / "data" / split, arrays, {}, {"segments": CLASS_NAMES})
-    run(SCRIPT, tmp_path / "data", tmp_path / "out", "--epochs", "16", "--ema-decay", "0.9")
+    flags = ["--widths", "16", "16", "32", "32", "--learning-rate", "0.02", "--ema-decay", "0.9"]
+    run(SCRIPT, tmp_path / "data", tmp_path / "out", "--epochs", "16", *flags)
     found = history(tmp_path / "out", "nyuv2")["test"]
     train, test = (H5Dataset(split, tmp_path / "data", TARGETS) for split in ("train", "test"))
     _, targets = test[list(range(len(test)))]
