@@ -96,7 +96,7 @@ def transformed(camera, linear, shift=(0.0, 0.0)):
     zoom = np.sqrt(abs(np.linalg.det(linear)))
     turn = np.eye(3)
     turn[:2, :2] = linear / zoom
-    assert np.allclose(turn @ turn.T, np.eye(3), atol=1e-5), "no one pinhole camera sees a stretched image"
+    assert np.allclose(turn @ turn.T, np.eye(3), atol=1e-5), "no camera sees a stretched image"
     return camera._replace(
         focal=camera.focal * zoom,
         axes=turn @ camera.axes,
