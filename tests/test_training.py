@@ -5,11 +5,12 @@ import contextlib
 import itertools
 import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
-from running import Pair, executed, load, name_of, run
+from running import Pair, load, name_of, run
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import engine
@@ -109,7 +110,7 @@ def id_of(entry):
 def record(data, out, *flags):
     """(epochs as `told`, checkpoint) of a run of recording.py here."""
     checkpoint = train("tests/recording", data, out, *FLAGS, *flags)
-    return told(executed("recording").log), checkpoint
+    return told(sys.modules["tests.recording"].log), checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def test_bf16_where_it_is_native_in_training_and_evaluation(striped, tmp_path, m
         assert all(losses.dtype == torch.float32 for losses in batch["losses"].values())
     network, images = epoch["steps"][0]["network"].eval(), epoch["seen"][0]["image"]
     (*_, outputs) = engine.evaluation.predict(network, images)
-    assert executed("recording").log[-1]["dtype"] == expected
+    assert sys.modules["tests.recording"].log[-1]["dtype"] == expected
     assert all(output.dtype == torch.float32 for output in outputs.values())
 
 
@@ -353,7 +354,7 @@ def test_a_step_follows_the_gradient_of_the_weighted_means_over_known_samples(st
     """By hand, from the weights, images and targets of each step."""
     with watched() as found:
         epochs, _ = record(striped, tmp_path / "out")
-    steps, expected, script = steps_of(epochs), [], executed("recording")
+    steps, expected, script = steps_of(epochs), [], sys.modules["tests.recording"]
     for step in steps:
         network, gain = script.Network(), torch.tensor(step["weighting"]["gain"])
         network.load_state_dict(step["state"])
