@@ -199,10 +199,13 @@ class Values(Target):
 
     def read(self, array, side):
         """(N, size) as in a batch; raises DataError."""
-        values = array.values().reshape(-1, self.size)
+        stored = array.values().reshape(-1, self.size)
+        with np.errstate(over="ignore"):
+            values = stored.astype(np.float32)
         if np.isinf(values).any():
-            array.expect(False, "numbers or NaN", first_wrong(values, np.isinf(values), 0))
-        return torch.from_numpy(values.astype(np.float32))
+            expected = "numbers of 32 bits or NaN"
+            array.expect(False, expected, first_wrong(stored, np.isinf(values), 0))
+        return torch.from_numpy(values)
 
     def known(self, target):
         return ~target.reshape(len(target), -1).isnan().all(1)
