@@ -271,7 +271,7 @@ def check_splits(datasets, needed=()):
         for name in needed:
             array, file = dataset.arrays.get(name), dataset.targets[name].file
             found = "none" if array or not file else "no such file"
-            place = array.path if array else dataset.folder / f"{file or name}.h5"
+            place = dataset.folder / f"{file}.h5" if file else f"{dataset.folder}: {name}"
             if not dataset.known[name].any():
                 text = f"expected at least one known target in {split}, found {found}"
                 raise DataError(f"{place}: {text}")
