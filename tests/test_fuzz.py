@@ -18,7 +18,7 @@ from conftest import draw
 from dataload import DataError, H5Dataset
 from parts.targets import PETS, Label, PixelClasses, PixelValues, Values
 
-COUNT, CASES = 6, 600  # samples in a split, damaged splits
+COUNT, CASES = 6, 400  # samples in a split, damaged splits
 SECONDS = 20  # for one case, far more than any needs
 MEMORY = 4 * 2**30  # bytes of address space that a case may add
 OTHERS = {
