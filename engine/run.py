@@ -253,8 +253,9 @@ class Run:
     def _settings(self):
         """What must be the same for a run and its resumption, the data included."""
         settings = {k: v for k, v in self.about["config"].items() if k not in FREE_SETTINGS}
-        data = {f"data in {k}": v for k, v in self.about["data_fingerprint"].items()}
-        return settings | data
+        for split, found in self.about["data_fingerprint"].items():
+            settings |= {f"{split}/{file}.h5": text for file, text in found.items()}
+        return settings
 
     def _checkpoint(self):
         with self.processes.failing_alike():
