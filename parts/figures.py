@@ -2,12 +2,14 @@
 
 import contextlib
 import math
+import warnings
 
 import matplotlib.style
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from parts.files import replacing
+from parts.fonts import families
 
 __all__ = ["DPI", "Figure", "drawn", "plain_style", "save", "show"]
 DPI = 150
@@ -36,13 +38,14 @@ def show(axis, picture, title, fontsize=9):
     axis.imshow(picture.permute(1, 2, 0).numpy())
     axis.set_anchor("S")  # so that the free space is left for the title
     axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=fontsize, parse_math=False)
+    axis.set_title(title, fontsize=fontsize, parse_math=False, family=families(title))
 
 
 @contextlib.contextmanager
 def plain_style():
     """matplotlib's own settings, whatever the user's matplotlibrc says (LaTeX, fonts)."""
-    with matplotlib.style.context("default"):
+    with matplotlib.style.context("default"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # said by parts/fonts.py
         yield
 
 
