@@ -83,11 +83,12 @@ def draws(count):
 
 
 def estimate(found, keys=None):
-    """The estimate over units, all or those of `keys`; NaN if nothing is known."""
+    """The estimate over units, all or those of `keys`: the mean of the parts that are defined; NaN
+    if nothing is known."""
     table = np.concatenate([found[key] for key in sorted(found if keys is None else keys)])
     sums = np.tensordot(draws(len(table)), table, axes=1)  # (1 + RESAMPLES, parts, 2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = (sums[..., 0] / sums[..., 1]).mean(-1)
+        ratios = np.ma.masked_invalid(sums[..., 0] / sums[..., 1]).mean(-1).filled(np.nan)
     if len(table) < FEWEST:
         ratios[1:] = np.nan
     return ratios
