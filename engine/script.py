@@ -164,6 +164,7 @@ def parse(file, argv):
             raise UserError(f"{flags}: {path.name} cannot be executed ({reason})") from error
     values = constants(module)
     check(values)
+    options.weights = values.get("WEIGHTS") or getattr(options, "weights", None)
     return Script(path, module), SimpleNamespace(**values), options
 
 

@@ -107,7 +107,8 @@ def parser_of(title, summary, source, defaults):
         (run, "compile", "compile the training step with torch.compile"),
     ):
         group.add_argument(f"--{name}", action="store_true", help=text)
-    run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
+    if "WEIGHTS" not in defaults:
+        run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
     text = "record the tasks' gradients every N steps; changes no weights (default: 0, never)"
     run.add_argument("--diagnose", metavar="N", type=whole_number(0, 10**9), default=0, help=text)
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
