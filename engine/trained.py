@@ -14,6 +14,7 @@ from engine.settings import constants
 from engine.weights import weights_in
 from parts.errors import UserError
 from parts.files import load
+from parts.paint import draw_all
 from parts.streams import STDERR
 
 WHOLE, LITE, LAST = "_model.pt", "_model_lite.pt", "_last.pt"
@@ -75,12 +76,7 @@ class TrainedNetwork:
 
     def draw(self, image, values):
         """An image uint8 (3, H, W) with {task: target or output} drawn on it, and words."""
-        words = []
-        for name, task in self.tasks.items():
-            if name in values:
-                image, text = task.draw(image, values[name], self.class_names[name])
-                words.append(text)
-        return image, ", ".join(filter(None, words))
+        return draw_all(image, values, self.tasks, self.class_names)
 
 
 def as_pixels(image):

@@ -36,7 +36,7 @@ import torch
 from torch import nn
 
 from MTL_Utils import BBOX, BIN, SEG, Task
-from parts.targets import Values
+from parts.targets import PixelValues, Values
 
 HEADS = ("seg", "bbox", "bin")
 
@@ -52,6 +52,7 @@ class Network(nn.Module):
             "seg": image.float().mean(1, keepdim=True) - self.level,
             "bbox": torch.tensor([0.25, 0.5, 0.75, 1.0]).repeat(len(image), 1),
             "bin": torch.full((len(image),), -2.0),
+            "far": image.float().mean(1, keepdim=True) / 100,
             "fur": image.float().mean((1, 2, 3)),
         }
         return {task: outputs[task] for task in self.heads}
@@ -67,7 +68,8 @@ def tell(output, size, names):
 
 
 FUR = Task(Values("fur"), None, None, primary="error", draw=paint, describe=tell)
-TASKS = {"seg": SEG, "bbox": BBOX, "bin": BIN, "fur": FUR}
+FAR = Task(PixelValues("far"), None, None, primary="error")
+TASKS = {"seg": SEG, "far": FAR, "bbox": BBOX, "bin": BIN, "fur": FUR}
 TASKS = {name: task for name, task in TASKS.items() if name in HEADS}
 """
 
@@ -322,6 +324,20 @@ def test_a_task_of_the_users_own(call, tmp_path, bright):
     overlay = np.asarray(Image.open(line["overlay"]))
     assert np.all(overlay[0] == 7)  # on top of the mask, since it comes later in TASKS
     assert overlay[5:9, 3:40].min() == 0 and overlay[5:9, 3:40].max() > 150  # "fur 255"
+
+
+def test_a_map_stands_beside_what_the_other_tasks_draw(call, tmp_path, bright):
+    model = save_run(bright, tmp_path / "model", ("seg", "far", "bbox"))
+    Image.fromarray(upper_half()).save(tmp_path / "a.png")
+    [line], _ = call(tmp_path / "a.png", model=model)
+    values = np.load(line["map"])
+    assert line["map"] == str(tmp_path / "out/a_map.npy") and line["map_mean"] == 1.275
+    assert values.shape == (100, 200, 1) and values.dtype == np.float32
+    assert values[10, 10, 0] == pytest.approx(2.55) and values[90, 10, 0] == 0
+    overlay = np.asarray(Image.open(line["overlay"]))
+    assert overlay.shape == (100, 400, 3)
+    assert overlay[49, 20].tolist() == BLUE and overlay[70, 50].tolist() == ORANGE
+    assert (overlay[20:40, 300] == 255).all() and (overlay[60:, 200:] == 0).all()
 
 
 def test_one_name_in_two_folders(call, tmp_path):

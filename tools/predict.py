@@ -15,8 +15,8 @@ whichever is the first that no pixel exceeds. For each picture, --out gets an ov
 
 `box` is xmin, ymin, xmax, ymax in pixels, `mask_area` a share of the picture, `probability` that of
 the class. What the network does not predict is absent; other tasks add what they `describe`, with
-their name before a name that is there already. A mask of several classes has their numbers, and
-values per pixel become a .npy file.
+their name before a name that is there already. A mask of several classes has their numbers.
+Values per pixel stand to the right of the overlay and become a .npy file.
 
 MODEL is a file of a run: NAME_model.pt or NAME_model_lite.pt with NAME_history.pt beside it, or
 NAME_last.pt of a stopped run. NAME_model.pt is a pickle, which runs code: open only those you
