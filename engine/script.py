@@ -1,5 +1,8 @@
 """One experiment: a script, executed under given constants, and what it must define."""
 
+import __future__
+
+import ast
 import copy
 import difflib
 import functools
@@ -9,11 +12,12 @@ import math
 import pickle
 import re
 import sys
+from collections import UserDict
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import NamedTuple
 
-from engine.settings import check, constants, parser_of
+from engine.settings import check, constants, is_setting, parser_of
 from parts.commandline import flag
 from parts.errors import UserError
 
@@ -79,14 +83,15 @@ def load(place, **given):
     origins[name] = place_of(path), given
     sys.modules[name] = module  # dataclasses and torch.compile look there
     linecache.checkcache(str(path))
-    code = compile(path.read_bytes(), path, "exec")
-    exec(code, vars(module), Bound(vars(module), given))
-    for constant, value in given.items():
+    names = Bound(vars(module), given)
+    for code in statements(path):
+        exec(code, vars(module), names)
+    for constant, value in names.given.items():
         if not hasattr(module, constant):
             near = difflib.get_close_matches(constant, constants(module), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"{path.name}: expected a constant {constant}, found none{hint}")
-        if getattr(module, constant) != value:
+        if getattr(module, constant) is not value or repr(value) != repr(given[constant]):
             raise UserError(
                 f"{flag(constant)}: expected {path.name} to leave {constant} as it defines it, "
                 "found that it changes it afterwards; use another name for the changed value"
@@ -94,20 +99,29 @@ def load(place, **given):
     return module
 
 
-class Bound:
+def statements(path):
+    """The code of each top-level statement of a file by itself.
+
+    In one piece, `global NAME` in any function makes the top level store NAME past `Bound`.
+    """
+    source = path.read_bytes()
+    future = compile(source, path, "exec").co_flags & __future__.annotations.compiler_flag
+    for number, node in enumerate(ast.parse(source, path).body):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if number == 0 or not is_text:  # a later text alone is no docstring
+            yield compile(ast.Module([node], []), path, "exec", future)
+
+
+class Bound(UserDict):
     """The top-level names of a script while it is executed: those that are given stay as given."""
 
     def __init__(self, names, given):
-        self.names, self.given = names, copy.deepcopy(given)
-
-    def __getitem__(self, name):
-        return self.names[name]
+        super().__init__()
+        self.data = names
+        self.given = {n: copy.deepcopy(v) if is_setting(v) else v for n, v in given.items()}
 
     def __setitem__(self, name, value):
-        self.names[name] = self.given.get(name, value)
-
-    def __delitem__(self, name):
-        del self.names[name]
+        self.data[name] = self.given.get(name, value)
 
 
 def find(place, *folders):
