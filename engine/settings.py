@@ -32,6 +32,7 @@ RULES = {  # (test, expected) for the constants that the engine itself uses
         lambda value: len(value) > 0 and all(0 < share <= 1 for share in value),
         "numbers above 0, at most 1",
     ),
+    "WEIGHTS": (lambda value: value is None or isinstance(value, str), "a file or None"),
     **dict.fromkeys(
         ("H5_SAVE_PATH", "FILE_SAVE_PATH"),
         (lambda value: value.strip() != "", "a path"),
