@@ -51,8 +51,9 @@ def test_truth_and_prediction_are_told_in_the_titles(figures):
     plain, truth, prediction = (axis.images[0].get_array() for axis in figures[0].axes)
     assert plain.shape == (480, 720, 3) and (plain == 90).all()  # 15-fold: at least 450 pixels
     inside, outside = (14 * 15, 20 * 15), (2 * 15, 2 * 15)
-    assert truth[inside][2] > 100 > truth[inside][0]  # tinted blue
-    assert (truth[outside] == 90).all() and (truth != prediction).any()
+    assert (truth[inside] == 90).all() and (truth[outside] < 60).all()  # darker
+    assert truth[14 * 15, 10 * 15].tolist() == [0, 114, 178]  # a blue outline
+    assert (truth != prediction).any()
 
 
 def test_what_a_network_does_not_predict_is_absent(figures):
