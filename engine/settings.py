@@ -13,6 +13,7 @@ import io
 import math
 import tokenize
 from enum import Enum
+from pathlib import Path
 
 from parts.commandline import Parser, as_text, flag, options_for, whole_number
 from parts.errors import UserError
@@ -41,8 +42,14 @@ RULES = {  # (test, expected) for the constants that the engine itself uses
 
 
 def constants(module):
-    """{NAME: value} of the settings of a script, in the order in which they are defined."""
-    names = (n for n in vars(module) if n.isupper() and n[0] != "_" and n not in NOT_SETTINGS)
+    """{NAME: value} of the settings of a script, in the order in which they are defined.
+
+    What the script imports is not among them.
+    """
+    body = ast.parse(Path(module.__file__).read_bytes()).body
+    imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    others = {*NOT_SETTINGS, *(a.asname or a.name for node in imports for a in node.names)}
+    names = (n for n in vars(module) if n.isupper() and n[0] != "_" and n not in others)
     return {name: plain(v) for name in names if is_setting(v := getattr(module, name))}
 
 

@@ -3,15 +3,25 @@
 import signal
 from collections.abc import Mapping
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from running import SCRIPTS, run
 
 from dataload import write_split
+from parts.targets import PETS, Label, PixelClasses, PixelValues, Values
 
 FILES = ("images", "masks", "bboxes", "binary")
 SIDE, COUNTS = 32, {"train": 12, "val": 5, "test": 7}
+KINDS = PETS | {  # with files that only some tests add
+    "breed": Label("breeds", 3),
+    "border": PixelClasses("border", 3),
+    "depth": PixelValues("depth"),
+    "normals": PixelValues("normals", 3),
+    "age": Values("age"),
+    "pose": Values("pose", 4),
+}
 
 
 def draw(count, seed):
@@ -30,11 +40,51 @@ def draw(count, seed):
     return images, masks[..., None], np.hstack([low, high]), labels
 
 
+def drawn(split="train"):
+    """{file: array} of a split, as `draw` gives them."""
+    return dict(zip(FILES, draw(COUNTS[split], [*COUNTS].index(split)), strict=True))
+
+
 def write(folder):
-    for number, (split, count) in enumerate(COUNTS.items()):
-        arrays = dict(zip(FILES, draw(count, number), strict=True))
-        write_split(folder / split, arrays, {"source": "test"}, {"binary": ("blue", "red")})
+    for split in COUNTS:
+        write_split(folder / split, drawn(split), {"source": "test"}, {"binary": ("blue", "red")})
     return folder
+
+
+def rewrite(folder, name, array, split="train", key=None, attributes=None, **options):
+    """Replace one file of a split, or add one."""
+    with h5py.File(folder / split / f"{name}.h5", "w") as file:
+        dataset = file.create_dataset(key or name, data=array, **options)
+        dataset.attrs.update(attributes or {})
+
+
+def damaged(name, change):
+    """A change of one array of the training split."""
+
+    def apply(folder):
+        array = drawn()[name].astype(np.float64)
+        changed = change(array)
+        rewrite(folder, name, array if changed is None else changed)
+
+    return apply
+
+
+def put(position, value):
+    def change(array):
+        array[position] = value
+
+    return change
+
+
+def added(name, shape, where=(), value=0, dtype="f8", **attributes):
+    """A file more, of zeros and one value."""
+    array = np.zeros(shape, dtype)
+    array[where] = value
+    return lambda folder: rewrite(folder, name, array, attributes=attributes)
+
+
+def named(*names):
+    return lambda f: rewrite(f, "binary", drawn()["binary"], attributes={"class_names": [*names]})
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def fpn(tmp_path):
 def test_a_new_class_with_new_constants_trains_what_was_asked(fpn, shared_data, tmp_path):
     """In a default argument, in forward, in computed constants, in a comprehension, in TASKS."""
     out, flags = tmp_path / "out", ["--merge", "max", "--fpn-width", "8", "--primary", "dice"]
-    printed = run(fpn.with_suffix(""), shared_data, out, *flags)
+    printed = run(fpn, shared_data, out, *flags)
     record, state = history(out, "fpn"), load(out / "fpn_model_lite.pt")
     asked = {"FPN_WIDTH": 8, "MERGE": "max", "MIXED": 4, "LEVELS": (8, 16), "PRIMARY": "dice"}
     assert {name: record["config"][name] for name in asked} == asked
@@ -133,7 +133,7 @@ def test_a_constant_is_seen_wherever_it_is_read(tmp_path, case):
     before, edited = engine.load(path), engine.load(path, X=5)
     assert (edited.X, edited.seen, edited.__doc__) == (5, 5, "Doc.")
     assert getattr(before, "seen", None) != 5  # both live side by side
-    if "True" not in case:
+    if "import" not in case or "failed" in case:
         script, settings, _ = parse(path, ["--x", "5"])
         assert (script.module.seen, settings.X) == (5, 5)
 

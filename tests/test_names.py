@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from running import PRELOAD, ROOT, arguments, history, run
+from running import ROOT, arguments, history, name_of, run
 
 import engine
 from dataload import H5Dataset
@@ -36,10 +36,6 @@ NAMES = [
 OURS = ("dataload", "MTL_Utils", "ResBlock", "parts", "engine", "tools", "examples", "running")
 
 
-def name_of(script):
-    return script.stem.removeprefix("MTL_")
-
-
 @pytest.fixture(scope="module")
 def trained(shared_data, tmp_path_factory):
     """{script outside the repository: folder of its run}, each trained for an epoch."""
@@ -49,7 +45,7 @@ def trained(shared_data, tmp_path_factory):
         script.parent.mkdir()
         shutil.copy(ROOT / "MTL_baseline.py", script)
         found[script] = folder / "runs" / name
-        run(script.with_suffix(""), shared_data, found[script], "--epochs", "1")
+        run(script, shared_data, found[script], "--epochs", "1")
     return found
 
 
@@ -66,7 +62,7 @@ def test_a_script_of_any_name_and_place(trained, shared_data, tmp_path, cat, cap
     endings = "history.csv history.pt last.pt model.pt model_lite.pt seg_loss.png test.png".split()
     assert sorted(p.name for p in out.glob("[!.]*")) == [f"{name}_{end}" for end in endings]
     assert (history(out, name)["name"], history(out, name)["script"]) == (name, str(script))
-    printed = run(script.with_suffix(""), shared_data, out, "--epochs", "1", "--resume")
+    printed = run(script, shared_data, out, "--epochs", "1", "--resume")
     assert printed == f"{name} is finished, nothing is left to do; see {out}\n"
     for ending in ("model.pt", "last.pt"):
         assert not predict.main([str(out / f"{name}_{ending}"), str(cat), f"--out={tmp_path}"])
@@ -92,7 +88,7 @@ def forget_us(*folders):
 def in_a_new_process(action, *given):
     """What a module-level function prints in a process that is forked from one with torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(["engine.run", "engine.pictures", "MTL_main", "running"])
     read, write = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(write, action, given))
     process.start()

@@ -47,7 +47,6 @@ _HIDDEN, lower = 1, 2
 TASKS = {"seg": SEED}
 '''
 DEFAULTS = {
-    "TAKEN": 6,
     "FILE_SAVE_PATH": "runs/toy",
     "EPOCHS": 200,
     "DEMO_EPOCHS": 7,
@@ -105,7 +104,7 @@ def test_comments_are_titles_and_help():
 
 
 def test_constants_of_every_usual_form_are_settings(toy):
-    """Annotated, imported, computed, unpacked, a list, None and a dict."""
+    """Annotated, computed, unpacked, a list, None and a dict; what is imported is none."""
     found = settings(toy())
     assert found == DEFAULTS and [*found] == [*DEFAULTS]
 
@@ -129,7 +128,6 @@ FLAGS = {
     "--rates bbox=0.1": {"RATES": {"seg": 1.0, "bbox": 0.1}},
     "--switches on=False start=3": {"SWITCHES": {"on": False, "start": 3}},
     "--activation relu 2 none": {"ACTIVATION": ("relu", 2, None)},
-    "--taken 3": {"TAKEN": 3},
     "--epochs 40": {"EPOCHS": 40, "HALF": 20, "QUARTER": 10, "B": 41},
     "--epochs 40 --half 3": {"EPOCHS": 40, "HALF": 3, "QUARTER": 1, "B": 41},
     "--demo": {"EPOCHS": 7, "HALF": 3, "QUARTER": 1, "B": 8},
