@@ -1,5 +1,6 @@
-"""Scripts of any name in any folder: trained, resumed, opened by every tool and in fresh processes."""
+"""Scripts of any name in any folder: trained, resumed, opened by all tools and in new processes."""
 
+import contextlib
 import copy
 import functools
 import io
@@ -22,6 +23,7 @@ from running import ROOT, arguments, history, name_of, run
 import engine
 from dataload import H5Dataset
 from engine.batches import Carried
+from engine.evaluation import predict as predict_outputs
 from engine.script import PICKLE
 from parts.errors import UserError
 from tools import evaluate, gallery, predict
@@ -29,7 +31,7 @@ from tools import evaluate, gallery, predict
 NAMES = [
     "exp.v2/MTL_lr0.1.py",
     "code/MTL_b.py",
-    "my scripts/MTL_it's \"50 %\" [1]*.py",
+    'my scripts/MTL_it\'s "50 %" [1]*.py',
     "кошки/MTL_кошка é.py",
     "tools/lab.py",
 ]
@@ -59,7 +61,8 @@ def cat(tmp_path):
 def test_a_script_of_any_name_and_place(trained, shared_data, tmp_path, cat, capsys, number):
     script, out = [*trained.items()][number]
     name = name_of(script)
-    endings = "history.csv history.pt last.pt model.pt model_lite.pt seg_loss.png test.png".split()
+    endings = ["history.csv", "history.pt", "last.pt", "model.pt", "model_lite.pt"]
+    endings += ["seg_loss.png", "test.png"]
     assert sorted(p.name for p in out.glob("[!.]*")) == [f"{name}_{end}" for end in endings]
     assert (history(out, name)["name"], history(out, name)["script"]) == (name, str(script))
     printed = run(script, shared_data, out, "--epochs", "1", "--resume")
@@ -148,8 +151,9 @@ def train_and_use_tools(fakes, data, out, cat):
     forget_us()
     os.chdir(ROOT)
     sys.path = ["", *sys.path, str(fakes)]  # as `python -m` does
-    sys.argv = ["-m", *arguments(data, out, "--epochs", "0")]
-    runpy.run_module("examples.bbox_only", run_name="__main__", alter_sys=True)
+    sys.argv = ["-m", "--help"]
+    with contextlib.suppress(SystemExit):
+        runpy.run_module("examples.bbox_only", run_name="__main__", alter_sys=True)
 
 
 def test_other_packages_of_our_names_do_not_win(shared_data, tmp_path, cat):
@@ -157,8 +161,8 @@ def test_other_packages_of_our_names_do_not_win(shared_data, tmp_path, cat):
         (tmp_path / "fakes" / name).mkdir(parents=True)
         (tmp_path / "fakes" / name / "__init__.py").write_text("raise ImportError('not ours')\n")
     given = tmp_path / "fakes", shared_data, tmp_path / "out", cat
-    with pytest.raises(AssertionError, match="bbox_only.py: --epochs: expected a whole number"):
-        in_a_new_process(train_and_use_tools, *given)
+    printed = in_a_new_process(train_and_use_tools, *given)
+    assert "usage: bbox_only.py [flags]" in printed
     assert (tmp_path / "out/baseline_gallery.png").is_file()
     assert (tmp_path / "out/cat_mask.png").is_file()
 
@@ -176,11 +180,13 @@ def test_a_script_elsewhere_in_a_process_of_its_own(shared_data, tmp_path):
     assert {path.suffix for path in (tmp_path / "out").glob("[!.]*")} == {".pt", ".png", ".csv"}
 
 
-# ----------------------------------------------------------------- scripts that moved or were edited
+# ---------------------------------------------------------------- scripts that moved or were edited
 
 
-def test_a_script_that_moved_is_looked_for(trained, shared_data, tmp_path, monkeypatch, cat, capsys):
-    script, out = [*trained.items()][0]
+def test_a_script_that_moved_is_looked_for(
+    trained, shared_data, tmp_path, monkeypatch, cat, capsys
+):
+    script, out = next(iter(trained.items()))
     shutil.copytree(out, tmp_path / "run")
     (moved := tmp_path / "moved.py").write_bytes(script.read_bytes())
     script.unlink()
@@ -240,7 +246,7 @@ def changed(text, *pairs):
 # ------------------------------------------------------------- trained networks, and later edits
 
 STEPWISE = changed(
-    MAIN,
+    (ROOT / "MTL_main.py").read_text(),
     ("WIDTHS = (32, 64, 128, 256)", "DEPTH = 3  # levels\nWIDTHS = []\nfor _ in range(DEPTH):\n"
      "    WIDTHS.append(8)\n#"),
     ("SEED = 0", "SEED = 0\nSIGN = 1.0\nSTARTED = 0\ndef start_once():\n    global STARTED\n"
@@ -267,7 +273,7 @@ def test_a_network_opens_as_it_was_trained_though_its_script_was_edited(shared_d
         assert all(torch.equal(before[task], after[task]) for task in before)
     whole = torch.load(out / "steps_model.pt", weights_only=False).eval()
     images = torch.from_numpy(image).permute(2, 0, 1)[None]
-    assert torch.equal(whole(images)["seg"][0].float(), before["seg"])
+    assert torch.equal(predict_outputs(whole, images)[0]["seg"], before["seg"])
 
 
 KINDS = """
