@@ -93,6 +93,8 @@ class H5Dataset(Dataset):
         self.complete, self.known, self._kept = set(), {}, {}
         for name in self.kinds:
             self._load(name)
+        for name in self.targets.keys() - self.known.keys():
+            self.known[name] = self._find_known(name)
 
     def _names(self, name):
         array, kind = self.arrays.get(name), self.targets[name]
@@ -100,7 +102,7 @@ class H5Dataset(Dataset):
         return found or kind.default_names
 
     def _load(self, name):
-        """Keep the values of a target, or the images, and find out what is known."""
+        """Keep the values of a target, or the images; of pixels, find out what is known."""
         array, kind = self.arrays.get(name), self.kinds[name]
         if isinstance(kind, PixelTarget):
             self._kept[name] = self._load_pixels(name, array, kind) if array else None
@@ -108,11 +110,19 @@ class H5Dataset(Dataset):
             self._kept[name] = kind.read(array, self.side)
         elif not isinstance(kind, Derived):
             self._kept[name] = kind.unknown(self.length, self.side)
-        if name != "images" and name not in self.known:
-            starts = range(0, self.length, SLAB)
-            parts = [range(start, min(start + SLAB, self.length)) for start in starts]
-            known = [kind.known(self._targets([*part])[name]) for part in parts]
-            self.known[name] = torch.cat(known)
+
+    def _find_known(self, name):
+        """Bool (N,): whether anything of a target is known, which `_load_pixels` has not found."""
+        kind = self.targets[name]
+        if not isinstance(kind, Derived):
+            none = torch.zeros(self.length, dtype=torch.bool)
+            return kind.known(self._kept[name]) if name in self.arrays else none
+        sources, found = with_sources({name: kind}).keys() & self._kept.keys(), []
+        for start in range(0, self.length, SLAB):
+            numbers = list(range(start, min(start + SLAB, self.length)))
+            batch = {source: self._fetch(source, numbers) for source in sources}
+            found.append(kind.known(kind.derive(batch)))
+        return torch.cat(found)
 
     def _load_pixels(self, name, array, kind):
         """All pixels as one tensor; if they stay on disk, None after a check."""
@@ -159,9 +169,9 @@ class H5Dataset(Dataset):
         """{name: target} for valid sample numbers."""
         found = {n: self._fetch(n, numbers) for n in self._kept if n != "images"}
         for name, kind in self.targets.items():
-            if isinstance(kind, Derived) and kind.sources.keys() <= found.keys():
+            if isinstance(kind, Derived):
                 found[name] = kind.derive(found)
-        return {name: found[name] for name in self.targets if name in found}
+        return {name: found[name] for name in self.targets}
 
     def _fetch(self, name, numbers):
         """The images or one target, for valid sample numbers."""
@@ -261,7 +271,7 @@ def check_splits(datasets, needed=()):
         for name in needed:
             array, file = dataset.arrays.get(name), dataset.targets[name].file
             found = "none" if array or not file else "no such file"
-            place = array.path if array else dataset.folder / f"{file or name}.h5"
+            place = dataset.folder / f"{file}.h5" if file else f"{dataset.folder}: {name}"
             if not dataset.known[name].any():
                 text = f"expected at least one known target in {split}, found {found}"
                 raise DataError(f"{place}: {text}")

@@ -3,7 +3,8 @@
 A constant is a top-level name in capitals whose value is a number, text, bool, None, or a tuple,
 list or dict of these. Its flag is the name in lower case (`--h5-save-path`), the comment beside it
 is the flag's help, and a comment line above a block is the title of a group of flags. A flag does
-what an edit of the constant would do (script.py); a constant of any other type has no flag.
+what an edit of the constant would do (script.py); a constant of any other type, a class of the
+script's own such as an Enum or a NamedTuple included, has no flag.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import ast
 import io
 import math
 import tokenize
+from enum import Enum
+from pathlib import Path
 
 from parts.commandline import Parser, as_text, flag, options_for, whole_number
 from parts.errors import UserError
@@ -30,6 +33,7 @@ RULES = {  # (test, expected) for the constants that the engine itself uses
         lambda value: len(value) > 0 and all(0 < share <= 1 for share in value),
         "numbers above 0, at most 1",
     ),
+    "WEIGHTS": (lambda value: value is None or isinstance(value, str), "a file or None"),
     **dict.fromkeys(
         ("H5_SAVE_PATH", "FILE_SAVE_PATH"),
         (lambda value: value.strip() != "", "a path"),
@@ -38,18 +42,27 @@ RULES = {  # (test, expected) for the constants that the engine itself uses
 
 
 def constants(module):
-    """{NAME: value} of the settings of a script, in the order in which they are defined."""
-    names = (n for n in vars(module) if n.isupper() and n[0] != "_" and n not in NOT_SETTINGS)
+    """{NAME: value} of the settings of a script, in the order in which they are defined.
+
+    What the script imports is not among them.
+    """
+    body = ast.parse(Path(module.__file__).read_bytes()).body
+    imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    others = {*NOT_SETTINGS, *(a.asname or a.name for node in imports for a in node.names)}
+    names = (n for n in vars(module) if n.isupper() and n[0] != "_" and n not in others)
     return {name: plain(v) for name in names if is_setting(v := getattr(module, name))}
 
 
 def is_setting(value):
     """Whether a flag can express the value."""
     if isinstance(value, dict):
-        return all(isinstance(k, str) and isinstance(v, SCALARS) for k, v in value.items())
-    if isinstance(value, tuple | list):
-        return all(isinstance(item, SCALARS) for item in value)
-    return value is None or isinstance(value, SCALARS)
+        return all(isinstance(k, str) and is_scalar(v) for k, v in value.items())
+    return all(map(is_scalar, value)) if type(value) in (tuple, list) else is_scalar(value)
+
+
+def is_scalar(value):
+    """Whether the value is a number, text, bool or None; an Enum's member is more than that."""
+    return value is None or (isinstance(value, SCALARS) and not isinstance(value, Enum))
 
 
 def plain(value):
@@ -57,7 +70,7 @@ def plain(value):
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(map(plain, value)) if type(value) in (tuple, list) else [*value]
+        return type(value)(map(plain, value))
     return next((kind(value) for kind in SCALARS if isinstance(value, kind)), value)
 
 
@@ -118,7 +131,13 @@ def parser_of(title, summary, source, defaults):
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
         text = f"{text} (default: {as_text(value)})".strip().replace("%", "%%")
         options = {"dest": name, "default": argparse.SUPPRESS, "help": text, **options_for(value)}
-        group.add_argument(flag(name), **options)
+        try:
+            group.add_argument(flag(name), **options)
+        except argparse.ArgumentError as error:
+            raise UserError(
+                f"{name}: expected a constant whose flag is its own, found {flag(name)} taken; "
+                "rename the constant"
+            ) from error
     return parser
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 from engine import script
 from engine.evaluation import predict
 from engine.processes import Processes
-from engine.settings import constants
 from engine.weights import weights_in
 from parts.errors import UserError
 from parts.files import load
@@ -108,9 +107,7 @@ def open_network(path, device=None):
     path = Path(os.path.expanduser(path))
     state, history = state_and_history(path)
     place = script.find(history["script"], path.parent)
-    known = constants(script.load(place))
-    config = {name: value for name, value in history["config"].items() if name in known}
-    module = script.load(place, **config)
+    module = script.load_recorded(place, history["config"])
     network = module.Network()
     try:
         network.load_state_dict(state)

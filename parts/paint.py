@@ -15,8 +15,8 @@ def line_width(image):
 
 
 def resized(value, size):
-    """Values (C, h, w) at `size` (H, W): bilinear for logits, the nearest pixel for labels."""
-    if value.is_floating_point():
+    """Values (C, h, w) at `size` (H, W): bilinear, or of labels and beside NaN the nearest."""
+    if value.is_floating_point() and not value.isnan().any():
         return F.interpolate(value[None], size, mode="bilinear")[0]
     return F.interpolate(value[None].float(), size, mode="nearest-exact")[0].to(value.dtype)
 

@@ -183,13 +183,16 @@ class PixelValues(PixelTarget):
         array.expect(array.shape in shapes, f"{shapes[0]}", array.shape)
 
     def convert(self, array, values, start):
-        found = values.reshape(*values.shape[:3], self.channels).astype(np.float32)
-        if array.scale != 1:
-            found *= np.float32(array.scale)
+        values = values.reshape(*values.shape[:3], self.channels)
+        with np.errstate(over="ignore"):
+            found = values.astype(np.float32)
+            if array.scale != 1:
+                found *= np.float32(array.scale)
         if array.fill is not None:
-            found[values.reshape(found.shape) == array.fill] = np.nan
+            found[values == array.fill] = np.nan
         if np.isinf(found).any():
-            array.expect(False, "numbers or NaN", first_wrong(found, np.isinf(found), start))
+            wrong = first_wrong(values, np.isinf(found), start)
+            array.expect(False, "numbers of 32 bits or NaN", wrong)
         return found
 
     def batch(self, kept):

@@ -199,10 +199,13 @@ class Values(Target):
 
     def read(self, array, side):
         """(N, size) as in a batch; raises DataError."""
-        values = array.values().reshape(-1, self.size)
+        stored = array.values().reshape(-1, self.size)
+        with np.errstate(over="ignore"):
+            values = stored.astype(np.float32)
         if np.isinf(values).any():
-            array.expect(False, "numbers or NaN", first_wrong(values, np.isinf(values), 0))
-        return torch.from_numpy(values.astype(np.float32))
+            expected = "numbers of 32 bits or NaN"
+            array.expect(False, expected, first_wrong(stored, np.isinf(values), 0))
+        return torch.from_numpy(values)
 
     def known(self, target):
         return ~target.reshape(len(target), -1).isnan().all(1)
@@ -232,8 +235,8 @@ class Derived(Values):
 
     Args:
         function: (batch of each source, in their order) -> the target.
-        sources: the kinds of target that it is computed from, by name. A source that is a task of
-            the script too has the name of that task, and is the same target.
+        sources: the kinds of target that it is computed from, by name, derived ones too. A source
+            that is a task of the script too has the name of that task, and is the same target.
     """
 
     def __init__(self, function: Callable, **sources):
@@ -242,8 +245,12 @@ class Derived(Values):
         super().__init__(file=None)
 
     def derive(self, targets):
-        """The target, from a batch {name: target} that has the sources."""
-        return self.function(*(targets[name] for name in self.sources))
+        """The target, from a batch {name: target} of all that are not derived."""
+        values = (
+            kind.derive(targets) if isinstance(kind, Derived) else targets[name]
+            for name, kind in self.sources.items()
+        )
+        return self.function(*values)
 
     def __eq__(self, other):
         return self is other
@@ -253,9 +260,11 @@ class Derived(Values):
 
 def with_sources(kinds):
     """{name: kind} and the sources of those that are derived; ValueError if two do not agree."""
-    found = dict(kinds)
-    for name, kind in kinds.items():
+    found, waiting = dict(kinds), list(kinds.items())
+    for name, kind in waiting:
         for source, other in getattr(kind, "sources", {}).items():
+            if source not in found:
+                waiting.append((source, other))
             if found.setdefault(source, other) != other:
                 raise ValueError(
                     f"TASKS: expected the target of '{source}' to be that which '{name}' is "

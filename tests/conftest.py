@@ -1,16 +1,27 @@
 """A tiny valid data set: discs as pets, their upper half as head, their colour as class."""
 
 import signal
+from collections.abc import Mapping
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from running import SCRIPTS, run
 
 from dataload import write_split
+from parts.targets import PETS, Label, PixelClasses, PixelValues, Values
 
 FILES = ("images", "masks", "bboxes", "binary")
 SIDE, COUNTS = 32, {"train": 12, "val": 5, "test": 7}
+KINDS = PETS | {  # with files that only some tests add
+    "breed": Label("breeds", 3),
+    "border": PixelClasses("border", 3),
+    "depth": PixelValues("depth"),
+    "normals": PixelValues("normals", 3),
+    "age": Values("age"),
+    "pose": Values("pose", 4),
+}
 
 
 def draw(count, seed):
@@ -29,11 +40,51 @@ def draw(count, seed):
     return images, masks[..., None], np.hstack([low, high]), labels
 
 
+def drawn(split="train"):
+    """{file: array} of a split, as `draw` gives them."""
+    return dict(zip(FILES, draw(COUNTS[split], [*COUNTS].index(split)), strict=True))
+
+
 def write(folder):
-    for number, (split, count) in enumerate(COUNTS.items()):
-        arrays = dict(zip(FILES, draw(count, number), strict=True))
-        write_split(folder / split, arrays, {"source": "test"}, {"binary": ("blue", "red")})
+    for split in COUNTS:
+        write_split(folder / split, drawn(split), {"source": "test"}, {"binary": ("blue", "red")})
     return folder
+
+
+def rewrite(folder, name, array, split="train", key=None, attributes=None, **options):
+    """Replace one file of a split, or add one."""
+    with h5py.File(folder / split / f"{name}.h5", "w") as file:
+        dataset = file.create_dataset(key or name, data=array, **options)
+        dataset.attrs.update(attributes or {})
+
+
+def damaged(name, change):
+    """A change of one array of the training split."""
+
+    def apply(folder):
+        array = drawn()[name].astype(np.float64)
+        changed = change(array)
+        rewrite(folder, name, array if changed is None else changed)
+
+    return apply
+
+
+def put(position, value):
+    def change(array):
+        array[position] = value
+
+    return change
+
+
+def added(name, shape, where=(), value=0, dtype="f8", **attributes):
+    """A file more, of zeros and one value."""
+    array = np.zeros(shape, dtype)
+    array[where] = value
+    return lambda folder: rewrite(folder, name, array, attributes=attributes)
+
+
+def named(*names):
+    return lambda f: rewrite(f, "binary", drawn()["binary"], attributes={"class_names": [*names]})
 
 
 @pytest.fixture
@@ -61,10 +112,29 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+class Finished(Mapping):
+    """{script: folder of a finished run}; a script runs when its folder is first asked for."""
+
+    def __init__(self, data, temporary):
+        self.data, self.temporary, self.folders = data, temporary, {}
+
+    def __getitem__(self, script):
+        if script not in self.folders:
+            out = self.temporary.mktemp(script) / "out"
+            run(script, self.data, out)
+            self.folders[script] = out
+        return self.folders[script]
+
+    def __iter__(self):
+        return iter(SCRIPTS)
+
+    def __len__(self):
+        return len(SCRIPTS)
+
+
 @pytest.fixture(scope="session")
 def finished(shared_data, tmp_path_factory):
     """The folder of a finished run of every script, by its name; for tests that only read."""
-    folders = {script: tmp_path_factory.mktemp(script) / "out" for script in SCRIPTS}
-    for script, out in folders.items():
-        run(script, shared_data, out)
+    folders = Finished(shared_data, tmp_path_factory)
+    folders["MTL_main"]  # now, before a test that uses it changes anything in the engine
     return folders

@@ -2,11 +2,13 @@
 
 Tests run it like any other script and then look into `log`, a list of dicts in the order of the
 calls: "forward" of the network, "loss" of a task, "weighting" and "epoch end" of the weighting.
+The engine executes the file anew for each run; `sys.modules["tests.recording"]` is the latest one.
 Its dropout is applied to ones and only kept, so that nothing but its mask is random. With the
 folder in the environment variable RECORDING, every process saves its log there.
 """
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +45,7 @@ COLOUR = 0.4
 ERASE = 0.0
 
 log = []
+sys.modules["tests.recording"] = sys.modules[__name__]
 
 
 def keep(what, **values):
@@ -56,17 +59,17 @@ def copies(tensors):
 class Network(nn.Module):
     """Shape: image (B, 3, H, W) -> {"seg": (B, 1, H, W), "bbox": (B, 4), "bin": (B,)}."""
 
-    def __init__(self, widths=WIDTHS, look=LOOK, norm=NORM):
+    def __init__(self):
         super().__init__()
-        self.stride, self.look = 4, look
-        self.hidden = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.norm = nn.BatchNorm2d(widths[0]) if norm else nn.Identity()
+        self.stride = 4
+        self.hidden = nn.Conv2d(3, WIDTHS[0], 3, padding=1)
+        self.norm = nn.BatchNorm2d(WIDTHS[0]) if NORM else nn.Identity()
         self.dropout = nn.Dropout(0.5)
-        self.seg = nn.Conv2d(widths[0], 1, 1)
-        self.bbox, self.bin = nn.Linear(widths[0], 4), nn.Linear(widths[0], 1)
+        self.seg = nn.Conv2d(WIDTHS[0], 1, 1)
+        self.bbox, self.bin = nn.Linear(WIDTHS[0], 4), nn.Linear(WIDTHS[0], 1)
 
     def forward(self, image):
-        hidden = self.hidden(image * (self.look / 64))
+        hidden = self.hidden(image * (LOOK / 64))
         if not torch.compiler.is_compiling():
             self.keep(image, hidden)
         hidden = self.norm(hidden).relu()

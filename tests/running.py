@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import re
 import runpy
 import socket
 import sys
@@ -14,7 +15,6 @@ from unittest import mock
 import torch
 
 import engine
-from parts.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("MTL_*.py") if path.stem != "MTL_Utils")
@@ -60,6 +60,11 @@ def run(script, data, out, *flags, code=0):
     return printed.getvalue()
 
 
+def executed(name):
+    """The module of the script of this name that was executed last in this process."""
+    return [sys.modules[key] for key in sys.modules if re.fullmatch(rf"script_\d+_{name}", key)][-1]
+
+
 @contextlib.contextmanager
 def without_pictures():
     """A block in which the pictures of runs are empty files: drawing takes longer than training.
@@ -70,8 +75,7 @@ def without_pictures():
     import engine.results
 
     def draw(path, *arguments):
-        with replacing(path) as temporary:
-            temporary.touch()
+        path.touch()
 
     with contextlib.ExitStack() as stack:
         for name in ("save_loss_picture", "save_test_picture"):

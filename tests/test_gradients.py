@@ -1,150 +1,251 @@
-"""Measuring the tasks' gradients: the numbers, no effect on training, several processes."""
+"""The weightings that look at gradients against torchjd, which puts the same papers into code, or
+against what the paper says of the solution.
 
+torchjd takes means over the tasks where the factors here are sums, hence K times its weights.
+"""
+
+import functools
+import itertools
 import math
-import signal
-from dataclasses import replace
 
-import matplotlib.image
 import pytest
 import torch
-from running import ROOT, history, load, run, same
-from torch import nn
+from torchjd.aggregation import (
+    AlignedMTLWeighting,
+    IMTLGWeighting,
+    MGDAWeighting,
+    PCGradWeighting,
+    UPGradWeighting,
+)
+from torchjd.linalg import QuadprogProjector
 
-import engine.run
-import engine.tasks
-from engine.processes import Processes
-from engine.tasks import BBOX, BIN
-from engine.training import TrainingStep, conflict
-from MTL_Utils import FixedWeights, GradientWeights, upgrad
+from parts.gradients import (
+    GradientWeights,
+    aligned_mtl,
+    cagrad,
+    equal_norms,
+    imtl_g,
+    mgda,
+    pcgrad,
+    upgrad,
+)
 
-TASKS = {"bbox": BBOX, "bin": BIN}
-EXAMPLE = "examples/weighting"
-
-
-class Toy(nn.Module):
-    """Features 3 x of a number x; a box and a logit that both depend on them."""
-
-    def encoder(self, image):
-        return [3 * image]
-
-    def decode(self, features):
-        (x,) = features  # (B, 1)
-        return {"bbox": torch.cat([0 * x, 0 * x, x, x], dim=1), "bin": x[:, 0]}
-
-    def forward(self, image):
-        return self.decode(self.encoder(image))
+NAN = math.nan
+METHODS = [pcgrad, mgda, cagrad, upgrad, imtl_g, aligned_mtl, equal_norms]
 
 
-def look(step, images, targets, counts):
-    return step(images, targets, torch.tensor(counts), True)
+def told(weighting):
+    return {task: torch.as_tensor(weight).item() for task, weight in weighting.weights().items()}
 
 
-def test_inner_products_by_hand():
-    """With respect to x, the class loss log(1 + exp(-x)) has the gradient -sigmoid(-x), and the
-    box is given by a loss of slope 1 in both corners."""
-    corner_sum = replace(BBOX, loss=lambda box, target: box[:, 2:].sum(1))
-    step = TrainingStep(Toy(), TASKS | {"bbox": corner_sum}, FixedWeights({"bbox": 1, "bin": 1}))
-    x = torch.tensor([[0.1], [0.2]], requires_grad=True)
-    targets = {"bbox": torch.rand(2, 4), "bin": torch.ones(2)}
-    _, _, matrix = look(step, x, targets, [2.0, 2.0])
-    slopes = [-1 / (1 + math.exp(3 * value)) / 2 for value in (0.1, 0.2)]  # of the mean
-    expected = [[2.0, slopes[0] + slopes[1]], [0, slopes[0] ** 2 + slopes[1] ** 2]]
-    expected[1][0] = expected[0][1]
-    torch.testing.assert_close(matrix, torch.tensor(expected))
+def gradients(kind):
+    """Matrices (K, 6) of gradients: random ones, with a row of zeros, with nearly parallel rows."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    for k in (1, 2, 3, 3, 4, 5):
+        rows = normal(k, 6) * normal(k, 1).exp()
+        if kind == "zero":
+            rows[k // 2] = 0
+        elif kind != "random" and k > 1:
+            sign = 1 if kind == "parallel" else -1
+            rows[-1] = sign * (rows[0] + 0.01 * rows[0].norm() * normal(6))
+        yield rows
 
 
-def test_a_task_without_a_known_target_has_no_gradient_and_no_vote():
-    weighting = GradientWeights({"bbox": 1.0, "bin": 1.0}, upgrad)
-    step = TrainingStep(Toy(), TASKS, weighting)
-    x = torch.tensor([[0.1], [0.2]], requires_grad=True)
-    targets = {"bbox": torch.full((2, 4), torch.nan), "bin": torch.ones(2)}
-    total, _, matrix = step(x, targets, torch.tensor([0.0, 2.0]))
-    assert matrix[0].tolist() == [0.0, 0.0] and matrix[1, 1] > 0
-    assert float(weighting.weights()["bbox"]) == 0 and total.isfinite()
-
-
-def test_the_means_of_an_epoch_by_hand():
-    """Two looks at two tasks; in the second the other task knows nothing."""
-    rows = [[0.0] * 5 + [4.0, 3.0, 3.0, 9.0], [0.0] * 5, [0.0] * 5 + [16.0, 0.0, 0.0, 0.0]]
-    found = conflict(TASKS, rows)
-    assert found == pytest.approx({"norm bbox": 3.0, "norm bin": 3.0, "cosine bbox bin": 0.5})
-    assert math.isnan(conflict(TASKS, [[0.0] * 5])["norm bin"])
-
-
-def test_a_diagnosed_run_learns_the_same(finished, shared_data, tmp_path):
-    for script in ("MTL_main", "MTL_OEQ"):
-        out, name = tmp_path / script, script.removeprefix("MTL_")
-        run(script, shared_data, out, "--diagnose", "2")
-        found, plain = history(out, name), history(finished[script], name)
-        seen = found.pop("conflict")
-        assert {len(series) for series in seen.values()} == {3}
-        assert all(-1 <= value <= 1 for value in seen["cosine seg bin"])
-        assert all(value > 0 for value in seen["norm bbox"])
-        for part in ("train", "val", "test", "best_epoch"):
-            assert same(found[part], plain[part])
-        assert matplotlib.image.imread(out / f"{name}_conflict.png").std() > 0.05
-        assert not (finished[script] / f"{name}_conflict.png").exists()
-
-
-def test_a_run_under_gradient_weights_resumes_bit_for_bit(shared_data, tmp_path, monkeypatch):
-    run(EXAMPLE, shared_data, tmp_path / "whole", "--method", "upgrad")
-    weights = history(tmp_path / "whole", "weighting")["train"]
-    assert weights["seg_weight"] != [1.0] * 3  # they have moved
-    original, steps = engine.run.Run.pause, []
-
-    def pause(self):
-        steps.append(1)
-        if len(steps) == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.run.Run, "pause", pause)
-        run(EXAMPLE, shared_data, tmp_path / "out", "--method", "upgrad", code=143)
-    run(EXAMPLE, shared_data, tmp_path / "out", "--method", "upgrad", "--resume")
-    pair = (load(tmp_path / name / "weighting_last.pt") for name in ("whole", "out"))
-    assert same(*(state | {"about": None} for state in pair))
-
-
-@pytest.mark.parametrize("method", ["uncertainty", "dwa", "random", "inverse_loss", "pcgrad"])
-def test_every_kind_of_weighting_trains(shared_data, tmp_path, method):
-    run(EXAMPLE, shared_data, tmp_path, "--method", method, "--epochs", "1")
-    assert history(tmp_path, "weighting")["test"]["seg_iou"] >= 0
-
-
-def test_an_unknown_method_is_refused(shared_data, tmp_path):
-    printed = run(EXAMPLE, shared_data, tmp_path / "out", "--method", "magic", code=2)
-    assert printed.startswith("weighting.py: --method: expected one of fixed, uncertainty, dwa")
-    assert printed.count("\n") == 1 and not (tmp_path / "out").exists()
-    flags = ["--method", "uncertainty", "--loss-weights", "bin=0"]
-    assert run(EXAMPLE, shared_data, tmp_path / "out", *flags, code=2) == (
-        "weighting.py: --loss-weights: expected numbers above 0 with --method uncertainty, found "
-        "{'seg': 1.0, 'bbox': 0.3, 'bin': 0.0}\n"
+def each(*kinds):
+    return pytest.mark.parametrize(
+        "rows", [rows for kind in kinds for rows in gradients(kind)], ids=lambda r: str(len(r))
     )
 
 
-def test_a_network_without_the_interface_is_refused(shared_data, tmp_path):
-    text = (ROOT / "MTL_main.py").read_text().replace("decode", "answer")
-    (tmp_path / "MTL_odd.py").write_text(text)
-    flags = ["--diagnose", "1"]
-    printed = run(tmp_path / "MTL_odd", shared_data, tmp_path / "out", *flags, code=2)
-    assert printed == (
-        "MTL_odd.py: --diagnose: expected a Network with encoder(image), which gives the features "
-        "that the tasks share, and decode(features), found no decode\n"
-    )
+def ridged(rows):
+    """M as `upgrad` and `imtl_g` see it."""
+    matrix = rows @ rows.T
+    return matrix + 1e-6 * matrix.diagonal().diag()
 
 
-def test_processes_add_up_their_inner_products():
-    """Half of a batch each, the means over both halves: the matrix of the whole batch."""
-    x = torch.tensor([[0.1], [0.2], [0.3], [0.4]])
-    targets = {"bbox": torch.tensor([[0.0, 0.0, 0.5, 0.5]] * 4), "bin": torch.ones(4)}
-    targets["bbox"][1] = torch.nan
-    whole = TrainingStep(Toy(), TASKS, FixedWeights({"bbox": 1, "bin": 1}))
-    _, _, expected = look(whole, x.clone().requires_grad_(), targets, [3.0, 4.0])
-    halves = Processes({})
-    halves.size, halves.sum, total = 2, lambda matrix: matrix, 0
-    step = TrainingStep(Toy(), TASKS, FixedWeights({"bbox": 1, "bin": 1}), halves)
-    for part in (slice(0, 2), slice(2, 4)):
-        mine = {name: target[part] for name, target in targets.items()}
-        total += look(step, x[part].clone().requires_grad_(), mine, [1.5, 2.0])[2]
-    torch.testing.assert_close(total, expected)
+everything = each("random", "zero", "parallel", "opposite")
+
+
+@everything
+def test_upgrad_is_torchjds(rows):
+    oracle = UPGradWeighting(projector=QuadprogProjector(norm_eps=1e-12, reg_eps=1e-12))
+    expected = len(rows) * oracle(ridged(rows))
+    torch.testing.assert_close(upgrad(rows @ rows.T), expected, rtol=1e-4, atol=1e-6)
+
+
+@everything
+def test_imtl_g_is_torchjds(rows):
+    expected = len(rows) * IMTLGWeighting()(ridged(rows))
+    torch.testing.assert_close(imtl_g(rows @ rows.T), expected, rtol=1e-6, atol=1e-9)
+
+
+@everything
+def test_aligned_mtl_is_torchjds(rows):
+    """As far as fp32 can tell the rank, which is what torchjd then goes by as well."""
+    matrix = (rows @ rows.T).float()
+    expected = len(rows) * AlignedMTLWeighting()(matrix)
+    torch.testing.assert_close(aligned_mtl(matrix.double()).float(), expected, rtol=0.02, atol=1e-3)
+
+
+@everything
+def test_pcgrad_is_the_mean_of_torchjds_over_all_orders(rows, monkeypatch):
+    orders = list(itertools.permutations(range(len(rows))))
+    expected = 0
+    for order in orders:
+        monkeypatch.setattr(torch, "randperm", lambda k, order=order: torch.tensor(order))
+        expected = expected + PCGradWeighting()(rows @ rows.T) / len(orders)
+    torch.testing.assert_close(pcgrad(rows @ rows.T), expected, rtol=1e-6, atol=1e-9)
+
+
+@everything
+def test_mgda_is_the_shortest_of_the_convex_combinations(rows):
+    """The shortest one has at least its own square as its product with each gradient; torchjd's
+    iterations come close to it, and never below.
+    """
+    matrix, point = rows @ rows.T, mgda(rows @ rows.T) / len(rows)
+    square = point @ matrix @ point
+    assert (point >= 0).all()
+    assert point.sum().item() == pytest.approx(1)
+    assert (matrix @ point >= square - 1e-9 * matrix.trace()).all()
+    other = MGDAWeighting(epsilon=1e-9, max_iters=500)(matrix)
+    other = other @ matrix @ other
+    assert square <= other + 1e-12 * matrix.trace()
+    torch.testing.assert_close(square, other, rtol=0.02, atol=1e-3 * matrix.trace().item())
+
+
+@pytest.mark.parametrize("c", [0.2, 0.5, 0.9])
+@everything
+def test_cagrad_is_best_for_the_worst_task_within_its_ball(rows, c):
+    """min_i <g_i, d> of the step d is at most g_w . mean + c |mean| |g_w| for any w of the simplex
+    (the paper's dual); they are equal for the w that the factors tell, so both are optimal.
+    """
+    factors, mean = cagrad(rows @ rows.T, c), rows.mean(0)
+    step, radius = rows.T @ factors / len(rows), c * mean.norm()
+    if (factors == 1).all():  # w combines the gradients to 0, which a zero among them allows
+        assert (rows == 0).all(1).any()
+        return
+    assert (step - mean).norm().item() == pytest.approx(radius.item(), rel=1e-6)
+    combined = rows.T @ (factors - 1) / (factors - 1).sum()
+    bound = combined @ mean + radius * combined.norm()
+    assert (factors >= 1).all()
+    assert (rows @ step).min().item() == pytest.approx(bound.item(), rel=1e-6, abs=1e-9)
+
+
+def test_cagrad_by_hand():
+    """No step helps both (1, 0) and (-1, 0): the mean. Of (1, 0) and (-2, 0) the mean is (-1/2, 0),
+    which harms the first: the step is shorter by c = 1/2 of it.
+    """
+    for length in (1.0, 2.0):
+        rows = torch.tensor([[1.0, 0.0], [-length, 0.0], [0.0, 3.0]]).double()
+        assert cagrad(rows @ rows.T).tolist() == [1, 1, 1]
+    rows = torch.tensor([[1.0, 0.0], [-2.0, 0.0]]).double()
+    assert cagrad(rows @ rows.T).tolist() == pytest.approx([1.5, 1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_orthogonal_gradients_of_one_length_are_added_up(method):
+    for k in (1, 2, 3, 6):
+        expected = torch.full((k,), 1.5 if method is cagrad else 1.0, dtype=torch.float64)
+        torch.testing.assert_close(method(4e-6 * torch.eye(k, dtype=torch.float64)), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_factors_are_the_same_for_equal_gradients_and_at_any_scale_and_finite_for_zeros(method):
+    rows = next(gradients("random")).new_tensor([[1, 0, 0], [1, 0, 0], [-0.5, 2, 0], [-1, 1, 3]])
+    factors = method(rows @ rows.T)
+    torch.testing.assert_close(factors[0], factors[1])
+    for scale in (1e-12, 1e12):
+        torch.testing.assert_close(method(scale * rows @ rows.T), factors, rtol=1e-6, atol=1e-9)
+    assert method(torch.zeros(3, 3, dtype=torch.float64)).isfinite().all()
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method is not imtl_g])
+def test_the_rounding_of_fp32_changes_no_step(method):
+    """Of four gradients in a plane, whose lengths differ by up to 10,000. IMTL-G has no step there:
+    no vector of a plane has equal projections on four.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        rows = torch.randn(4, 2, generator=generator) @ torch.randn(2, 9999, generator=generator)
+        rows *= 10 ** (4 * torch.rand(4, 1, generator=generator) - 2)
+        exact = rows.double() @ rows.double().T
+        factors, rounded = method(exact), method((rows @ rows.T).double())
+        step, error = (v @ exact @ v for v in (factors, rounded - factors))  # squares
+        assert error.sqrt() < 1e-3 * max(step, exact.trace()).sqrt()
+
+
+def test_equal_norms_by_hand():
+    rows = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]]).double()
+    assert equal_norms(rows @ rows.T).tolist() == pytest.approx([1, 2, 0])
+    for rows in gradients("random"):
+        lengths = equal_norms(rows @ rows.T) * rows.norm(dim=1)
+        torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths))
+
+
+def test_a_conflict_of_two_by_hand():
+    """Gradients (1, 0) and (-1, 1): each loses its part against the other."""
+    matrix = torch.tensor([[1.0, -1.0], [-1.0, 2.0]]).double()
+    expected = [1 + 1, 0.5 + 1]  # (1, 0) + (-1, 1) / 2 and (-1, 1) + (1, 0)
+    assert pcgrad(matrix).tolist() == pytest.approx(expected)
+    assert upgrad(matrix).tolist() == pytest.approx(expected)
+    assert mgda(matrix).tolist() == pytest.approx([2 * 0.6, 2 * 0.4])  # (0.2, 0.4) is the shortest
+
+
+def test_gradient_weights_see_the_weighted_losses():
+    weighting = GradientWeights({"a": 2.0, "b": 0.5}, equal_norms)
+    assert weighting.needs_gradients
+    assert told(weighting) == {"a": 2.0, "b": 0.5}
+    weights = weighting.from_gradients(torch.eye(2), torch.ones(2))  # weighted norms 2 and 0.5
+    assert weights.tolist() == pytest.approx([2 * 0.4, 0.5 * 1.6])
+    assert told(weighting) == pytest.approx({"a": 0.8, "b": 0.8})
+    one = torch.tensor(1.0)
+    total = weighting({"b": 10 * one, "a": one}, {"b": one, "a": one})
+    assert total.item() == pytest.approx(0.8 * 11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_without_a_known_target_has_no_vote(method):
+    weighting = GradientWeights({"a": 1.0, "b": 1.0, "c": 1.0}, method)
+    rows = torch.tensor([[1.0, 0.0], [5.0, -7.0], [-1.0, 1.0]])
+    weights = weighting.from_gradients(rows @ rows.T, torch.tensor([1.0, 0.0, 1.0]))
+    alone = method((rows[::2] @ rows[::2].T).double()).float()
+    torch.testing.assert_close(weights, torch.stack([alone[0], torch.tensor(0.0), alone[1]]))
+    nothing = weighting.from_gradients(torch.zeros(3, 3), torch.zeros(3))
+    assert nothing.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_that_are_not_finite_leave_the_given_weights(method):
+    """So the loss that the engine reports is the true one, and no solver ends in a traceback."""
+    weighting = GradientWeights({"a": 1.0, "b": 0.5}, method)
+    weights = weighting.from_gradients(torch.tensor([[1.0, NAN], [NAN, NAN]]), torch.ones(2))
+    assert weights.tolist() == [1, 0.5]
+
+
+def test_a_negative_factor_is_zero_so_that_no_head_unlearns():
+    rows = torch.tensor([[1.0, 0.5, 0.0], [1.0, -0.5, 0.0], [1.0, 0.0, 0.1]]).double()
+    factors = imtl_g(rows @ rows.T)
+    assert (factors < 0).tolist() == [False, False, True]
+    weighting = GradientWeights({"a": 1.0, "b": 1.0, "c": 1.0}, imtl_g)
+    weights = weighting.from_gradients(rows @ rows.T, torch.ones(3))
+    assert weights.tolist() == pytest.approx([*factors[:2].tolist(), 0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_of_zero_has_no_vote_and_keeps_its_weight(method):
+    """MGDA, for one, would otherwise stop the other tasks where one has nothing left to learn."""
+    weighting = GradientWeights({"a": 1.0, "b": 0.3, "c": 1.0}, method)
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 1.0]])
+    weights = weighting.from_gradients(rows @ rows.T, torch.ones(3))
+    alone = method((rows[::2] @ rows[::2].T).double()).float()
+    torch.testing.assert_close(weights, torch.stack([alone[0], torch.tensor(0.3), alone[1]]))
+
+
+def test_a_method_may_have_settings():
+    weighting = GradientWeights({"a": 1.0, "b": 1.0}, functools.partial(cagrad, c=0.0))
+    weights = weighting.from_gradients(torch.tensor([[1.0, -1.0], [-1.0, 2.0]]), torch.ones(2))
+    assert weights.tolist() == [1, 1]

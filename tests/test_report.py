@@ -17,7 +17,7 @@ from running import ROOT
 import engine
 from engine.report import Report, save_csv, summary_writer
 from engine.report import test_table as table_of  # else pytest takes it for a test
-from engine.tasks import BBOX, SEG
+from MTL_Utils import BBOX, SEG
 from parts.errors import UserError
 
 FLAGS = ["--device=cpu", "--epochs=2", "--batch-size=4", "--units=1", "--widths", *"8888"]

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from parts.errors import SettingError
 from ResBlock import (
     BoxHead,
     ClassHead,
     Decoder,
     Encoder,
     ResidualBlock,
-    SettingError,
     grid_centres,
     presence,
     weighted_mean,
@@ -72,9 +72,34 @@ def test_the_stem_sets_the_finest_stride(stem):
     assert decoder(features).shape == (2, 1, 64, 32)
 
 
-def test_a_stem_below_one_is_refused():
-    with pytest.raises(SettingError, match="stem: expected a whole number above 0, found 0"):
-        Encoder((4, 8), 1, 0)
+@pytest.mark.parametrize("channels", [1, 3, 37])
+def test_a_decoder_gives_as_many_numbers_per_pixel_as_asked_for(channels):
+    features = Encoder((4, 8), 1)(torch.zeros(2, 3, 32, 16))
+    one, other = (Decoder((4, 8), 1, channels=channels) for _ in "ab")
+    assert one(features).shape == (2, channels, 32, 16)
+    other.load_state_dict(one.state_dict())
+    with torch.no_grad():  # the 16 numbers of a channel lie side by side
+        other.logits[0].bias[-16:] += 1
+    difference = other(features) - one(features)
+    assert difference[:, -1].sub(1).abs().max() < 1e-5 and not difference[:, :-1].any()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Encoder((4, 8), 1, 0), "stem: expected a whole number above 0, found 0"),
+        (lambda: Encoder((4, 8), 0), "units: expected a whole number above 0, found 0"),
+        (
+            lambda: Encoder((4,), 1),
+            r"widths: expected two or more whole numbers above 1, found \(4",
+        ),
+        (lambda: Encoder((4, 1), 1), "widths: expected two or more whole numbers above 1, found"),
+        (lambda: ClassHead(4, 1.0), "dropout: expected a number of at least 0 and below 1, found"),
+    ],
+)
+def test_settings_out_of_range_are_named(build, message):
+    with pytest.raises(SettingError, match=message):
+        build()
 
 
 def test_another_side_is_refused_with_the_multiple():
@@ -101,6 +126,13 @@ def test_a_class_head_looks_under_each_map_and_teaches_the_maps_nothing():
     torch.testing.assert_close(logits, head.logits(torch.cat(pooled, dim=1))[:, 0])
     logits.sum().backward()
     assert maps[0].grad is None and maps[1].grad is None
+
+
+def test_a_class_head_has_a_logit_for_each_of_many_classes():
+    head, pair = ClassHead(4, 0.0, classes=37), (torch.randn(3, 4, 2, 2), torch.ones(3, 1, 2, 2))
+    means = pair[0].mean((2, 3))
+    torch.testing.assert_close(head(pair), head.logits(means))
+    assert head(pair).shape == (3, 37)
 
 
 def test_a_weighted_mean_by_hand():

@@ -1,6 +1,7 @@
 """Losses and metrics against numbers worked out by hand and against torch and torchvision."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,33 +10,33 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import distance_box_iou_loss
 
 from MTL_Utils import (
+    BBOX,
+    BIN,
+    SEG,
     Task,
-    bbox_known,
     bbox_loss,
-    bbox_metrics,
-    bin_known,
     bin_loss,
-    bin_metrics,
-    class_known,
     class_loss,
     class_metrics,
     distance_iou,
-    seg_known,
+    pixel_class_loss,
+    pixel_class_metrics,
     seg_loss,
     seg_metrics,
+    value_loss,
+    value_metrics,
 )
+from parts.targets import Label, PixelClasses, PixelValues, Values
 
 NAN = math.nan
-SEG = Task(seg_loss, seg_metrics, seg_known, "iou", means={"miou": ("iou", "background_iou")})
-BBOX = Task(bbox_loss, bbox_metrics, bbox_known, "iou")
-BIN = Task(
-    bin_loss,
-    bin_metrics,
-    bin_known,
-    "accuracy",
-    means={"balanced_accuracy": ("recall_0", "recall_1")},
-)
-CLASS = Task(class_loss, class_metrics, class_known, "accuracy")
+CLASS = Task(Label("x", 3), class_loss, class_metrics, "accuracy")
+PARTS = Task(
+    PixelClasses("x", 3), pixel_class_loss, pixel_class_metrics, "miou",
+    means={"miou": ("iou_0", "iou_1", "iou_2")},
+)  # fmt: skip
+MAP = Task(PixelValues("x", 2), value_loss, value_metrics, "absolute_error", False)
+VALUE = Task(Values("x"), value_loss, value_metrics, "absolute_error", False)
+ALL = ("seg", "bbox", "bin", "class", "parts", "map", "value")
 
 
 def pooled(task, output, target):
@@ -48,56 +49,35 @@ def half_known():
     mask = torch.tensor([[[[1, 255], [0, 1]]], [[[255, 255], [255, 255]]]], dtype=torch.uint8)
     boxes = torch.tensor([[0.1, 0.2, 0.5, 0.6], [0.3, 0.1, 0.7, 0.9]])
     box = torch.tensor([[0.2, 0.2, 0.6, 0.5], [0.1, NAN, 0.4, 0.5]])
+    values = torch.tensor([[[[9.0, NAN]], [[NAN, NAN]]], [[[NAN, NAN]], [[NAN, NAN]]]])
     return {
         "seg": (SEG, torch.randn(2, 1, 2, 2, generator=generator), mask),
         "bbox": (BBOX, boxes, box),
         "bin": (BIN, torch.randn(2, generator=generator), torch.tensor([1.0, -1.0])),
         "class": (CLASS, torch.randn(2, 3, generator=generator), torch.tensor([2, -1])),
+        "parts": (PARTS, torch.randn(2, 3, 2, 2, generator=generator), mask + (mask == 1)),
+        "map": (MAP, torch.randn(2, 2, 1, 2, generator=generator), values),
+        "value": (VALUE, torch.rand(2, generator=generator), torch.tensor([[2.0], [NAN]])),
     }
 
 
 # ------------------------------------------------------------------------------------------ Task
 
 
-def test_known_is_each_tasks_own_rule():
-    masks = torch.full((3, 1, 2, 2), 255, dtype=torch.uint8)
-    masks[0, 0, 1, 1] = 0
-    masks[2] = 1
-    assert seg_known(masks).tolist() == [True, False, True]
-    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5], [NAN] * 4, [0.1, NAN, 0.5, 0.5], [-1.0, 0, 0, 1]])
-    assert bbox_known(boxes).tolist() == [True, False, False, True]
-    assert bin_known(torch.tensor([1.0, -1.0, 0.0, NAN])).tolist() == [True, False, True, False]
-    assert class_known(torch.tensor([36, -1, 0])).tolist() == [True, False, True]
-
-
-def test_a_task_alone_draws_and_tells_nothing_and_mirrors_by_doing_nothing():
-    image = torch.zeros(3, 2, 2, dtype=torch.uint8)
-    drawn, words = BBOX.draw(image, torch.zeros(4), ["cat", "dog"])
-    assert drawn is image
-    assert words == ""
-    assert BBOX.describe(torch.zeros(4), (2, 2), ["cat", "dog"]) == {}
-    assert BBOX.mirror(image) is image
-    assert BBOX.reference is None
-    assert BBOX.higher_is_better
-    with pytest.raises(AttributeError):
-        BBOX.primary = "other"
-
-
 def test_ratios_are_of_any_names_and_means_only_where_the_task_says_so():
     sums = {"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([3.0, 4.0])}
     assert BBOX.ratios(sums) == {"a": 0.25, "b": 0.75}
-    task = Task(None, None, None, "m", means={"m": ("a", "b")})
+    task = replace(BBOX, means={"m": ("a", "b")})
     assert task.ratios(sums) == {"a": 0.25, "b": 0.75, "m": 0.5}
-    values = task.ratios(sums | {"b": torch.zeros(2)})
-    assert values["a"] == 0.25
-    assert math.isnan(values["b"])
-    assert math.isnan(values["m"])
+    values = task.ratios(sums | {"b": torch.zeros(2)})  # the mean of those that are defined
+    assert values["a"] == values["m"] == 0.25 and math.isnan(values["b"])
+    assert math.isnan(task.ratios({"a": torch.zeros(2), "b": torch.zeros(2)})["m"])
 
 
 # ------------------------------------------------------------------------------- what is unknown
 
 
-@pytest.mark.parametrize("name", ["seg", "bbox", "bin", "class"])
+@pytest.mark.parametrize("name", ALL)
 def test_an_unknown_sample_has_no_loss_no_gradient_and_no_metric(name):
     task, output, target = half_known()[name]
     output.requires_grad_()
@@ -116,7 +96,7 @@ def test_an_unknown_sample_has_no_loss_no_gradient_and_no_metric(name):
     assert task.known(target).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("name", ["seg", "bbox", "bin", "class"])
+@pytest.mark.parametrize("name", ALL)
 def test_what_the_network_says_of_an_unknown_sample_changes_nothing(name):
     task, output, target = half_known()[name]
     other = output.clone()
@@ -162,18 +142,14 @@ def test_all_losses_and_metrics_of_nothing_known_are_zero_and_nan():
 
 def test_losses_and_metrics_make_a_gpu_never_wait():
     """Under FakeTensorMode and on the meta device whatever asks for a value raises."""
-    with FakeTensorMode():
-        for task, output, target in (
-            (SEG, torch.rand(2, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)),
-            (BBOX, torch.rand(2, 4), torch.rand(2, 4)),
-            (BIN, torch.rand(2), torch.rand(2)),
-            (CLASS, torch.rand(2, 3), torch.zeros(2, dtype=torch.int64)),
-        ):
-            output, target = output.to("cuda"), target.to("cuda")
+    known = half_known()
+    with FakeTensorMode() as mode:
+        for task, output, target in known.values():
+            output, target = (mode.from_tensor(each).to("cuda") for each in (output, target))
             assert task.loss(output, target).shape == (2,)
             assert task.known(target).shape == (2,)
             assert all(p.shape == (2, 2) for p in task.metrics(output, target).values())
-    for task, output, target in half_known().values():
+    for task, output, target in known.values():
         output = output.to("meta").requires_grad_()
         loss = task.loss(output, target.to("meta"))
         loss.sum().backward()
@@ -292,3 +268,64 @@ def test_class_metrics_and_loss_by_hand():
     target = torch.tensor([1, 0, -1])
     assert pooled(CLASS, logits, target) == {"accuracy": 1 / 2}
     assert class_loss(logits, target).tolist() == pytest.approx([math.log(2), math.log(4), 0])
+
+
+# ------------------------------------------------------------------- classes and values per pixel
+
+
+def test_metrics_of_several_classes_are_those_of_the_confusion_matrix():
+    """Rows are the truth: sample 0 has class 0 four times, of which 3 are found, and so on."""
+    first = [[3, 1, 0, 0], [0, 2, 2, 0], [1, 0, 3, 0], [0, 0, 0, 0]]
+    second = [[5, 0, 0, 1], [0, 0, 1, 0], [0, 0, 4, 0], [0, 0, 0, 1]]
+    logits, target = [], []
+    for matrix in (first, second):
+        pairs = [(t, p) for t in range(4) for p in range(4) for _ in range(matrix[t][p])]
+        pairs += [(255, p) for p in range(4)]  # unknown pixels do not count
+        truth, predicted = torch.tensor(pairs).T
+        target.append(truth.view(1, 4, 4).byte())
+        logits.append(F.one_hot(predicted, 4).T.reshape(4, 4, 4).float())
+    logits, target = torch.stack(logits), torch.stack(target)
+    found = pixel_class_metrics(logits, target)
+    assert found["iou_0"].tolist() == [[3, 5], [5, 6]] and found["iou_1"].tolist() == [
+        [2, 5],
+        [0, 1],
+    ]
+    assert found["iou_2"].tolist() == [[3, 6], [4, 5]] and found["iou_3"].tolist() == [
+        [0, 0],
+        [1, 2],
+    ]
+    assert found["pixel_accuracy"].tolist() == [[8, 12], [10, 12]]
+    parts = {"miou": ("iou_0", "iou_1", "iou_2", "iou_3")}
+    task = replace(PARTS, target=PixelClasses("x", 4), means=parts)
+    ious = [8 / 11, 2 / 6, 7 / 11, 1 / 2]  # pooled over both samples
+    values = pooled(task, logits, target)
+    assert values["miou"] == pytest.approx(sum(ious) / 4)
+    assert values["pixel_accuracy"] == pytest.approx(18 / 24)
+    first = pooled(task, logits[:1], target[:1])  # where class 3 does not occur
+    assert math.isnan(first["iou_3"]) and first["miou"] == pytest.approx(
+        (3 / 5 + 2 / 5 + 1 / 2) / 3
+    )
+
+
+def test_the_loss_of_several_classes_is_the_mean_over_the_known_pixels():
+    logits = torch.zeros(2, 3, 1, 3)
+    logits[0, 1, 0, 1] = math.log(2)  # probabilities 1/4, 2/4, 1/4
+    target = torch.tensor([[[[2, 1, 255]]], [[[255, 255, 255]]]], dtype=torch.uint8)
+    expected = [(math.log(3) + math.log(2)) / 2, 0]
+    assert pixel_class_loss(logits, target).tolist() == pytest.approx(expected)
+
+
+def test_loss_and_metrics_of_values_are_means_over_the_known_ones():
+    output = torch.tensor([[[[1.0, 2]], [[3, 4]]], [[[1, 1]], [[1, 1]]]])  # (2, 2, 1, 2)
+    target = torch.tensor([[[[2.0, NAN]], [[NAN, 1]]], [[[NAN, NAN]], [[NAN, 6]]]])
+    assert value_loss(output, target).tolist() == [(1 + 3) / 2, 5]
+    assert value_metrics(output, target)["absolute_error"].tolist() == [[4, 2], [5, 1]]
+    assert pooled(MAP, output, target) == {"absolute_error": (4 + 5) / 3}
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_one_value_may_be_an_output_with_or_without_a_second_dimension(shape):
+    output, target = torch.tensor([1.0, 2, 3]).view(shape), torch.tensor([2.0, NAN, 7])
+    for truth in (target, target[:, None]):
+        assert value_loss(output, truth).tolist() == [1, 0, 4]
+        assert value_metrics(output, truth)["absolute_error"].tolist() == [[1, 1], [0, 0], [4, 1]]
