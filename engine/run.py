@@ -136,6 +136,8 @@ class Run:
             f"{self.name}: {counts} images of {side} on {self.processes.device}, "
             f"{self.processes.size} process(es), {self.settings.EPOCHS} epochs"
         )
+        known = self.data["train"].known
+        self.report.explain({n: int(known[n].sum()) for n in self.tasks if n in known})
 
     def train_and_test(self):
         """Train to the last epoch, test once, and write the artefacts.

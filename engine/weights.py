@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.script import ROOT
+from engine.script import ROOT, pickle_from
 from parts.errors import UserError
 from parts.files import load
 
@@ -83,7 +83,10 @@ def weights_in(path):
         found = _safetensors(path)
     elif path.name.endswith("_model.pt"):
         try:
-            found = torch.load(path, map_location="cpu", weights_only=False)
+            module = pickle_from(path.parent)
+            found = torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
+        except UserError:
+            raise
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
