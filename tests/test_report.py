@@ -12,7 +12,7 @@ import types
 
 import pytest
 import torch
-from running import ROOT
+from running import ROOT, without_pictures
 
 import engine
 from engine.report import Report, save_csv, summary_writer
@@ -130,7 +130,8 @@ def on_a_terminal(monkeypatch, action):
 
 
 def test_a_terminal_shows_a_bar_with_losses_rate_and_time_left(shared_data, tmp_path, monkeypatch):
-    shown = on_a_terminal(monkeypatch, lambda: run(shared_data, tmp_path / "out"))
+    with without_pictures():
+        shown = on_a_terminal(monkeypatch, lambda: run(shared_data, tmp_path / "out"))
     assert re.search(r"\repoch 1/2 +0% ", shown)
     bar = r"epoch 2/2 100% .* images/s, seg \d\.\d+ bbox \d\.\d+ bin \d\.\d+, \d\d:\d\d left"
     assert re.search(bar, shown)
@@ -138,12 +139,11 @@ def test_a_terminal_shows_a_bar_with_losses_rate_and_time_left(shared_data, tmp_
 
 
 def test_quiet_is_silent_unless_something_is_wrong(shared_data, tmp_path, monkeypatch, capfd):
-    out = tmp_path / "out"
-    shown = on_a_terminal(monkeypatch, lambda: run(shared_data, out, "--quiet"))
-    assert shown == ""
-    assert (out / "main_history.pt").is_file()
-    other = str(tmp_path / "other")
-    run(shared_data, other, "--quiet", "--resume", "--epochs", "1")
+    out, other = tmp_path / "out", tmp_path / "other"
+    with without_pictures():
+        shown = on_a_terminal(monkeypatch, lambda: run(shared_data, out, "--quiet"))
+        assert shown == "" and (out / "main_history.pt").is_file()
+        run(shared_data, other, "--quiet", "--resume", "--epochs", "1")
     assert capfd.readouterr().err == (
         f"--resume: no checkpoint {other}/main_last.pt; starting anew\n"
     )
@@ -189,6 +189,14 @@ def test_the_epoch_line_by_hand(capsys):
         "epoch 1/121: train loss seg 0.500 bbox 0.750 (known: 8 seg, 4 bbox); "
         "val loss seg 0.600 bbox nan; seg iou 0.250 bbox iou nan, "
         "best so far; 100 images/s, 30.0 s, 1:00:00 left\n"
+    )
+
+
+def test_the_starting_weights_are_told_as_epoch_0(capsys):
+    Report(9, TASKS).start_values({"seg_loss": 1.0, "seg_iou": 0.25, "bbox_iou": float("nan")})
+    assert capsys.readouterr().err == (
+        "epoch 0, the starting weights: seg iou 0.250 bbox iou nan; they compete for the best "
+        "epoch\n"
     )
 
 
