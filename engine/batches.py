@@ -1,8 +1,12 @@
 """Which samples a training step sees, at which side, and how they reach the device."""
 
-import torch
-from torch.utils.data import DataLoader
+import io
+import pickle
 
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from engine.script import Pickler
 from parts.signals import ignore_stop_signals, stop_signals_blocked
 
 WORKERS = 2  # processes that read from disk
@@ -14,11 +18,26 @@ def train_known(tasks, train):
     return known[0], torch.stack(known).any(0)
 
 
+class Portable(Dataset):
+    """A data set that spawned workers can open, though a script defines what its targets do."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, numbers):
+        return self.dataset[numbers]
+
+    def __reduce__(self):
+        found = io.BytesIO()
+        Pickler(found).dump(self.dataset)
+        return pickle.loads, (found.getvalue(),)
+
+
 def loader(dataset, batches, device):
     """Yield batches (images, targets) on the device; with workers if the data are on disk."""
     on_host = dataset.device.type == "cpu"
     samples = DataLoader(
-        dataset,
+        Portable(dataset),
         sampler=batches,  # lists of sample numbers: dataset[[i, j]] is a batch
         batch_size=None,
         num_workers=0 if dataset.in_memory else WORKERS,
