@@ -36,7 +36,8 @@ import torch
 from torch.utils.data import Dataset
 
 from parts.duplicates import near_duplicates, thumbnails
-from parts.h5array import SPLITS, DataError, H5Array, read_class_names, write_split
+from parts.h5array import SPLITS, DataError, H5Array, read_class_names
+from parts.h5file import write_split
 from parts.targets import PETS, Derived, Images, PixelTarget, with_sources
 
 __all__ = ["SPLITS", "DataError", "H5Dataset", "check_splits", "warnings", "write_split"]

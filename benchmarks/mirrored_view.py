@@ -16,14 +16,12 @@ from pathlib import Path
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.evaluation import evaluate
+from engine.trained import open_network
 from parts.commandline import Parser
 from parts.errors import UserError
-from tools.shared.common import EXPERIMENTS, as_path, choose_device, command
+from tools.shared.common import EXPERIMENTS, as_path, command
 from tools.shared.comparison import estimate, limits
-from tools.shared.networks import open_data, open_network
-
-BATCH_SIZE = 32
+from tools.shared.evaluated import evaluated, open_split
 
 
 class Views(nn.Module):
@@ -41,17 +39,26 @@ class Views(nn.Module):
         return {name: (plain[name] + self.tasks[name].mirror(other[name])) / 2 for name in plain}
 
 
-def primary_rows(weights, split, processes):
-    """(name, test set, {(task metric, mirrored): (N, 1, 2) numerators and denominators})."""
-    network, tasks, history = open_network(weights, processes.device)
+def primary_rows(weights, split):
+    """(name, test set, {(task metric, mirrored): (N, 1, 2) numerators and denominators}).
+
+    Raises:
+        UserError: the folder of the run holds other data now.
+    """
+    trained, found = open_network(weights), {}
+    network, history = trained.network, trained.history
     folder = as_path(history["config"]["H5_SAVE_PATH"], "--h5-save-path")
-    dataset, found = open_data(folder, split, history), {}
+    dataset = open_split(folder, split, trained)
+    recorded, there = history["data_fingerprint"][split], dataset.fingerprint()
+    if isinstance(recorded, dict) and recorded != there:  # text in older histories
+        expected, other = (", ".join(map(": ".join, f.items())) for f in (recorded, there))
+        raise UserError(f"{dataset.folder}: expected the run's data, {expected}, found {other}")
     for mirrored in (False, True):
-        views = Views(network, tasks, mirrored)
-        for name, pairs in evaluate(views, dataset, tasks, BATCH_SIZE, processes).items():
-            metric = tasks[name].primary
-            found[f"{name} {metric}", mirrored] = pairs[metric][:, None].cpu().numpy()
-    return history["name"], history["data_fingerprint"][split], found
+        trained.network = Views(network, trained.tasks, mirrored)
+        for name, pairs in evaluated(trained, dataset).items():
+            metric = trained.tasks[name].primary
+            found[f"{name} {metric}", mirrored] = pairs[metric][:, None].numpy()
+    return history["name"], there["images"], found
 
 
 def gains(rows, metric):
@@ -71,10 +78,10 @@ def main(argv):
     parser = Parser("mirrored_view.py", __doc__)
     parser.add_argument("runs", metavar="RUNS", help="a folder of finished runs, one seed a fold")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="(test)")
-    options, processes = parser.parse_args(argv), choose_device(None)
+    options = parser.parse_args(argv)
     rows = defaultdict(lambda: defaultdict(dict))  # {network: {(metric, mirrored): {fold: rows}}}
     for weights in sorted(as_path(options.runs, "RUNS").glob("**/*_model_lite.pt")):
-        name, fold, found = primary_rows(weights, options.split, processes)
+        name, fold, found = primary_rows(weights, options.split)
         for key, pairs in found.items():
             rows[name][key][fold] = pairs
     if not rows:

@@ -24,9 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataload import SPLITS, write_split
 from engine.batches import loader
-from engine.run import build, open_data
-from engine.script import ROOT, load
-from engine.settings import parse
+from engine.script import ROOT, parse
+from engine.setup import build, open_data
 from engine.training import TrainingStep, gigaflop
 from parts.commandline import Parser, whole_number
 from parts.precision import native_bf16
@@ -45,7 +44,9 @@ def write_random_data(folder, side):
         images = random.integers(0, 256, (SAMPLES, side, side, 3), dtype=np.uint8)
         masks = random.integers(0, 2, (SAMPLES, side, side, 1), dtype=np.uint8)
         boxes = np.tile([side / 4, side / 4, side / 2, side / 2], (SAMPLES, 1))
-        write_split(folder / split, images, masks, boxes, np.arange(SAMPLES) % 2, ("a", "b"), {})
+        labels = np.arange(SAMPLES) % 2
+        arrays = {"images": images, "masks": masks, "bboxes": boxes, "binary": labels}
+        write_split(folder / split, arrays, {}, {})
 
 
 class Clock:
@@ -86,11 +87,11 @@ def timed_step(trainer, data, step):
     return seconds
 
 
-def make_trainer(script, folder, processes, batch_size, *flags):
-    """A Trainer of the script as a run would make it, and its training data."""
+def make_trainer(path, folder, processes, batch_size, *flags):
+    """A Trainer of a script as a run would make it, and its training data."""
     paths = ["--h5-save-path", str(folder), "--batch-size", str(batch_size)]
-    settings, options = parse(script, [*paths, *flags])
-    data = open_data(folder, options.tasks)["train"]
+    script, settings, options = parse(path, [*paths, *flags])
+    data = open_data(folder, script.module.TASKS)["train"]
     trainer = build(script, settings, options, data, processes)
     trainer.step.train()  # it comes in eval mode, from the check of its outputs
     return trainer, data
@@ -107,11 +108,11 @@ def matrix_rate(device):
     return 2 * MATRIX**3 / median(times[2:]) / 1e9, str(kind).removeprefix("torch.")
 
 
-def measure(script, side, options, processes):
+def measure(path, side, options, processes):
     """{variant: {part: median seconds}} at one side, and GFLOP of an image."""
     with tempfile.TemporaryDirectory() as folder:
         write_random_data(Path(folder), side)
-        arguments = script, Path(folder), processes, options.batch_size
+        arguments = path, Path(folder), processes, options.batch_size
         trainers = {"as shipped": make_trainer(*arguments), "with AdamW": make_trainer(*arguments)}
         plain = trainers["with AdamW"][0]
         plain.optimiser = torch.optim.AdamW(plain.step.parameters(), 1e-3, fused=True)
@@ -142,15 +143,15 @@ def main(argv):
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args(argv)
     processes = choose_device(options.device)
-    script, device = load(ROOT / options.script), processes.device
+    path, device = ROOT / options.script, processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.platform()
     rate, kind = matrix_rate(device)
-    print(f"{script.title}, batch {options.batch_size}, {device} {name}, {kind},")
+    print(f"{path.name}, batch {options.batch_size}, {device} {name}, {kind},")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print(f"| side | variant | images/s | {' | '.join(PARTS)} | of the matrix product |")
     print("| --- " * (len(PARTS) + 4) + "|")
     for side in options.sides:
-        variants, work = measure(script, side, options, processes)
+        variants, work = measure(path, side, options, processes)
         for variant, parts in variants.items():
             total = sum(parts.values())
             shares = " | ".join(f"{seconds / total:.1%}" for seconds in parts.values())

@@ -1,25 +1,31 @@
-"""Draw docs/masks.png and docs/front.png of results.md from the files in results/.
+"""Draw the figures of results.md from the files in results/, into docs/ or another folder.
 
-python docs/draw_results.py
+python docs/draw_results.py [FOLDER]
 """
 
 import sys
+from functools import cache
 from pathlib import Path
 from statistics import fmean
-from string import ascii_uppercase
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from matplotlib.lines import Line2D
+import numpy as np
 
 from engine.script import ROOT
 from parts.figures import Figure, plain_style, save
 from tools.shared import histories
-from tools.shared.comparison import estimate, limits, metrics, units
+from tools.shared.comparison import differences, group, metrics, pooled
+from tools.shared.forest import save_picture
+from tools.shared.intervals import limits
 
+FORESTS = {  # picture: RUNS and --baseline of tools/compare.py
+    "compare.png": (("128", "OEQ from drawn pets=128_drawn"), "main"),
+    "weightings.png": (("128_weighting",), "main"),
+}
 FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0, 1), 0  # of masks.png, of front.png, of both
-SHARES = {"_m0.05": 32, "_m0.1": 64, "_m0.25": 161, "_m0.5": 322, "": 643}  # folder: masks
-NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, line)
+SHARES = {"_m0.05": 32, "_m0.1": 64, "_m0.25": 161, "_m0.5": 322, "": 643}  # series: masks
+NETWORKS = {  # label: (ending of the series, NAME, colour of Okabe and Ito, line)
     "MTL_OEQ from drawn pets": ("_drawn30k", "OEQ", "#CC79A7", "-"),
     "MTL_main from drawn pets": ("_drawn30k", "main", "#56B4E9", "-"),
     "MTL_OEQ": ("", "OEQ", "#D55E00", "-"),
@@ -27,99 +33,92 @@ NETWORKS = {  # label: (ending of the folders, NAME, colour of Okabe and Ito, li
     "MTL_main": ("", "main", "#009E73", "-"),
     "MTL_baseline": ("", "baseline", "#0072B2", ":"),
 }
-COLOURS = {0.1: "#56B4E9", 0.3: "#009E73", 1: "#D55E00"}  # weight of the task on the vertical axis
-MARKERS = {0: "o", 0.1: "^", 0.3: "s", 1: "D"}  # weight of the third task
-PANELS = (  # metric on the vertical axis and its title, its task, the third task
-    ("bbox_iou", "box IoU", "bbox", "bin"),
-    ("bin_accuracy", "accuracy", "bin", "bbox"),
-)
-KINDS = {"bbox": "box", "bin": "class"}
+APART = 0.013  # least distance of two labels in masks.png, in IoU
+WEIGHTS = (0, 0.1, 0.3, 1)  # of box and class, in front.png
+PANELS = {"seg_iou": "seg", "bbox_iou": "bbox", "bin_accuracy": "bin"}  # metric: its task
 
 
-def column(folder, folds, name):
-    """The summaries of a script's runs in a folder, with SEED and on these folds."""
-    runs = [run for _, run in histories.find([str(folder)]) if run["name"] == name]
+@cache
+def series(name):
+    """The runs of results/NAME.jsonl, as (place, summary)."""
+    return histories.find([str(ROOT / f"results/{name}.jsonl")])
+
+
+def column(name, folds, script):
+    """The summaries of a script's runs in a series, with SEED and on these folds."""
+    runs = [run for _, run in series(name) if run["name"] == script]
     found = [run for run in runs if run["fold"] in folds and run["seed"] == SEED]
-    assert {run["fold"] for run in found} == set(folds), folder
+    assert {run["fold"] for run in found} == set(folds), name
     return found
-
-
-def pooled(runs, name):
-    """The estimate of a primary metric over the test images of the runs."""
-    (metric,) = [m for m in metrics({"": runs}, "test") if m.name == name]
-    return estimate(units(runs, metric, "test"))
 
 
 def draw_masks(axis):
     """Test seg IoU over the number of training masks, a line for each network."""
-    for i, (label, (ending, name, colour, line)) in enumerate(NETWORKS.items()):
+    lines = {}
+    for i, (label, (ending, script, colour, style)) in enumerate(NETWORKS.items()):
         points = []
         for share, masks in SHARES.items():
-            runs = column(ROOT / f"results/128{share}{ending}", FOLDS, name)
-            value = pooled(runs, "seg_iou")
+            runs = column(f"128{share}{ending}", FOLDS, script)
+            value = pooled(runs, metrics({"": runs}, "test")[0], "test")
             low, high = limits(value)
             points.append((masks * (0.95 + 0.02 * i), value[0], value[0] - low, high - value[0]))
         x, y, below, above = zip(*points, strict=True)
-        axis.errorbar(x, y, (below, above), color=colour, ls=line, marker="o", ms=4, label=label)
+        axis.errorbar(x, y, (below, above), color=colour, ls=style, marker="o", ms=4, lw=1.5)
+        lines[label] = y[0], colour
+    height = 1.0
+    for label, (value, colour) in sorted(lines.items(), key=lambda line: -line[1][0]):
+        height = min(value, height - APART)
+        axis.text(28, height, label, color=colour, ha="right", va="center", fontsize=9)
     axis.set_xscale("log")
+    axis.set_xlim(left=9)
     axis.set_xticks(list(SHARES.values()), [str(masks) for masks in SHARES.values()])
     axis.minorticks_off()
     axis.set_xlabel("training images with a mask, of 643; boxes and labels stay")
     axis.set_ylabel("seg IoU, test")
-    axis.legend(fontsize=8, loc="lower right")
 
 
-def draw_front(axis, metric, title, task, third):
-    """A task's metric over seg IoU on validation images: fixed weights and other weightings."""
-    for folder in sorted((ROOT / "results/128_front").iterdir()):
-        runs = column(folder, FRONT_FOLDS, "main")
+def draw_front(axis, metric, task):
+    """A metric on validation images in a cell for each pair of fixed weights of box and class."""
+    grid = np.full((len(WEIGHTS), len(WEIGHTS)), np.nan)
+    for name in dict.fromkeys(run["name"] for _, run in series("128_front")):
+        runs = column("128_front", FRONT_FOLDS, name)
         weights = runs[0]["config"]["LOSS_WEIGHTS"]
-        if weights[task]:
-            style = {"color": COLOURS[weights[task]], "marker": MARKERS[weights[third]]}
-            axis.plot(best(runs, "seg_iou"), best(runs, metric), ls="", **style)
-    for letter, folder in weightings().items():
-        runs = column(folder, FRONT_FOLDS, "weighting")
-        axis.add_line(mark(letter, [best(runs, "seg_iou")], [best(runs, metric)]))
-    plain = best(column(ROOT / "results/128", FRONT_FOLDS, "baseline"), "seg_iou")
-    axis.axvline(plain, color="0.4", ls=":", lw=1, label="MTL_baseline")
-    axis.set_xlabel("seg IoU, validation")
-    axis.set_ylabel(f"{title}, validation")
-    for weight, colour in COLOURS.items():
-        axis.plot([], [], "o", color=colour, label=f"{KINDS[task]} weight {weight}")
-    for weight, marker in MARKERS.items():
-        axis.plot([], [], marker, color="0.6", label=f"{KINDS[third]} weight {weight}")
-    axis.legend(fontsize=7)
-
-
-def weightings():
-    """{letter that stands for it in the figure: folder of the runs with another weighting}."""
-    folders = sorted((ROOT / "results/128_weighting").iterdir())
-    return dict(zip(ascii_uppercase[: len(folders)], folders, strict=True))
-
-
-def mark(letter, x=(), y=(), **label):
-    """A letter as the marker of a point, or in a legend."""
-    return Line2D(x, y, ls="", marker=f"${letter}$", color="black", **label)
+        if weights[task]:  # a head whose loss has the weight 0 learns nothing
+            place = WEIGHTS.index(weights["bbox"]), WEIGHTS.index(weights["bin"])
+            grid[place] = best(runs, metric)
+    axis.imshow(grid, cmap="Blues", vmin=np.nanmin(grid) - np.nanstd(grid))
+    for (row, place), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            colour = "white" if value > np.nanmean(grid) else "black"
+            axis.text(place, row, f"{value:.3f}", ha="center", va="center", color=colour)
+    axis.set_xticks(range(len(WEIGHTS)), WEIGHTS)
+    axis.set_yticks(range(len(WEIGHTS)), WEIGHTS)
+    axis.set(xlabel="weight of the class", ylabel="weight of the box")
+    axis.set_title(f"{metric.replace('_', ' ')}, validation", fontsize=10)
 
 
 def best(runs, metric):
     """The mean over the runs of a metric on validation images, at each run's best epoch."""
-    return fmean(run["best"]["val"][metric] for run in runs)
+    return fmean(run["best"][metric] for run in runs)
 
 
-def main():
+def main(folder=ROOT / "docs"):
     """Draw the figures."""
+    folder = Path(folder)
+    for picture, (names, baseline) in FORESTS.items():
+        labels = (name.rpartition("=") for name in names)
+        runs = [f"{label}{equals}{ROOT}/results/{name}.jsonl" for label, equals, name in labels]
+        found = differences(group(histories.find(runs)), "test", baseline)
+        save_picture(folder / picture, found)
     with plain_style():
-        figure = Figure((7, 4), dpi=110, layout="constrained")
+        figure = Figure((8, 4), dpi=110, layout="constrained")
         draw_masks(figure.subplots())
-        save(figure, ROOT / "docs/masks.png")
-        figure = Figure((10, 4.5), dpi=110, layout="constrained")
-        for axis, panel in zip(figure.subplots(1, 2), PANELS, strict=True):
-            draw_front(axis, *panel)
-        marks = [mark(letter, label=folder.name) for letter, folder in weightings().items()]
-        figure.legend(handles=marks, loc="outside right upper", fontsize=7, title="weighting")
-        save(figure, ROOT / "docs/front.png")
+        save(figure, folder / "masks.png")
+        figure = Figure((9, 3.2), dpi=110, layout="constrained")
+        for axis, (metric, task) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
+            draw_front(axis, metric, task)
+        save(figure, folder / "front.png")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -4,7 +4,7 @@ import io
 import pickle
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from engine.script import Pickler
 from parts.signals import ignore_stop_signals, stop_signals_blocked
@@ -18,8 +18,8 @@ def train_known(tasks, train):
     return known[0], torch.stack(known).any(0)
 
 
-class Portable(Dataset):
-    """A data set that spawned workers can open, though a script defines what its targets do."""
+class Carried:
+    """A data set that workers can open which are no forks, with the functions of a script in it."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -28,16 +28,16 @@ class Portable(Dataset):
         return self.dataset[numbers]
 
     def __reduce__(self):
-        found = io.BytesIO()
-        Pickler(found).dump(self.dataset)
-        return pickle.loads, (found.getvalue(),)
+        content = io.BytesIO()
+        Pickler(content).dump(self.dataset)
+        return pickle.loads, (content.getvalue(),)
 
 
 def loader(dataset, batches, device):
     """Yield batches (images, targets) on the device; with workers if the data are on disk."""
     on_host = dataset.device.type == "cpu"
     samples = DataLoader(
-        Portable(dataset),
+        Carried(dataset),
         sampler=batches,  # lists of sample numbers: dataset[[i, j]] is a batch
         batch_size=None,
         num_workers=0 if dataset.in_memory else WORKERS,

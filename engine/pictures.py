@@ -25,16 +25,18 @@ def save_test_picture(path, image, targets, outputs, scores, tasks, class_names)
     panels = {"image": ({}, ""), "truth": (targets, ""), "prediction": (outputs, ", ".join(known))}
     with plain_style():
         figure = Figure(dpi=DPI, layout="constrained")
-        rows = 1
-        for axis, (title, (answers, text)) in zip(
-            figure.subplots(1, 3), panels.items(), strict=True
+        pictures = [drawn(image, answers, tasks, class_names) for answers, _ in panels.values()]
+        widths, rows = [picture.shape[2] for picture, _ in pictures], 1
+        axes = figure.subplots(1, 3, width_ratios=widths)
+        for axis, (picture, words), (title, (_, text)) in zip(
+            axes, pictures, panels.items(), strict=True
         ):
-            picture, words = drawn(image, answers, tasks, class_names)
             lines = [f"{title}: {words}" if words else title, text]
-            title = "\n".join(textwrap.fill(line, 40) for line in lines).strip()
+            columns = round(120 * picture.shape[2] / sum(widths))  # of the text
+            title = "\n".join(textwrap.fill(line, columns) for line in lines).strip()
             rows = max(rows, 1 + title.count("\n"))
             show(axis, picture, title)
-        panel = WIDTH / 3 * image.shape[1] / image.shape[2]
+        panel = WIDTH * pictures[0][0].shape[1] / sum(widths)
         figure.set_size_inches(WIDTH, panel + 0.2 + 0.16 * rows)
         save(figure, path)
 

@@ -80,10 +80,17 @@ class Report:
         typical = median(self.seconds[-10:]) if self.seconds else epoch_seconds
         return tqdm.format_interval(typical * (self.epochs - position))
 
+    def explain(self, known):
+        """Say once how to read the lines of the epochs, and {task: number of known targets}."""
+        counts = ", ".join(f"{count} {task}" for task, count in known.items())
+        counts = f"; known in train: {counts}" if len({*known.values()}) > 1 else ""
+        self.say(f"for each task: training/validation loss, validation metric{counts}")
+
     def start_values(self, found):
         """Print the validation of the starting weights, {name: value}."""
-        values = self._primary({name: [value] for name, value in found.items()})
-        self.say(f"epoch 0, the starting weights: {values}; they compete for the best epoch")
+        self.say(
+            f"epoch 0, the starting weights: {self._tasks(found)}; they compete for the best epoch"
+        )
 
     def epoch(self, history, rate):
         """Print a line on the last epoch of the history, and write its scalars for TensorBoard.
@@ -93,34 +100,26 @@ class Report:
         """
         done, seconds = len(history["seconds"]), history["seconds"][-1]
         self.seconds.append(seconds)
-        best = ", best so far" if history["best_epoch"] == done else ""
-        losses = {part: self._last(history[part], "loss") for part in ("train", "val")}
+        best = "; best so far" if history["best_epoch"] == done else ""
+        train, val = ({k: v[-1] for k, v in history[part].items()} for part in ("train", "val"))
         self.say(
-            f"epoch {done}/{self.epochs}: train loss {losses['train']}{self._known(history)}; "
-            f"val loss {losses['val']}; {self._primary(history['val'])}{best}; "
+            f"epoch {done}/{self.epochs}: {self._tasks(val, train)}{best}; "
             f"{rate:.0f} images/s, {seconds:.1f} s, {self._time_left(done, seconds)} left"
         )
         if self.writer:
-            for part in ("train", "val"):
-                for name, series in history[part].items():
-                    self.writer.add_scalar(f"{part}/{name}", series[-1], done)
+            for part, found in (("train", train), ("val", val)):
+                for name, value in found.items():
+                    self.writer.add_scalar(f"{part}/{name}", value, done)
             self.writer.flush()
 
-    def _last(self, series, what):
-        """'seg 0.123 bbox 0.456': the newest value of every task."""
-        return " ".join(f"{task} {series[f'{task}_{what}'][-1]:.3f}" for task in self.tasks)
-
-    def _primary(self, series):
-        """'seg iou 0.812 bin accuracy 0.840': the newest primary metrics."""
-        names = ((name, task.primary) for name, task in self.tasks.items())
-        return " ".join(f"{n} {m.replace('_', ' ')} {series[f'{n}_{m}'][-1]:.3f}" for n, m in names)
-
-    def _known(self, history):
-        """The number of known targets of each task in the epoch, if the tasks differ in that."""
-        counts = {task: history["train"][f"{task}_known"][-1] for task in self.tasks}
-        if len({*counts.values()}) == 1:
-            return ""
-        return f" (known: {', '.join(f'{count} {task}' for task, count in counts.items())})"
+    def _tasks(self, val, train=None):
+        """'seg 0.412/0.451, iou 0.812; ...': losses and primary metric, from {name: value}."""
+        shown = []
+        for name, task in self.tasks.items():
+            losses = "/".join(f"{part[f'{name}_loss']:.3f}" for part in (train, val) if part)
+            metric = f"{task.primary.replace('_', ' ')} {val[f'{name}_{task.primary}']:.3f}"
+            shown.append(f"{name} {losses}, {metric}")
+        return "; ".join(shown)
 
     def table(self, history):
         """Print the table of test metrics."""

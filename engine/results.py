@@ -120,7 +120,7 @@ def write_others(folder, tasks, data, report, history, network, table):
     The arguments are those of `write_numbers`, and the `evaluate` of the test split.
     """
     report.table(history)
-    on_cpu = copy.deepcopy(network).cpu()  # so that the files open without a GPU
+    on_cpu = copy.deepcopy(network).cpu().eval()  # so that the files open without a GPU
     places = paths(folder, history["name"], tasks)
     steps = [
         functools.partial(_save_network, on_cpu, data["test"], report),

@@ -16,9 +16,9 @@ from engine.evaluation import evaluate, values
 from engine.processes import Processes
 from engine.report import Report
 from engine.script import check_script
-from engine.setup import build, data_folder, make_demo, open_data
+from engine.setup import begin, build, data_folder, make_demo, open_data
 from engine.training import conflict, known_counts, means
-from engine.weights import identity, same_source, take_weights
+from engine.weights import identity, same_source, take_weights, weights_file
 from parts import files
 from parts.errors import UserError
 from parts.h5array import DataError
@@ -79,7 +79,8 @@ class Run:
     """A run: its history, its checkpoints, and its results."""
 
     def __init__(self, script, settings, options, data, trainer, report, folder, signals):
-        self.name, self.settings, self.data, self.trainer = script.name, settings, data, trainer
+        self.script, self.name, self.settings = script, script.name, settings
+        self.data, self.trainer = data, trainer
         self.tasks, self.processes = script.module.TASKS, trainer.processes
         self.report, self.folder, self.signals = report, folder, signals
         self.last, self.finished = artefacts.marks(folder, self.name)
@@ -103,10 +104,13 @@ class Run:
         (resumes,) = self.processes.max(options.resume and has_checkpoint)
         with self.processes.failing_alike():
             artefacts.refuse_another(self.folder, self.name, options, self.processes.is_first)
-            source = identity(options.weights) if options.weights else None
+            weights = weights_file(options.weights) if options.weights else None
+            source = identity(weights) if weights else None
+            if not resumes:
+                begin(self.script.module, self.trainer)
             if source and not resumes:
                 networks = self.trainer.network, self.trainer.average.module
-                self.report.say(take_weights(options.weights, *networks))
+                self.report.say(take_weights(weights, *networks))
                 self.about["weights_from"] = source
             if options.resume and has_checkpoint:
                 self._load(files.load(self.last), source)
@@ -132,6 +136,8 @@ class Run:
             f"{self.name}: {counts} images of {side} on {self.processes.device}, "
             f"{self.processes.size} process(es), {self.settings.EPOCHS} epochs"
         )
+        known = self.data["train"].known
+        self.report.explain({n: int(known[n].sum()) for n in self.tasks if n in known})
 
     def train_and_test(self):
         """Train to the last epoch, test once, and write the artefacts.
@@ -249,8 +255,9 @@ class Run:
     def _settings(self):
         """What must be the same for a run and its resumption, the data included."""
         settings = {k: v for k, v in self.about["config"].items() if k not in FREE_SETTINGS}
-        data = {f"data in {k}": v for k, v in self.about["data_fingerprint"].items()}
-        return settings | data
+        for split, found in self.about["data_fingerprint"].items():
+            settings |= {f"{split}/{file}.h5": text for file, text in found.items()}
+        return settings
 
     def _checkpoint(self):
         with self.processes.failing_alike():

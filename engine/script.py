@@ -1,5 +1,8 @@
 """One experiment: a script, executed under given constants, and what it must define."""
 
+import __future__
+
+import ast
 import copy
 import difflib
 import functools
@@ -9,11 +12,13 @@ import math
 import pickle
 import re
 import sys
+import tokenize
+from collections import UserDict
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import NamedTuple
 
-from engine.settings import check, constants, parser_of
+from engine.settings import check, constants, is_setting, parser_of
 from parts.commandline import flag
 from parts.errors import UserError
 
@@ -26,6 +31,7 @@ NEEDED = {  # by the engine itself
     "definition": ("Network", "TASKS", "weighting", "augmentation"),
 }
 origins = {}  # {name of a module that was executed here: (place, constants)}
+executing = []  # paths of the scripts that are being executed
 numbers = itertools.count(1)
 
 
@@ -73,58 +79,100 @@ def load(place, **given):
     """
     path = find(place)
     check(given)
+    if path in executing:
+        raise UserError(
+            'engine.main: expected it below `if __name__ == "__main__":`, found it outside'
+        )
     name = f"script_{next(numbers)}_{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}"
     module = ModuleType(name)
     module.__file__ = str(path)
-    origins[name] = place_of(path), given
     sys.modules[name] = module  # dataclasses and torch.compile look there
     linecache.checkcache(str(path))
-    code = compile(path.read_bytes(), path, "exec")
-    exec(code, vars(module), Bound(vars(module), given))
-    for constant, value in given.items():
+    names = Bound(vars(module), given)
+    executing.append(path)
+    try:
+        for code in statements(path):
+            exec(code, vars(module), names)
+    finally:
+        executing.pop()
+    for constant, value in names.given.items():
         if not hasattr(module, constant):
             near = difflib.get_close_matches(constant, constants(module), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"{path.name}: expected a constant {constant}, found none{hint}")
-        if getattr(module, constant) != value:
+        if getattr(module, constant) is not value or repr(value) != repr(given[constant]):
             raise UserError(
                 f"{flag(constant)}: expected {path.name} to leave {constant} as it defines it, "
                 "found that it changes it afterwards; use another name for the changed value"
             )
+    others = {name: value for name, value in given.items() if not is_setting(value)}
+    origins[name] = place_of(path), constants(module) | others
     return module
 
 
-class Bound:
+def load_recorded(path, recorded):
+    """The module of a script under the constants that a history or a pickle has recorded.
+
+    They are given one by one, in the order of their definition, as long as one differs: those that
+    are computed from others follow, also where the script builds them step by step.
+
+    Args:
+        recorded: {NAME: value}; what the script does not have is left out.
+    """
+    given = {name: value for name, value in recorded.items() if not is_setting(value)}
+    while True:
+        module = load(path, **given)
+        found = {n: v for n, v in constants(module).items() if n in recorded.keys() - given.keys()}
+        changed = [name for name, value in found.items() if repr(value) != repr(recorded[name])]
+        if not changed:
+            return module
+        given[changed[0]] = recorded[changed[0]]
+
+
+def statements(path):
+    """The code of each top-level statement of a file by itself.
+
+    In one piece, `global NAME` in any function makes the top level store NAME past `Bound`.
+    """
+    source = path.read_bytes()
+    future = compile(source, path, "exec").co_flags & __future__.annotations.compiler_flag
+    for number, node in enumerate(ast.parse(source, path).body):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if number == 0 or not is_text:  # a later text alone is no docstring
+            yield compile(ast.Module([node], []), path, "exec", future)
+
+
+class Bound(UserDict):
     """The top-level names of a script while it is executed: those that are given stay as given."""
 
     def __init__(self, names, given):
-        self.names, self.given = names, copy.deepcopy(given)
-
-    def __getitem__(self, name):
-        return self.names[name]
+        super().__init__()
+        self.data = names
+        self.given = {n: copy.deepcopy(v) if is_setting(v) else v for n, v in given.items()}
 
     def __setitem__(self, name, value):
-        self.names[name] = self.given.get(name, value)
-
-    def __delitem__(self, name):
-        del self.names[name]
+        self.data[name] = self.given.get(name, value)
 
 
 def find(place, *folders):
     """The resolved path of a script, from its path or its name as a module.
 
     Args:
-        folders: where the file's name is looked for too.
+        folders: for a script that a file names, which may have moved since: where else its name is
+            looked for. A relative path is then one from the repository's folder.
 
     Raises:
         UserError: there is no such file; names the paths that were looked for.
     """
     path = Path(place).expanduser()
-    inside = ROOT / f"{str(place).replace('.', '/')}.py"  # of "MTL_main" or "examples.breed"
-    wanted = dict.fromkeys([path, ROOT / path, *(Path(f) / path.name for f in folders), inside])
+    dotted = Path(f"{str(place).replace('.', '/')}.py")  # of "MTL_main" or "examples.breed"
+    names = [path] if path.suffix == ".py" else [path, dotted]
+    bases = [ROOT] if folders else [Path(), ROOT]
+    wanted = [base / name for name in names for base in bases]
+    wanted += [Path(folder).resolve() / name.name for folder in folders for name in names]
     found = next((path for path in wanted if path.is_file()), None)
     if found is None:
-        looked = ", ".join(map(str, wanted if folders else [path]))
+        looked = ", ".join(map(str, dict.fromkeys(wanted)))
         raise UserError(f"{place}: expected a script, found no such file; looked for {looked}")
     return found.resolve()
 
@@ -147,13 +195,14 @@ def parse(file, argv):
     path = find(file)
     module = load(path)
     defaults, summary = constants(module), (module.__doc__ or path.stem).strip().splitlines()[0]
-    source = path.read_text(encoding="utf-8", errors="replace")
+    with tokenize.open(path) as file:  # in its own encoding
+        source = file.read()
     options = parser_of(path.name, summary, source, defaults).parse_args(argv)
     chosen = {n: like(v, vars(options)[n]) for n, v in defaults.items() if n in vars(options)}
     if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
         chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen
     check(chosen)
-    changed = {name: value for name, value in chosen.items() if value != defaults[name]}
+    changed = {n: value for n, value in chosen.items() if repr(value) != repr(defaults[n])}
     if changed:
         try:
             module = load(path, **changed)
@@ -164,6 +213,7 @@ def parse(file, argv):
             raise UserError(f"{flags}: {path.name} cannot be executed ({reason})") from error
     values = constants(module)
     check(values)
+    options.weights = values.get("WEIGHTS") or getattr(options, "weights", None)
     return Script(path, module), SimpleNamespace(**values), options
 
 
@@ -182,6 +232,9 @@ def check_script(script, settings):
     tasks = script.module.TASKS
     if not isinstance(tasks, dict) or not tasks:
         raise UserError("TASKS: expected {name: Task} with a task, found none")
+    for name, task in tasks.items():
+        if not hasattr(task, "target"):
+            raise UserError(f"TASKS: expected a Task for '{name}', found {type(task).__name__}")
 
 
 def check_tasks(tasks, weights, outputs, targets):
@@ -195,11 +248,14 @@ def check_tasks(tasks, weights, outputs, targets):
         UserError: names the task and what it lacks.
     """
     for task in tasks:
-        for what, names in (("weight", weights), ("output", outputs), ("target", targets)):
+        for what, where, names in (
+            ("a weight", "weighting()", weights),
+            ("an output", "Network", outputs),
+            ("a target", "the data", targets),
+        ):
             if task not in names:
-                where = {"weight": "weighting()", "output": "Network", "target": "the data"}[what]
                 raise UserError(
-                    f"TASKS: expected a {what} for '{task}' from {where}, found "
+                    f"TASKS: expected {what} for '{task}' from {where}, found "
                     f"{', '.join(map(str, names)) or 'none'}"
                 )
     surplus = [name for name in weights if name not in tasks]
@@ -236,9 +292,20 @@ class Pickler(pickle.Pickler):
 PICKLE = SimpleNamespace(Pickler=Pickler, __name__="pickle")  # for torch.save(pickle_module=...)
 
 
-def restore(place, given):
+def pickle_from(folder):
+    """The same for torch.load, of a file in a folder, where a script that has moved may be."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            found = super().find_class(module, name)
+            return functools.partial(restore, folder=folder) if found is restore else found
+
+    return SimpleNamespace(Unpickler=Unpickler, load=pickle.load, __name__="pickle")
+
+
+def restore(place, recorded, folder="."):
     """The module of a script for a pickle."""
-    return load(place, **given)
+    return load_recorded(find(place, folder), recorded)
 
 
 def attribute(module, name):

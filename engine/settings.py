@@ -3,7 +3,8 @@
 A constant is a top-level name in capitals whose value is a number, text, bool, None, or a tuple,
 list or dict of these. Its flag is the name in lower case (`--h5-save-path`), the comment beside it
 is the flag's help, and a comment line above a block is the title of a group of flags. A flag does
-what an edit of the constant would do (script.py); a constant of any other type has no flag.
+what an edit of the constant would do (script.py); a constant of any other type, a class of the
+script's own such as an Enum or a NamedTuple included, has no flag.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import ast
 import io
 import math
 import tokenize
+from enum import Enum
 from pathlib import Path
 
 from parts.commandline import Parser, as_text, flag, options_for, whole_number
@@ -31,6 +33,7 @@ RULES = {  # (test, expected) for the constants that the engine itself uses
         lambda value: len(value) > 0 and all(0 < share <= 1 for share in value),
         "numbers above 0, at most 1",
     ),
+    "WEIGHTS": (lambda value: value is None or isinstance(value, str), "a file or None"),
     **dict.fromkeys(
         ("H5_SAVE_PATH", "FILE_SAVE_PATH"),
         (lambda value: value.strip() != "", "a path"),
@@ -53,10 +56,13 @@ def constants(module):
 def is_setting(value):
     """Whether a flag can express the value."""
     if isinstance(value, dict):
-        return all(isinstance(k, str) and isinstance(v, SCALARS) for k, v in value.items())
-    if isinstance(value, tuple | list):
-        return all(isinstance(item, SCALARS) for item in value)
-    return value is None or isinstance(value, SCALARS)
+        return all(isinstance(k, str) and is_scalar(v) for k, v in value.items())
+    return all(map(is_scalar, value)) if type(value) in (tuple, list) else is_scalar(value)
+
+
+def is_scalar(value):
+    """Whether the value is a number, text, bool or None; an Enum's member is more than that."""
+    return value is None or (isinstance(value, SCALARS) and not isinstance(value, Enum))
 
 
 def plain(value):
@@ -64,7 +70,7 @@ def plain(value):
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(map(plain, value)) if type(value) in (tuple, list) else [*value]
+        return type(value)(map(plain, value))
     return next((kind(value) for kind in SCALARS if isinstance(value, kind)), value)
 
 
@@ -114,7 +120,8 @@ def parser_of(title, summary, source, defaults):
         (run, "compile", "compile the training step with torch.compile"),
     ):
         group.add_argument(f"--{name}", action="store_true", help=text)
-    run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
+    if "WEIGHTS" not in defaults:
+        run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
     text = "record the tasks' gradients every N steps; changes no weights (default: 0, never)"
     run.add_argument("--diagnose", metavar="N", type=whole_number(0, 10**9), default=0, help=text)
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
@@ -124,7 +131,13 @@ def parser_of(title, summary, source, defaults):
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
         text = f"{text} (default: {as_text(value)})".strip().replace("%", "%%")
         options = {"dest": name, "default": argparse.SUPPRESS, "help": text, **options_for(value)}
-        group.add_argument(flag(name), **options)
+        try:
+            group.add_argument(flag(name), **options)
+        except argparse.ArgumentError as error:
+            raise UserError(
+                f"{name}: expected a constant whose flag is its own, found {flag(name)} taken; "
+                "rename the constant"
+            ) from error
     return parser
 
 

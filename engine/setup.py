@@ -93,6 +93,16 @@ def build(script, settings, options, train, processes):
     return trainer
 
 
+def begin(module, trainer):
+    """Give a new run the weights of its script's `start(network)`, if it defines one; UserError."""
+    if hasattr(module, "start"):
+        try:
+            module.start(trainer.network)
+        except SettingError as error:
+            raise UserError(f"--{error}") from error
+        trainer.average.module.load_state_dict(trainer.network.state_dict())
+
+
 def check_interface(network, weighting, diagnose):
     """Refuse a network without the parts at which gradients are measured, if they are."""
     asks = "--diagnose" if diagnose else type(weighting).__name__

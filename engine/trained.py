@@ -10,10 +10,10 @@ from PIL import Image
 from engine import script
 from engine.evaluation import predict
 from engine.processes import Processes
-from engine.settings import constants
 from engine.weights import weights_in
 from parts.errors import UserError
 from parts.files import load
+from parts.paint import draw_all
 from parts.streams import STDERR
 
 WHOLE, LITE, LAST = "_model.pt", "_model_lite.pt", "_last.pt"
@@ -75,12 +75,7 @@ class TrainedNetwork:
 
     def draw(self, image, values):
         """An image uint8 (3, H, W) with {task: target or output} drawn on it, and words."""
-        words = []
-        for name, task in self.tasks.items():
-            if name in values:
-                image, text = task.draw(image, values[name], self.class_names[name])
-                words.append(text)
-        return image, ", ".join(filter(None, words))
+        return draw_all(image, values, self.tasks, self.class_names)
 
 
 def as_pixels(image):
@@ -112,9 +107,7 @@ def open_network(path, device=None):
     path = Path(os.path.expanduser(path))
     state, history = state_and_history(path)
     place = script.find(history["script"], path.parent)
-    known = constants(script.load(place))
-    config = {name: value for name, value in history["config"].items() if name in known}
-    module = script.load(place, **config)
+    module = script.load_recorded(place, history["config"])
     network = module.Network()
     try:
         network.load_state_dict(state)

@@ -113,8 +113,9 @@ class Trainer:
         self.settings, self.processes, self.diagnose = settings, processes, diagnose
         self.step = TrainingStep(network, tasks, weighting, processes).to(processes.device)
         self.weighting = self.step.weighting
+        parameters = by_rate(network, self.weighting)
         self.optimiser = Optimiser(
-            self.step.parameters(), settings.LEARNING_RATE, settings.WEIGHT_DECAY, total_steps
+            parameters, settings.LEARNING_RATE, settings.WEIGHT_DECAY, total_steps
         )
         self.average = WeightAverage(network, settings.EMA_DECAY)
 
@@ -227,6 +228,21 @@ class Trainer:
                 )
                 with self.processes.failing_alike():
                     raise UserError(message)
+
+
+def by_rate(network, weighting):
+    """{factor: parameters that need a gradient} of a network and a loss weighting.
+
+    The network's attribute `rate_factors`, {name of a part: factor}, if it has one, says which
+    parts learn at another share of the learning rate.
+    """
+    factors, found = getattr(network, "rate_factors", {}), {1.0: []}
+    for name, parameter in network.named_parameters():
+        factor = next((f for part, f in factors.items() if name.startswith(f"{part}.")), 1.0)
+        if parameter.requires_grad:
+            found.setdefault(factor, []).append(parameter)
+    found[1.0] += weighting.parameters()
+    return found
 
 
 def _lists(rows):

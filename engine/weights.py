@@ -1,25 +1,27 @@
 """Starting from the weights of another run."""
 
-import os
 import zlib
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from engine.script import ROOT, pickle_from
 from parts.errors import UserError
 from parts.files import load
 
 
-def identity(place):
-    """{"path": text, "checksum": text} of a file of weights, for the history.
+def weights_file(place):
+    """The path of a file of weights, from the present folder or the repository's; UserError."""
+    path = Path(place).expanduser()
+    path = next((each for each in (path, ROOT / path) if each.is_file()), None)
+    if path is None:
+        raise UserError(f"--weights: expected a file of weights, found no such file {place}")
+    return path
 
-    Raises:
-        UserError: there is no such file.
-    """
-    path = Path(os.path.expanduser(place))
-    if not path.is_file():
-        raise UserError(f"--weights: expected a file of weights, found no such file {path}")
+
+def identity(path):
+    """{"path": text, "checksum": text} of a file of weights, for the history."""
     return {"path": str(path), "checksum": f"{zlib.crc32(path.read_bytes()):08x}"}
 
 
@@ -30,11 +32,11 @@ def same_source(one, other):
     return one["path"] == other
 
 
-def take_weights(place, *networks):
+def take_weights(path, *networks):
     """Copy the weights of a file that fit by name and shape into networks of one class.
 
     Args:
-        place: NAME_model_lite.pt, NAME_model.pt (a pickle, which runs code: open only those you
+        path: of NAME_model_lite.pt, NAME_model.pt (a pickle, which runs code: open only those you
             trust) or NAME_last.pt of any script, or a .safetensors file.
 
     Returns:
@@ -43,7 +45,6 @@ def take_weights(place, *networks):
     Raises:
         UserError: the file is damaged, nothing in it fits, or a weight is not finite.
     """
-    path = Path(os.path.expanduser(place))
     state = weights_in(path)
     for network in networks:
         own = network.state_dict()
@@ -82,7 +83,10 @@ def weights_in(path):
         found = _safetensors(path)
     elif path.name.endswith("_model.pt"):
         try:
-            found = torch.load(path, map_location="cpu", weights_only=False)
+            module = pickle_from(path.parent)
+            found = torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
+        except UserError:
+            raise
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

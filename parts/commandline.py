@@ -16,6 +16,7 @@ SHORT = {  # what other programs call the flags of these constants
     **dict.fromkeys(("clip", "grad-clip"), "CLIP_NORM"),
     **dict.fromkeys(("random-seed",), "SEED"),
 }
+WORDS = {"none": None, "true": True, "false": False}
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,11 +68,12 @@ def options_for(value):
 
 def _converter(values):
     """The function that turns text into a value of the same type as `values`."""
-    if values and all(isinstance(value, str) for value in values):
-        return str
-    if any(isinstance(value, float) for value in values):
-        return lambda text: float(_number(text))
-    return _number if all(isinstance(v, int) for v in values) and values else _guess
+    kinds = set(map(type, values))
+    if kinds in ({bool}, {str}):
+        return str if kinds == {str} else _truth
+    if kinds and kinds <= {int, float}:
+        return (lambda text: float(_number(text))) if float in kinds else _number
+    return _guess
 
 
 def _number(text):
@@ -84,10 +86,16 @@ def _number(text):
     raise argparse.ArgumentTypeError(f"expected a number, found '{text}'")
 
 
+def _truth(text):
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, found '{text}'")
+    return text.lower() == "true"
+
+
 def _guess(text):
-    """None, a number or the text itself, for a constant whose default has no clear type."""
+    """None, True, False, a number or the text itself, where the default has no clear type."""
     try:
-        return None if text.lower() == "none" else _number(text)
+        return WORDS[text.lower()] if text.lower() in WORDS else _number(text)
     except argparse.ArgumentTypeError:
         return text
 

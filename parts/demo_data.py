@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from parts.drawn_scenes import BREED_NAMES, STYLES, draw_sample
-from parts.h5array import SPLITS, DataError, write_split
+from parts.h5array import SPLITS, DataError
+from parts.h5file import write_split
 from parts.streams import STDERR
 
 NOT_DRAWN = tuple(f"not drawn {n}" for n in range(37 - len(BREED_NAMES)))  # real pets have 37
@@ -41,7 +42,7 @@ def make_demo(folder, side=128, counts=(640, 96, 96), seed=0, style="demo", bree
         side: height and width of the pictures in pixels, at least 32.
         counts: number of samples in train, val and test, at least 1 each.
         seed: a whole number from 0.
-        style: "demo" or "varied".
+        style: "demo", "varied" or "rich".
         breeds: also write breeds.h5, with numbers in `drawn_scenes.BREED_NAMES`.
 
     Raises:
@@ -110,9 +111,12 @@ def draw_chunk(seed, split, start, stop, side, style):
 
 
 def start_worker():
-    """Leave Ctrl-C to the process that started this worker, and end when that one does."""
+    """Leave stop signals to the process that started this worker, and end when that one does.
+
+    SIGTERM ends it two seconds later, because the pool itself sends that when a worker has died.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that a fork has copied
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(2))
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 

@@ -2,12 +2,15 @@
 
 import contextlib
 import math
+import warnings
 
 import matplotlib.style
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from parts.files import replacing
+from parts.fonts import families
+from parts.paint import draw_all
 
 __all__ = ["DPI", "Figure", "drawn", "plain_style", "save", "show"]
 DPI = 150
@@ -15,20 +18,16 @@ SHARP = 450  # least side in pixels of an image that lines are drawn on
 
 
 def drawn(image, answers, tasks, class_names):
-    """An image with targets or outputs drawn on it, and the words of the tasks, joined.
+    """`draw_all` on an image enlarged by a whole factor, so that lines look thin.
 
     Args:
-        image: uint8 (3, H, W); enlarged by a whole factor, so that lines look thin.
-        class_names: {task: names of its classes}.
+        image: uint8 (3, H, W).
         answers: {task: target or output} without a batch dimension, but logits of scalars as (1,).
+        class_names: {task: names of its classes}.
     """
     factor = max(1, math.ceil(SHARP / min(image.shape[1:])))
-    image, texts = F.interpolate(image[None], scale_factor=factor, mode="nearest")[0], []
-    for name, task in tasks.items():
-        if name in answers:
-            image, words = task.draw(image, answers[name], class_names[name])
-            texts.append(words)
-    return image, ", ".join(filter(None, texts))
+    image = F.interpolate(image[None], scale_factor=factor, mode="nearest")[0]
+    return draw_all(image, answers, tasks, class_names)
 
 
 def show(axis, picture, title, fontsize=9):
@@ -36,13 +35,14 @@ def show(axis, picture, title, fontsize=9):
     axis.imshow(picture.permute(1, 2, 0).numpy())
     axis.set_anchor("S")  # so that the free space is left for the title
     axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=fontsize, parse_math=False)
+    axis.set_title(title, fontsize=fontsize, parse_math=False, family=families(title))
 
 
 @contextlib.contextmanager
 def plain_style():
     """matplotlib's own settings, whatever the user's matplotlibrc says (LaTeX, fonts)."""
-    with matplotlib.style.context("default"):
+    with matplotlib.style.context("default"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # said by parts/fonts.py
         yield
 
 

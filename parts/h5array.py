@@ -1,4 +1,4 @@
-"""The files of the H5 layout of dataload.py: one array opened, checked and read; one split written.
+"""One array of the H5 layout of dataload.py: opened, checked and read.
 
 Whatever is wrong with a file becomes one DataError, which names the file.
 """
@@ -7,7 +7,6 @@ import math
 import re
 import struct
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -197,34 +196,3 @@ def first_wrong(values, wrong, start):
     """'VALUE in sample NUMBER' for the first wrong entry of a slab that begins at `start`."""
     position = np.unravel_index(int(wrong.argmax()), wrong.shape)
     return f"{values[position]} in sample {start + int(position[0])}"
-
-
-def write_split(folder, arrays, attributes, class_names):
-    """Write one split in the layout of dataload.py; the inverse of H5Dataset.
-
-    Arrays are stored contiguously, so that a sample or a whole file is one read.
-
-    Args:
-        folder: created; must not hold the files yet.
-        arrays: {file: values}, among them "images", uint8 (N, H, W, 3).
-        attributes: {name: string or number}, the attributes of every file.
-        class_names: {file: names of its classes}.
-
-    Raises:
-        DataError: a file exists already, or the disk is full.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, values in arrays.items():
-        path = folder / f"{name}.h5"
-        names = [text.encode() for text in class_names.get(name, ())]
-        text = h5py.string_dtype("utf-8", max(map(len, [*names, b" "])))  # fixed length: no heap
-        try:
-            with h5py.File(path, "x") as file:
-                dataset = file.create_dataset(name, data=values)
-                if names:
-                    dataset.attrs["class_names"] = np.array(names, text)
-                file.attrs.update(attributes)
-        except (OSError, RuntimeError) as error:  # h5py raises either where the disk is full
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path}: cannot be written ({reason})") from error

@@ -25,58 +25,70 @@ class Optimiser:
     fewer than 16 rows or columns go to AdamW; parameters of one dimension have no weight decay.
 
     Args:
-        parameters: of the network and the loss weighting.
+        parameters: of the network and the loss weighting, or {factor: parameters}: those learn at
+            this share of the learning rate.
         learning_rate: the peak of the one-cycle schedule (Smith 2018, arXiv:1803.09820).
         weight_decay: decoupled, as AdamW's.
         total_steps: length of the schedule; `step` may be called this often.
     """
 
     def __init__(self, parameters, learning_rate, weight_decay, total_steps):
-        parameters = list(parameters)
-        kernels = [p for p in parameters if p.ndim > 1 and min(len(p), p[0].numel()) >= SMALLEST]
-        self.muon = Muon(kernels)
-        chosen = {id(p) for p in kernels}
-        others = [p for p in parameters if id(p) not in chosen]
-        groups = [
-            {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        parts = parameters if isinstance(parameters, dict) else {1.0: parameters}
+        groups, self.muons = [], []
+        for factor, chosen in parts.items():
+            matrices, others = split_by_size(chosen)
+            self.muons.append(Muon(matrices))
+            for is_vector in (False, True):
+                vectors = [p for p in others if (p.ndim <= 1) is is_vector]
+                decay = 0.0 if is_vector else weight_decay
+                groups.append({"params": vectors, "weight_decay": decay, "factor": factor})
         self.adamw = torch.optim.AdamW(groups, fused=True)
         rise = WARM_UP if WARM_UP * total_steps != 1 else 0.0  # torch would divide by 0
-        self.schedule = OneCycleLR(self.adamw, learning_rate, total_steps, pct_start=rise)
+        peaks = [learning_rate * group["factor"] for group in groups]
+        self.schedule = OneCycleLR(self.adamw, peaks, total_steps, pct_start=rise)
         self.peak = learning_rate
 
     def step(self):
         """Update the weights and the learning rates."""
-        group = self.adamw.param_groups[0]
-        self.muon.step(group["lr"], group["weight_decay"])
+        for muon, group in zip(self.muons, self.adamw.param_groups[::2], strict=True):
+            muon.step(group["lr"], group["weight_decay"])
         self.adamw.step()
         self.schedule.step()
 
     def zero_grad(self):
         """Forget the gradients."""
         self.adamw.zero_grad()
-        for kernel in self.muon.kernels:
-            kernel.grad = None
+        for muon in self.muons:
+            for kernel in muon.kernels:
+                kernel.grad = None
 
     def state_dict(self):
         """What `load_state_dict` needs to continue at the same step."""
         return {
-            "momentum": self.muon.momentum,
+            "momentum": [momentum for muon in self.muons for momentum in muon.momentum],
             "adamw": self.adamw.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state):
         """Continue where `state` was taken, with this optimiser's peak learning rate."""
-        for mine, saved in zip(self.muon.momentum, state["momentum"], strict=True):
+        momenta = [momentum for muon in self.muons for momentum in muon.momentum]
+        for mine, saved in zip(momenta, state["momentum"], strict=True):
             mine.copy_(saved)
         self.adamw.load_state_dict(state["adamw"])
         self.schedule.load_state_dict(state["schedule"])
         for group in self.adamw.param_groups:
-            ratio = self.peak / group["max_lr"]  # exactly 1 for the same rate
+            ratio = self.peak * group["factor"] / group["max_lr"]  # exactly 1 for the same rate
             for name in ("lr", "initial_lr", "max_lr", "min_lr"):
                 group[name] *= ratio
+
+
+def split_by_size(parameters):
+    """The parameters that Muon takes, and the others."""
+    parameters = list(parameters)
+    is_matrix = [p.ndim > 1 and min(len(p), p[0].numel()) >= SMALLEST for p in parameters]
+    matrices = [p for p, chosen in zip(parameters, is_matrix, strict=True) if chosen]
+    return matrices, [p for p, chosen in zip(parameters, is_matrix, strict=True) if not chosen]
 
 
 class Muon:

@@ -65,6 +65,23 @@ def draw_box(image, box):
     return draw_bounding_boxes(image, box[None], colors=ORANGE, width=width)
 
 
+def draw_all(image, values, tasks, class_names):
+    """An image (3, H, W) with {task: target or output} drawn on it, and the words of the tasks.
+
+    What fills the image stands to the right of it: (3, H, W + M W) for M such tasks.
+    """
+    beside, words = [], []
+    for name, task in tasks.items():
+        if name in values:
+            drawn, text = task.draw(image, values[name], class_names[name])
+            words.append(text)
+            if task.target.fills:
+                beside.append(drawn)
+            else:
+                image = drawn
+    return torch.cat([image, *beside], dim=2), ", ".join(filter(None, words))
+
+
 def dim(image, mask, share=0.55):
     """An image (3, H, W) that is darker by `share` outside a mask (H, W)."""
     return paint(image, ~mask, BLACK, share)

@@ -172,7 +172,7 @@ class PixelValues(PixelTarget):
     channels: int = 1
     move: object = None
 
-    dtype = torch.float32
+    dtype, fills = torch.float32, True
 
     @property
     def per_pixel(self):

@@ -1,6 +1,7 @@
 """bf16 where the hardware has it, fp32 where it would be emulated."""
 
 import torch
+from torch import nn
 
 # asked once, because the call would split a compiled graph; torch has no public name for it, and
 # builds without oneDNN have none at all
@@ -22,3 +23,26 @@ def native_bf16(device):
 def autocast(device):
     """A context that computes in bf16, which needs no loss scaling, where that is native."""
     return torch.autocast(device.type, torch.bfloat16, enabled=native_bf16(device))
+
+
+class StridedDepthwise(nn.Conv2d):
+    """A depthwise convolution with a stride, in fp32 on a CPU.
+
+    oneDNN has no fast bf16 gradient for its input: 119 ms instead of 9 ms in fp32 for 96 channels
+    of 64 x 64, stride 2 and a batch of 16 (AMD EPYC, Zen 4).
+    """
+
+    def forward(self, x):
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+def mend_depthwise(network):
+    """Make the depthwise convolutions with a stride of a network `StridedDepthwise`, in place."""
+    for module in network.modules():
+        is_depthwise = type(module) is nn.Conv2d and module.groups == module.in_channels > 1
+        if is_depthwise and max(module.stride) > 1:
+            module.__class__ = StridedDepthwise
+    return network

@@ -50,11 +50,13 @@ class Target:
         file: name of the H5 file and of the dataset in it; None for a derived target.
         classes: number of classes, 0 where there are none.
         per_pixel: bytes in memory for each pixel of a sample; 0 for a target that has none.
+        fills: whether `draw` fills the image, which is then shown beside that of the other tasks.
     """
 
     file = None
     classes = 0
     per_pixel = 0
+    fills = False
 
     @property
     def default_names(self):

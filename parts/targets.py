@@ -284,7 +284,7 @@ def check_column(array, images, size):
 
 def as_probability(value):
     """Two digits of a probability; no rounding makes it certain."""
-    return "0.99+" if 0.99 < value < 1 else f"{value:.2f}"
+    return f"{value:.2f}" if value < 0.995 else "0.99+"
 
 
 def move_boxes(boxes, maps, least_visible=LEAST_VISIBLE):

@@ -5,38 +5,86 @@ import io
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 import engine
+from parts.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("MTL_*.py") if path.stem != "MTL_Utils")
 TINY = ["--epochs", "3", "--batch-size", "4", "--widths", "8", "8", "16", "16", "--units", "1"]
 
 
-def arguments(data, out, *flags):
+def path_of(script):
+    """The file of a script, from its path with or without .py: whole, or from the repository."""
+    path = ROOT / script
+    return path if path.suffix == ".py" else path.with_name(f"{path.name}.py")
+
+
+def name_of(script):
+    """NAME in its artefacts."""
+    return path_of(script).stem.removeprefix("MTL_")
+
+
+def arguments(data, out, *flags, script="MTL_main"):
+    """The flags of a short run on the CPU: those of TINY that the script has, and others."""
+    text, short = path_of(script).read_text(), []
+    for word in TINY:
+        if word.startswith("--"):
+            has = f"\n{word[2:].upper().replace('-', '_')} = " in text
+        short += [word] if has else []
     paths = ["--h5-save-path", str(data), "--file-save-path", str(out), "--device", "cpu"]
-    return [*paths, *TINY, *flags]
+    return [*paths, *short, *flags]
 
 
 def run(script, data, out, *flags, code=0):
-    """What the script prints on stderr, run here."""
+    """What a script prints on stderr, run here.
+
+    Args:
+        script: as in `path_of`.
+        code: the exit code that is expected.
+    """
     printed, found = io.StringIO(), 0
     try:
         with contextlib.redirect_stderr(printed):
-            engine.main(ROOT / f"{script}.py", arguments(data, out, *flags))
+            engine.main(path_of(script), arguments(data, out, *flags, script=script))
     except SystemExit as stop:
         found = stop.code
     assert found == code, printed.getvalue()
     return printed.getvalue()
 
 
+@contextlib.contextmanager
+def without_pictures():
+    """A block in which the pictures of runs are empty files: drawing takes longer than training.
+
+    The operations of a step are not counted either.
+    """
+    import engine.pictures
+    import engine.results
+
+    def draw(path, *arguments):
+        with replacing(path) as temporary:
+            temporary.touch()
+
+    with contextlib.ExitStack() as stack:
+        for name in ("save_loss_picture", "save_test_picture"):
+            stack.enter_context(mock.patch.object(engine.pictures, name, draw))
+        count = mock.patch.object(engine.results, "_gigaflop", lambda *arguments: 0.0)
+        stack.enter_context(count)
+        yield
+
+
 class Process:
     """A script run as `python SCRIPT.py` would, in a process forked from one that has torch.
+
+    Its pictures are empty files.
 
     Args:
         prepare: a module-level function called there first, for what the test has to bring about.
@@ -50,7 +98,7 @@ class Process:
         number = len(list(out.parent.glob(f"{out.name}.stderr*")))
         self.stderr = out.parent / f"{out.name}.stderr{number}"
         self.stderr.touch()
-        argv = [f"{script}.py", *arguments(data, out, *flags)]
+        argv = [str(path_of(script)), *arguments(data, out, *flags, script=script)]
         task = (argv, self.stderr, prepare, dict(environment))
         self.process = context.Process(target=_child, args=task)
         self.process.start()
@@ -79,10 +127,35 @@ def _child(argv, stderr, prepare, environment):
     os.dup2(os.open(stderr, os.O_WRONLY), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
-    sys.argv = [str(ROOT / argv[0]), *argv[1:]]
-    if prepare:
-        prepare()
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv = argv
+    with without_pictures():
+        if prepare:
+            prepare()
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+class Pair:
+    """A run of two processes, as torchrun starts them.
+
+    Args:
+        prepares: what to call first in each, or None.
+        environment: added to that of both.
+    """
+
+    def __init__(self, script, data, out, *flags, prepares=(None, None), environment=()):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        self.processes = []
+        for rank, prepare in enumerate(prepares):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            keywords = {"prepare": prepare, "environment": address | place | dict(environment)}
+            self.processes.append(Process(script, data, out, *flags, **keywords))
+
+    def wait(self):
+        """Both exit codes, and what both printed on stderr."""
+        ends = [process.wait() for process in self.processes]
+        return [code for code, _ in ends], [printed for _, printed in ends]
 
 
 def load(path):

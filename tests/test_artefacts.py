@@ -7,7 +7,7 @@ import resource
 import pytest
 import torch
 
-from engine import artefacts
+from parts import files
 from parts.errors import UserError
 
 
@@ -15,19 +15,19 @@ from parts.errors import UserError
 def old(tmp_path):
     """A file that a failure must leave as it is."""
     path = tmp_path / "main_last.pt"
-    artefacts.save({"old": torch.arange(3)}, path)
+    files.save({"old": torch.arange(3)}, path)
     return path
 
 
 def is_old(path):
     alone = [entry.name for entry in path.parent.iterdir()] == [path.name]
-    return alone and artefacts.load(path)["old"].tolist() == [0, 1, 2]
+    return alone and files.load(path)["old"].tolist() == [0, 1, 2]
 
 
 def test_what_is_saved_is_loaded(old):
     content = {"tensor": torch.rand(3), "number": 0.1, "list": [1, None], "tuple": ("a", 2)}
-    artefacts.save(content, old)
-    loaded = artefacts.load(old)
+    files.save(content, old)
+    loaded = files.load(old)
     assert torch.equal(loaded.pop("tensor"), content.pop("tensor")) and loaded == content
 
 
@@ -54,7 +54,7 @@ def test_a_failure_at_any_stage_leaves_the_old_file(old, monkeypatch, stage, fai
     with monkeypatch.context() as patch:
         patch.setattr(stage, failure)
         with pytest.raises(UserError) as caught:
-            artefacts.save({"new": torch.zeros(1000)}, old)
+            files.save({"new": torch.zeros(1000)}, old)
     assert str(caught.value) == f"{old}: cannot be written (No space left on device)"
     assert is_old(old)
 
@@ -65,7 +65,7 @@ def test_a_file_too_large_for_the_disk_leaves_the_old_one(old):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
         with pytest.raises(UserError, match=f"{old}: cannot be written .File too large"):
-            artefacts.save({"new": torch.zeros(10000)}, old)
+            files.save({"new": torch.zeros(10000)}, old)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert is_old(old)
@@ -73,11 +73,11 @@ def test_a_file_too_large_for_the_disk_leaves_the_old_one(old):
 
 def test_a_folder_that_went_away_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone/main_last.pt: cannot be written \(No such file"):
-        artefacts.save({}, tmp_path / "gone" / "main_last.pt")
+        files.save({}, tmp_path / "gone" / "main_last.pt")
 
 
 def test_other_failures_leave_the_old_file_too(old):
-    with pytest.raises(KeyboardInterrupt), artefacts.replacing(old) as temporary:
+    with pytest.raises(KeyboardInterrupt), files.replacing(old) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert is_old(old)
@@ -87,7 +87,7 @@ def test_leftovers_of_this_name_are_removed(tmp_path):
     kept = ["main_last.pt", ".main_wide_last.pt.7.part.pt", ".main_last.pt.bak"]
     for name in [*kept, ".main_last.pt.7.part.pt", ".main_test.png.12.part.png"]:
         (tmp_path / name).touch()
-    artefacts.remove_leftovers([tmp_path / "main_last.pt", tmp_path / "main_test.png"])
+    files.remove_leftovers([tmp_path / "main_last.pt", tmp_path / "main_test.png"])
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
@@ -102,7 +102,7 @@ def test_a_checkpoint_never_runs_code(tmp_path, monkeypatch, save):
     path = tmp_path / "main_last.pt"
     save(Dangerous(), path)
     with pytest.raises(UserError, match="expected a checkpoint, found a damaged file"):
-        artefacts.load(path)
+        files.load(path)
     assert os.listdir(tmp_path) == ["main_last.pt"]
 
 
@@ -111,16 +111,16 @@ def test_a_truncated_checkpoint_is_named(old, share):
     content = old.read_bytes()
     old.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match="expected a checkpoint, found a damaged"):
-        artefacts.load(old)
+        files.load(old)
 
 
 def test_an_output_folder_in_place_of_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--file-save-path: cannot make the folder "):
-        artefacts.output_folder(tmp_path / "file" / "out")
+        files.output_folder(tmp_path / "file" / "out")
 
 
 def test_an_unwritable_output_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(UserError, match="--file-save-path: expected a writable folder, found"):
-        artefacts.output_folder(tmp_path)
+        files.output_folder(tmp_path)

@@ -9,17 +9,17 @@ from running import load
 from benchmarks import mirrored_view, train_speed
 from engine.processes import Processes
 from engine.script import ROOT
-from engine.script import load as load_script
 
 
 @pytest.fixture
 def trainers(tmp_path):
     """Two equal trainers, and their data."""
     train_speed.write_random_data(tmp_path, 32)
-    script, data, found = load_script(ROOT / "MTL_main.py"), None, []
+    arguments = ROOT / "MTL_main.py", tmp_path, Processes({}), 4
+    data, found = None, []
     for _ in range(2):
         flags = ("--widths", "8", "8", "16", "16", "--dropout", "0")
-        trainer, data = train_speed.make_trainer(script, tmp_path, Processes({}), 4, *flags)
+        trainer, data = train_speed.make_trainer(*arguments, *flags)
         found.append(trainer)
     return *found, data
 
@@ -45,14 +45,21 @@ def test_the_table_of_a_training_step(monkeypatch, capsys):
         assert sum(float(share.strip("%")) for share in row[3:9]) == pytest.approx(100, abs=0.4)
 
 
-def test_the_mirrored_view_of_finished_runs(finished, capsys):
+def test_the_mirrored_view_of_finished_runs(finished, tmp_path, capsys):
     """A network's own answers are among them: MTL_OEQ's are those with the second view."""
-    for script, first in {"MTL_main": 1, "MTL_OEQ": 2}.items():
-        assert mirrored_view.main([str(finished[script])]) == 0
-        row = capsys.readouterr().out.splitlines()[2].strip("| ").split(" | ")
-        history = load(finished[script] / f"{script.removeprefix('MTL_')}_history.pt")
-        expected = [history["test"][name] for name in ("seg_iou", "bbox_iou", "bin_accuracy")]
-        assert [float(cell) for cell in row[first::2]] == pytest.approx(expected, abs=1e-3)
+    for script in ("MTL_baseline", "MTL_main", "MTL_OEQ"):
+        shutil.copytree(finished[script], tmp_path / script)
+    assert mirrored_view.main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in lines[2:5])}
+    metrics = ("seg_iou", "bbox_iou", "bin_accuracy")
+    for name, first in {"baseline": 0, "main": 0, "OEQ": 1}.items():
+        test = load(finished[f"MTL_{name}"] / f"{name}_history.pt")["test"]
+        expected = [f"{test[metric]:.3f}" if metric in test else "-" for metric in metrics]
+        assert [cell for cell in rows[name][first::2]] == expected
+    gain = float(rows["main"][0]) - float(rows["baseline"][0])
+    (line,) = [line for line in lines if line.startswith("seg iou, main over baseline: ")]
+    assert float(line.split()[5]) == pytest.approx(gain, abs=2e-3)
 
 
 def test_the_mirrored_view_of_other_data_is_refused(finished, data_folder, tmp_path, capsys):
@@ -61,6 +68,8 @@ def test_the_mirrored_view_of_other_data_is_refused(finished, data_folder, tmp_p
     history["config"]["H5_SAVE_PATH"] = str(data_folder)
     torch.save(history, out / "main_history.pt")
     (data_folder / "test").rename(data_folder / "old")
-    (data_folder / "train").rename(data_folder / "test")
+    (data_folder / "val").rename(data_folder / "test")
     assert mirrored_view.main([str(out)]) == 2
-    assert "expected the run's data, 7 samples of checksum" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    expected = f"{data_folder / 'test'}: expected the run's data, bboxes: 7 samples of checksum"
+    assert expected in error and ", found bboxes: 5 samples" in error and error.count("\n") == 1

@@ -1,177 +1,110 @@
-"""The comparison of runs: numbers by hand, three forms of a history, refusals, the picture.
+"""The comparison of runs: numbers by hand, statements, columns, refusals, the picture."""
 
-No task, metric or script has one of the repository's names, so none can be known by it.
-"""
-
-import io
-import json
 import math
-import os
-import sys
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from comparing import TASKS, compared, make_history, printed, save, saved, shifted, single, tables
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from scipy import stats
 
-from benchmarks import time_to_quality
-from tools import compare
-from tools.shared import curves, histories
-from tools.shared.comparison import FEWEST, draws, estimate, limits
+from docs import draw_results
+from tools.shared import forest, intervals
+from tools.shared.comparison import Difference, statement
 
-TASKS = {
-    "outline": {
-        "primary": "overlap", "higher_is_better": True, "metrics": ["overlap", "exact", "both"],
-        "reference": "alone", "means": {"both": ["overlap", "exact"]},
-    },
-    "head_depth": {
-        "primary": "mean_error", "higher_is_better": False, "metrics": ["mean_error"],
-        "reference": "deep",
-    },
-}  # fmt: skip
-OVERLAP = [(5, 10), (20, 40), (30, 30), (0, 10), (45, 60), (0, 0)]  # together 100 of 150
-EXACT = [(1, 1), (0, 1), (1, 1), (0, 1), (1, 1), (0, 0)]  # 3 of 5
-DEPTH = [(4.0, 1), (2.0, 1), (3.0, 1), (3.0, 1), (0, 0), (3.0, 1)]  # 15 of 5
-
-
-def make_history(name, seed=0, fold=0, overlap=OVERLAP, exact=EXACT, depth=DEPTH, **config):
-    """What the engine leaves after 4 epochs; a task without rows is none of the network's."""
-    given = {"outline_overlap": overlap, "outline_exact": exact, "head_depth_mean_error": depth}
-    rows = {key: torch.tensor(v, dtype=torch.float64) for key, v in given.items() if v}
-    tasks = {task: TASKS[task] for task in TASKS if any(key.startswith(task) for key in rows)}
-    count = len(next(iter(rows.values())))
-    rows |= {f"{task}_loss": torch.ones(count, 2).double() for task in tasks}
-    test = {key: (table.sum(0)[0] / table.sum(0)[1]).item() for key, table in rows.items()}
-    return {
-        "name": name,
-        "script": f"MTL_{name}",
-        "config": {
-            "H5_SAVE_PATH": f"secret/set_fold{fold}", "FILE_SAVE_PATH": "secret/out", "EPOCHS": 4,
-            "BATCH_SIZE": 32, "SEED": seed, "WIDTHS": (8, 16), "demo": False, "processes": 1,
-        } | config,
-        "tasks": tasks,
-        "train": {f"{task}_loss": [4.0, 3.0, 2.0, 1.0] for task in tasks},
-        "val": {key: [0.1, 0.2, value - 0.1, 0.3] for key, value in test.items()},
-        "best_epoch": 3,
-        "seconds": [20.0, 20.0, 10.0, 50.0],
-        "data": {"train": 330, "val": 5, "test": count},
-        "data_fingerprint": {split: f"{split} {fold}" for split in ("train", "val", "test")},
-        "side": (64, 96),
-        "parameters": 1234567,
-        "gflop": 0.5,
-        "weights_from": None,
-        "test": test,
-        "test_rows": rows,
-        "test_lines": list(range(100 * fold, 100 * fold + count)),
-    }  # fmt: skip
-
-
-def save(history, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{history['name']}_history.pt"
-    torch.save(history, path)
-    return path
-
-
-def stop(history, folder, epochs):
-    """The checkpoint of a run that was stopped after so many epochs."""
-    about = {k: v for k, v in history.items() if not k.startswith("test")}
-    done = {part: {k: v[:epochs] for k, v in about.pop(part).items()} for part in ("train", "val")}
-    seconds, best = about.pop("seconds")[:epochs], min(about.pop("best_epoch"), epochs)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{history['name']}_last.pt"
-    torch.save({"about": about, "history": done | {"seconds": seconds, "best_epoch": best}}, path)
-    return path
-
-
-def shifted(rows, by):
-    return [(n + by * d, d) for n, d in rows]
+NONE = "no measurable difference"
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder of two single-task networks and a joint one, of two seeds."""
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in range(2):
-        for history in (
-            make_history("alone", seed, depth=None),
-            make_history("deep", seed, overlap=None, exact=None),
-            make_history("joint", seed, overlap=shifted(OVERLAP, 0.1), depth=shifted(DEPTH, -0.6)),
-        ):
-            save(history, folder / f"{history['name']}{seed}")
-    return folder
+    return saved(tmp_path_factory.mktemp("runs"))
 
 
-def rows(table):
-    """{first cell: the others} of a Markdown table; gains by the metric above them."""
-    found, last = {}, ""
-    for line in table.splitlines():
-        if line.startswith("|"):
-            first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-            last = last if first.startswith("gain") else first
-            found[last if first == last else f"{last} gain"] = cells
-    return found
-
-
-def printed(capsys, *arguments, code=0):
-    assert compare.main([str(argument) for argument in arguments]) == code
-    out = capsys.readouterr()
-    assert code == 0 or out.err.count("\n") == 1
-    return out.out if code == 0 else out.err
-
-
-# ---- numbers ----
-
-
-def test_the_table_by_hand(runs, capsys):
+def test_the_tables_by_hand(runs, capsys):
     text = printed(capsys, runs)
-    table = rows(text)
-    assert table[""] == ["alone", "deep", "joint"]
-    assert table["seeds"] == ["0, 1"] * 3
-    assert table["test images"] == ["6"] * 3 and "folds" not in table
-    overlap = table["outline_overlap"]  # 100 / 150, and 115 / 150
-    assert overlap[0].startswith("0.6667 [") and overlap[1] == "-"
-    assert overlap[2].startswith("0.7667 [")
-    # the same images are drawn for both, so that the difference is .1 in every resample
-    assert table["outline_overlap gain"] == ["-", "-", "+0.1000 [+0.1000, +0.1000]"]
-    depth = table["head_depth_mean_error (lower is better)"]
-    assert depth[0] == "-" and depth[1].startswith("3.0000 [") and depth[2].startswith("2.4000 [")
-    assert "head_depth_mean_error (lower is better) gain" not in table  # alone has no depth
-    # (.1 / .6667 + .6 / 3) / 2 = 17.5 %, the lower depth counts as better
-    assert [cell.split(" ")[0] for cell in table["delta MTL, %"]] == ["-", "-", "+17.50"]
-    assert table["minutes"] == ["1.7"] * 3
-    assert table["images/s"] == ["13"] * 3  # 4 epochs of 10 batches of 32 in 100 s
-    assert table["parameters"] == ["1,234,567"] * 3 and table["GFLOP per image"] == ["0.50"] * 3
-    assert table["best epoch"] == ["3"] * 3
-    assert "outline_exact" not in table and "outline_loss" not in table
-    assert "covers the choice of the test images only" in text
-    assert "over their references: outline alone, head_depth deep" in text
-    assert "beyond doubt" not in text and text.isascii()
+    values, differences = tables(text)
+    assert [*values] == ["alone", "deep", "joint"] and text.isascii()
+    error = "head_depth_mean_error (lower is better)"
+    found = {k: cell.split(" ")[0] for k, cell in values["joint"].items() if k != "network"}
+    assert found == {
+        "seeds": "0,", "test images": "6", "outline_overlap": "0.7787", error: "2.4000",
+        "minutes": "1.7", "images/s": "13",  # 4 epochs of 10 batches of 32 in 100 s
+        "parameters": "1,234,567", "GFLOP per image": "0.50", "best epoch": "3",
+    }  # fmt: skip
+    assert values["alone"]["outline_overlap"].startswith("0.6667 [")  # 100 / 150
+    assert values["alone"][error] == "-" and values["deep"][error].startswith("3.0000 [")
+    overlap, depth, delta = ([*line.values()][2:] for line in differences.values())
+    # the same images are drawn for both networks, so the difference is .112 in every resample; runs
+    # have .1 and .124: sd .016971, error .012, times 12.706, t of one degree of freedom
+    said = f"{NONE} (within about 26.4 points)"
+    pair = ["[+0.1120, +0.1120]", "[-0.0405, +0.2645]", "2"]
+    assert overlap == ["alone", "+0.1120", *pair, said]
+    pair = ["[+0.6000, +0.6000]", "[+0.6000, +0.6000]", "2"]
+    assert depth == ["deep", "+0.6000", *pair, "+0.6"]  # of the metric's unit, not points
+    # (.112 / .6667 + .6 / 3) / 2 = 18.4 %; the runs have 17.5 and 19.3 %, p = .031, Holm's .062
+    assert delta[1] == "+18.40 %" and delta[3] == "[+6.96, +29.84]"
+    assert delta[-1] == "+18.4 % (not among 3)" and "3 differences are compared here" in text
+    assert "single-task networks: outline alone, head_depth deep" in text
 
 
-def test_all_metrics(runs, capsys):
-    table = rows(printed(capsys, runs, "--all"))
-    first = [name for name in table if name.startswith(("outline", "head")) and "gain" not in name]
-    assert first[:3] == [
-        "outline_overlap",
-        "head_depth_mean_error (lower is better)",
-        "outline_exact",
-    ]
-    assert "outline_loss" not in table
-    assert table["outline_exact"][0].startswith("0.6000 [")  # 3 of 5
-    assert table["outline_both"][0].startswith("0.6333 [")  # the mean of .6667 and .6
-    assert table["outline_both gain"][2].startswith("+0.0500 [+0.0500")
+def test_students_t_is_that_of_scipy():
+    random = np.random.default_rng(0)
+    for count in (2, 3, 4, 5, 6, 15, 30, 101):
+        sample = random.normal(0.5, 1, count)
+        expected = stats.ttest_1samp(sample, 0)
+        assert intervals.over_runs(sample) == pytest.approx(expected.confidence_interval())
+        certain = np.array([1.0, *[1.0, 1.0001] * 99])  # over images
+        assert intervals.chance(certain, sample) == pytest.approx(expected.pvalue)
+    assert intervals.quantile(4) == pytest.approx(2.776, abs=5e-4)  # any printed table
+    assert all(map(math.isnan, intervals.over_runs([0.1])))
+    assert intervals.chance(certain, [0.1]) == 1
+    # over images: 1.96 standard errors
+    assert intervals.chance(np.array([1.96, 1, -1]), [1, 1]) == pytest.approx(0.05, abs=1e-4)
 
 
-def test_a_mean_whose_parts_are_not_told_is_averaged_over_runs(tmp_path, capsys):
+def test_holm_by_hand():
+    """.01 x 4 and .016 x 3 are below .05, .03 x 2 is not, and so nothing after it."""
+    assert intervals.holm([0.03, 0.01, 0.03, 0.016]) == [False, True, False, True]
+    assert intervals.holm([0.05]) == [True] and intervals.holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "runs", "said"),
+    [
+        ((0.002, 0.03), (0.004, 0.02), "+1.0 points"),
+        ((-0.03, -0.002), (-0.02, -0.004), "-1.0 points"),
+        ((0.002, 0.03), (-0.004, 0.024), f"{NONE} (within about 3.0 points)"),
+        ((-0.0004, 0.0001), (-0.0003, 0.0001), f"{NONE} (within about 0.04 points)"),
+        ((0.002, 0.03), (math.nan, math.nan), ""),
+    ],
+)
+def test_a_statement_needs_both_intervals(images, runs, said):
+    value = -0.01 if images[1] < 0 else 0.01
+    found = Difference("m", "a", "b", "points", value, images, runs, 5, 0.01, True)
+    assert statement(found, 9) == said
+
+
+def test_all_metrics_and_means_over_the_parts_that_are_defined(runs, tmp_path, capsys):
+    values, differences = compared(capsys, runs, "--all")
+    titles = [title.split(" ")[0] for title in values["joint"] if "_" in title]
+    assert " ".join(titles) == "outline_overlap head_depth_mean_error outline_exact outline_both"
+    assert values["alone"]["outline_exact"].startswith("0.6000 [")  # 3 of 5
+    assert values["alone"]["outline_both"].startswith("0.6333 [")  # the mean of .6667 and .6
+    assert differences["outline_both", "joint"]["difference"] == "+0.0560"
+    parts = {"means": {"both": ["overlap", "never", "exact"]}}
     for seed, value in ((0, 0.5), (1, 0.7)):
-        history = make_history("alone", seed, depth=None)
-        history["tasks"] = {"outline": {**TASKS["outline"], "means": {}}}
-        history["test"]["outline_both"] = value
+        history = single("alone", seed=seed)
+        history["tasks"] = {"outline": TASKS["outline"] | parts}
+        history["tasks"]["outline"]["metrics"] = ["overlap", "both", "other"]
+        history["test_rows"]["outline_never"] = torch.zeros(6, 2).double()
+        history["test"]["outline_other"] = value  # no rows are known
         save(history, tmp_path / str(seed))
-    assert rows(printed(capsys, tmp_path, "--all"))["outline_both"] == ["0.6000"]
+    values, _ = compared(capsys, tmp_path, "--all")
+    assert values["alone"]["outline_both"].startswith("0.6667 [")
+    assert values["alone"]["outline_other"] == "0.6000"
 
 
 def test_the_interval_is_that_of_the_binomial(tmp_path, capsys):
@@ -179,294 +112,154 @@ def test_the_interval_is_that_of_the_binomial(tmp_path, capsys):
 
     P(X <= 3) = 697 / 65536 < 2.5 % < P(X <= 4) = 2517 / 65536 < 5 %: the limits are 4 and 12 of 16.
     """
-    right = [(i % 2, 1) for i in range(16)]
-    save(make_history("alone", overlap=right, exact=right, depth=None), tmp_path)
-    table = rows(printed(capsys, tmp_path))
-    assert table["outline_overlap"] == ["0.5000 [0.2500, 0.7500]"]
-    found = estimate({"a": np.array(right, float)[:, None]})
-    assert found[0] == 0.5 and limits(found) == (0.25, 0.75)
+    for count, between in ((16, " [0.2500, 0.7500]"), (4, "")):  # too few for an interval
+        save(single("alone", [(i % 2, 1) for i in range(count)]), tmp_path / str(count))
+        values, _ = compared(capsys, tmp_path / str(count))
+        assert values["alone"]["outline_overlap"] == f"0.5000{between}"
 
 
-def test_a_table_repeats():
-    first = draws(9)
-    draws.cache_clear()
-    assert np.array_equal(draws(9), first)
+def test_folds_are_pooled_by_their_sums_and_seeds_are_averaged(tmp_path, capsys):
+    """Fold 0 was run with two seeds, 9 and 7 of 13; fold 1 with one, 10 of 90: 18 of 103."""
+    for seed, right in ((0, 4), (1, 2)):
+        overlap = [(1, 2), (3, 4), (0, 1), (1, 2), (right, 4)]
+        save(single("alone", overlap, seed), tmp_path / str(seed))
+    save(single("alone", [(10, 90)], 0, 1), tmp_path / "fold")
+    alone = compared(capsys, tmp_path)[0]["alone"]
+    assert (alone["seeds"], alone["folds"], alone["test images"]) == ("0, 1", "2", "6")
+    assert alone["outline_overlap"].startswith("0.1748 [")
 
 
-def test_few_images_have_no_interval():
-    few = {"a": np.ones((FEWEST - 1, 1, 2))}
-    assert estimate(few)[0] == 1 and all(map(math.isnan, limits(estimate(few))))
-    assert limits(estimate({"a": np.ones((FEWEST, 1, 2))})) == (1, 1)
-
-
-def test_folds_are_pooled_by_their_sums(tmp_path, capsys):
-    for fold, overlap in enumerate(([(1, 2), (3, 4), (0, 1), (2, 2), (0, 4)], [(10, 90)])):
-        save(make_history("alone", 0, fold, overlap, overlap, None), tmp_path / str(fold))
-    table = rows(printed(capsys, tmp_path))
-    assert table["folds"] == ["2"] and table["test images"] == ["6"]
-    assert table["outline_overlap"][0].startswith("0.1553 [")  # 16 / 103, not (6 / 13 + 1 / 9) / 2
-    assert table["seeds"] == ["0"]
-
-
-def test_an_image_of_several_seeds_counts_once(tmp_path, capsys):
-    """Fold 0 was run with two seeds, .8 and .6; fold 1 with one, .1: (7 + 1) / 20."""
-    for seed, fold, right in ((0, 0, 8), (1, 0, 6), (0, 1, 1)):
-        overlap = [(int(i < right), 1) for i in range(10)]
-        save(make_history("alone", seed, fold, overlap, overlap, None), tmp_path / f"{seed}{fold}")
-    assert rows(printed(capsys, tmp_path))["outline_overlap"][0].startswith("0.4000 [")
-
-
-def test_only_common_images_are_paired(tmp_path, capsys):
-    """alone has folds 0 and 1, joint fold 1 alone, where it is .1 better."""
+def test_only_runs_of_the_same_images_and_seed_are_paired(tmp_path, capsys):
+    """alone has folds 0 and 1, joint fold 1 alone, where it is .1 better, and another seed."""
     for fold in (0, 1):
         overlap = shifted([(i, 10) for i in range(6)], 0.5 * fold)  # fold 0 is harder by .5
-        save(make_history("alone", 0, fold, overlap, overlap, None), tmp_path / f"a{fold}")
-    better = shifted(overlap, 0.1)
-    save(make_history("joint", 0, 1, better, better, None), tmp_path / "j1")
+        save(single("alone", overlap, 0, fold), tmp_path / f"a{fold}")
+    for seed, better in ((0, 0.1), (1, 0.9)):
+        save(single("joint", shifted(overlap, better), seed, 1), tmp_path / f"j{seed}")
     text = printed(capsys, tmp_path)
-    assert rows(text)["outline_overlap"][0].startswith("0.5000 [")
-    assert rows(text)["outline_overlap gain"] == ["-", "+0.1000 [+0.1000, +0.1000]"]
-    assert "joint has 6 test images, alone has 12: gains are on the 6 that both have." in text
-    text = printed(capsys, tmp_path, "--baseline", "joint")
-    assert rows(text)["outline_overlap gain"] == ["-0.1000 [-0.1000, -0.1000]", "-"]
-    assert "alone has 12 test images, joint has 6: gains are on the 6 that both have." in text
+    found = tables(text)[1]["outline_overlap", "joint"]
+    assert found["difference"] == "+0.1000" and found["over test images"] == "[+0.1000, +0.1000]"
+    assert (found["over runs"], found["pairs of runs"], found["statement"]) == ("-", "1", "-")
+    ending = ": differences are between the 1 with the same test images and seed."
+    assert f"joint has 2 runs, alone has 2{ending}" in text
+    assert not compared(capsys, tmp_path / "a1", tmp_path / "j1")[1]
 
 
-def test_another_baseline(runs, capsys):
-    table = rows(printed(capsys, runs, "--baseline", "joint"))
-    assert table["outline_overlap gain"] == ["-0.1000 [-0.1000, -0.1000]", "-", "-"]
-    # 3.0 is worse than 2.4
-    assert table["head_depth_mean_error (lower is better) gain"][1].startswith("-0.6000 [-0.6000")
-    message = printed(capsys, runs, "--baseline", "jiont", code=2)
-    assert "--baseline: expected one of alone, deep, joint, found jiont" in message
-
-
-def test_delta_needs_every_reference(runs, capsys):
-    assert "delta MTL, %" not in rows(printed(capsys, runs / "alone0", runs / "joint0"))
+def test_columns_and_baselines_may_be_chosen(runs, capsys):
+    _, found = compared(capsys, runs, "--baseline", "joint")
+    assert found["outline_overlap", "alone"]["difference"] == "-0.1120"
+    assert found["head_depth_mean_error", "deep"]["difference"] == "-0.6000"  # 3.0 instead of 2.4
+    values, found = compared(capsys, runs, "--only", "joint", "alone", "--baseline", "alone")
+    assert [*values] == ["joint", "alone"]
+    assert [*found] == [("outline_overlap", "joint")]  # delta MTL needs every reference
+    _, found = compared(capsys, runs / "joint0", runs / "alone0")  # not with the first one
+    assert [*found] == [("outline_overlap", "joint")]
+    for flag in ("--baseline", "--only"):
+        message = printed(capsys, runs, flag, "jiont", code=2)
+        assert f"{flag}: expected one of alone, deep, joint, found jiont" in message
 
 
 def test_nothing_is_relative_to_zero(tmp_path, capsys):
-    nothing = [(0, 10)] * 6
-    save(make_history("alone", overlap=nothing, depth=None), tmp_path / "a")
-    save(make_history("joint", depth=None), tmp_path / "j")
-    assert "delta MTL, %" not in rows(printed(capsys, tmp_path))
+    save(single("alone", [(0, 10)] * 6), tmp_path / "a")
+    save(single("joint"), tmp_path / "j")
+    assert [*compared(capsys, tmp_path)[1]] == [("outline_overlap", "joint")]
 
 
-def test_the_validation_split_is_that_of_the_best_epoch(runs, capsys):
+def test_the_validation_split_is_that_of_the_best_epoch(runs, tmp_path, capsys):
     text = printed(capsys, runs, "--split", "val")
-    # .6667 - .1 in two runs, too few for an interval
-    assert rows(text)["outline_overlap"] == ["0.5667", "-", "0.6667"]
-    assert rows(text)["outline_overlap gain"] == ["-", "-", "+0.1000"]
-    assert text.count("Validation split at the best epoch") == 1 and "Test split" not in text
+    values, differences = tables(text)
+    assert values["alone"]["outline_overlap"] == "0.5667"  # .6667 - .1
+    found = differences["outline_overlap", "joint"]
+    assert found["over test images"] == "-" and found["over runs"] == "[-0.0405, +0.2645]"
+    assert "Validation split at the best epoch" in text and "Test split" not in text
+    start = {"best_epoch": 0, "start": {"outline_overlap": 0.9}}  # that of the weights
+    save(single("joint") | start, tmp_path)
+    values, _ = compared(capsys, tmp_path, "--split", "val")
+    assert values["joint"]["outline_overlap"] == "0.9000" and values["joint"]["best epoch"] == "0"
 
 
-# ---- what is said of the runs ----
-
-
-def test_constants_that_differ_are_told(tmp_path, capsys):
+def test_what_else_differs_is_told(tmp_path, capsys):
     for name, decay, more in (("alone", 0.2, {}), ("joint", 0.05, {"DROPOUT": 0.3})):
-        weights = {"a": 1.0} | ({"b": decay} if more else {})
-        config = {"WEIGHT_DECAY": decay, "LOSS_WEIGHTS": weights, **more}
+        config = {"WEIGHT_DECAY": decay, "LOSS_WEIGHTS": {"a": 1.0} | more, **more}
         save(make_history(name, **config), tmp_path / name)
     text = printed(capsys, tmp_path)
-    assert (
-        "The networks are not the only difference: WEIGHT_DECAY is 0.2 in alone; 0.05 in joint."
-        in text
-    )
-    assert "DROPOUT" not in text and "LOSS_WEIGHTS" not in text  # not shared
-    assert "WIDTHS" not in text  # the same
-    weights = {"a": 2.0, "b": 1.0}
-    save(make_history("joint", 1, WEIGHT_DECAY=0.2, LOSS_WEIGHTS=weights), tmp_path / "other")
+    told = "The networks are not the only difference: {}\n".format
+    assert told("WEIGHT_DECAY = 0.2 in alone; 0.05 in joint.") in text
+    assert text.count(told("")[:-1]) == 1  # the others are not shared, or the same
+    other = make_history("joint", 1, LOSS_WEIGHTS={"a": 2.0, "b": 1.0})
+    save(other | {"weights_from": "x.pt"}, tmp_path / "other")
     text = printed(capsys, tmp_path / "alone", tmp_path / "other")
-    assert "LOSS_WEIGHTS a is 1.0 in alone; 2.0 in joint." in text
-    assert "LOSS_WEIGHTS b" not in text
+    assert told("LOSS_WEIGHTS a = 1.0 in alone; 2.0 in joint.") in text
+    assert told("starting weights = none in alone; x.pt in joint.") in text
 
 
-def test_a_stopped_run_tells_what_it_has_reached(runs, tmp_path, capsys):
-    path = stop(make_history("joint"), tmp_path, 2)
-    line = "joint, seed 0: unfinished, epoch 2 of 4, validation values only."
-    text = printed(capsys, runs / "alone0", path)
-    assert line in text and rows(text)["outline_overlap"][1] == "-"
-    text = printed(capsys, runs / "alone0", tmp_path, "--split", "val", "--out", tmp_path / "o")
-    assert line in text and rows(text)["outline_overlap"] == ["0.5667", "0.2000"]
-    assert "expected a finished run" in printed(capsys, path, "--export", tmp_path / "x", code=2)
-    stop(make_history("joint"), tmp_path, 0)  # before the end of the first epoch
-    assert rows(printed(capsys, tmp_path, "--split", "val"))["outline_overlap"] == ["-"]
-    save(make_history("joint"), tmp_path)  # finished: the checkpoint beside it says no more
-    assert "unfinished" not in printed(capsys, tmp_path)
-
-
-def test_variants_of_a_script_are_told_apart(runs, tmp_path, capsys):
-    save(make_history("joint", WIDTHS=(1, 2)), tmp_path / "a")
-    table = rows(printed(capsys, runs / "joint0", tmp_path / "a"))
-    assert table[""] == ["joint (WIDTHS [8, 16])", "joint (WIDTHS [1, 2])"]
-    same = save(make_history("joint"), tmp_path / "b")
-    message = printed(capsys, runs / "joint0", same, code=2)
-    assert "expected one run of joint with seed 0 on its data, found another in" in message
-    table = rows(printed(capsys, runs / "joint0", f"new={same}", "--baseline", "new"))
-    assert table[""] == ["joint", "new"]
-    taught = save(make_history("joint") | {"weights_from": "x.pt"}, tmp_path / "c")
-    table = rows(printed(capsys, runs / "joint0", taught))
-    assert table[""] == ["joint", "joint (weights given)"]
-
-
-@pytest.mark.parametrize("argument", ["a={}/lr=0.01", "lr=0.01={}/plain", "{}/lr=0.01"])
-def test_labels_and_paths_may_hold_an_equals_sign(tmp_path, capsys, argument):
-    for folder in ("lr=0.01", "plain"):
-        save(make_history("joint"), tmp_path / folder)
-    label = argument.split("={}")[0] if "={}" in argument else "joint"
-    assert rows(printed(capsys, argument.format(tmp_path)))[""] == [label]
-
-
-def test_a_reader_that_goes_away_does_no_harm(runs, monkeypatch):
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open(writer, "w") as out:  # closing it flushes once more
-        monkeypatch.setattr(sys, "stdout", out)
-        assert compare.main([str(runs)]) == 0
-
-
-def test_a_narrow_encoding_is_no_riddle(runs, monkeypatch):
-    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
-    monkeypatch.setattr(sys, "stdout", out)
-    assert compare.main([f"Δ={runs / 'joint0'}"]) == 0
-    assert r"|  | \u0394 |" in out.buffer.getvalue().decode("cp1252")
-
-
-# ---- the text form ----
-
-
-def test_the_text_form_gives_the_same_table(runs, tmp_path, capsys):
-    written = printed(capsys, "--export", tmp_path / "results", runs).split()
-    assert len(written) == 6 and written[-1].endswith("/joint_seed1_fold0.json")
-    for flags in (["--split", "test"], ["--split", "val"], ["--all"]):
-        assert printed(capsys, tmp_path / "results", *flags) == printed(capsys, runs, *flags)
-    text = (tmp_path / "results/joint_seed0_fold0.json").read_text()
-    assert "secret" not in text and "outline_loss" not in json.loads(text)["rows"]
-    assert json.loads(text) == histories.read(runs / "joint0/joint_history.pt")
-    assert printed(capsys, "--export", tmp_path / "results", runs).split() == written
-
-
-def test_data_without_folds_have_none_in_the_name(tmp_path, capsys):
-    path = save(make_history("joint", H5_SAVE_PATH="data/pets"), tmp_path)
-    assert printed(capsys, "--export", tmp_path, path).split() == [
-        str(tmp_path / "joint_seed0.json")
-    ]
-
-
-def test_a_long_run_stays_small():
-    """500 test images, ten metrics with scattered numerators, 250 epochs."""
-    history, random = make_history("joint"), torch.Generator().manual_seed(0)
-    names = [f"m{i}" for i in range(10)]
-    history["tasks"] = {"outline": TASKS["outline"] | {"metrics": names, "primary": "m0"}}
-    history["data"]["test"], history["test_lines"] = 500, list(range(500))
-    scores = torch.rand(10, 500, 1, generator=random, dtype=torch.float64)
-    history["test_rows"] = {
-        f"outline_{n}": torch.cat([score, torch.ones(500, 1)], 1)
-        for n, score in zip(names, scores, strict=True)
-    }
-    history["seconds"] = [1.23456] * 250
-    history["train"] = {"outline_loss": [0.123456] * 250, "outline_weight": [1.0] * 250}
-    history["val"] = {f"outline_{n}": [0.123456] * 250 for n in names}
-    history["test"]["outline_m0"] = math.nan
-    summary = histories.summarise(history)
-    text = histories.to_json(summary)
-    assert len(text) < 60_000
-    assert json.loads(text, parse_constant=pytest.fail)["test"]["outline_m0"] is None
-    kept = histories.rows(summary, ["outline_m3"])
-    assert kept.shape == (500, 1, 2)
-    assert np.allclose(kept[:, 0], history["test_rows"]["outline_m3"], atol=5.1e-6)
-
-
-def test_export_overwrites_no_other_run(runs, tmp_path, capsys):
-    printed(capsys, "--export", tmp_path, runs / "joint0")
-    file = tmp_path / "joint_seed0_fold0.json"
-    before = file.read_bytes()
-    other = save(make_history("joint", WIDTHS=(1, 2)), tmp_path / "other")
-    message = printed(capsys, "--export", tmp_path, other, code=2)
-    assert f"{file.name}: holds another run than" in message
-    message = printed(capsys, "--export", tmp_path / "new", other, runs, code=2)
-    assert f"{file.name}: holds another run than" in message
-    assert file.read_bytes() == before
-
-
-# ---- the picture ----
-
-
-def test_out_writes_table_and_picture(runs, tmp_path, capsys):
+def test_out_writes_tables_and_picture(runs, tmp_path, capsys):
     with matplotlib.rc_context({"text.usetex": True}):  # a user's matplotlibrc
         table = printed(capsys, runs, f"$\\frac$={runs / 'joint0'}", "--out", tmp_path / "new")
     assert (tmp_path / "new/compare.md").read_text() == table
     picture = imread(tmp_path / "new/compare.png")
     assert picture.shape[1] > 800 and picture.std() > 0.05
+    printed(capsys, runs / "deep0", "--out", tmp_path / "one")  # has nothing to be compared with
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["compare.md"]
 
 
-def test_the_forest_shows_the_gains_on_their_own_axis():
+def test_the_figures_of_the_documents_can_be_drawn(tmp_path):
+    draw_results.main(tmp_path)
+    for picture in (*draw_results.FORESTS, "masks.png", "front.png"):
+        assert imread(tmp_path / picture).std() > 0.05
+
+
+def test_the_forest_shows_both_intervals_in_points():
     axis = Figure().subplots()
-    found = {"b": (0.01, -0.002, 0.03), "c": (-0.005, -0.02, 0.01)}
-    curves.draw_forest(axis, "outline_overlap", found, "abc", dict.fromkeys("abc", "black"))
-    zero, *lines = [list(map(float, line.get_xdata())) for line in axis.lines]
-    assert zero == [0, 0]
-    assert lines == [[-0.002, 0.03], [0.01], [-0.02, 0.01], [-0.005]]
-    low, high = axis.get_xlim()
-    assert -0.04 < low < -0.02 and 0.03 < high < 0.05
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
+    some = Difference("m", "b", "a", "points", 0.01, (0.005, 0.02), (0.001, 0.03), 5, 0.01)
+    none = some._replace(label="c", images=(-0.01, 0.02))
+    forest.draw_forest(axis, [some, none], ["b", "c"])
+    found = [[*line.get_xdata()] for line in axis.lines[1:]]
+    bars = [[0.5, 2], [0.1, 3], [1], [-1, 2], [0.1, 3], [1]]
+    assert [pytest.approx(each) for each in bars] == found
+    colours = [line.get_color() for line in axis.lines[1:]]
+    assert colours == [forest.STATED] * 3 + [forest.OPEN] * 3
+    assert axis.lines[3].get_markerfacecolor() == "white"  # it does not hold among all
 
 
-def test_the_curves_are_means_over_runs():
-    def column(*series):
-        return [
-            {"curves": {"val": {"outline_overlap": list(each)} if each else {}}} for each in series
-        ]
-
-    columns = {"two": column((0.1, 0.3, 0.5), (0.3, None)), "other": column(())}
-    axis = Figure().subplots()
-    curves.draw_curves(axis, columns, "outline_overlap")
-    assert axis.get_legend_handles_labels()[1] == ["two"]  # the other one lacks the task
-    assert axis.lines[0].get_ydata().tolist() == pytest.approx([0.2, 0.3, 0.5])
+TESTED = ", ".join(f"data with source line {line} = x, not test 0" for line in range(3))
+TASK = {"outline": TASKS["outline"] | {"primary": "exact"}}
 
 
-# ---- refusals ----
-
-DIFFERENCES = {
-    "epochs": (lambda h: h["config"].update(EPOCHS=5), "EPOCHS = 5, not 4"),
-    "batch": (lambda h: h["config"].update(BATCH_SIZE=8), "BATCH_SIZE = 8, not 32"),
-    "demo": (lambda h: h["config"].update(demo=True), "demo = True, not False"),
-    "processes": (lambda h: h["config"].update(processes=2), "processes = 2, not 1"),
-    "side": (lambda h: h.update(side=(96, 64)), "side = [96, 64], not [64, 96]"),
-    "train": (lambda h: h["data"].update(train=331), "train samples = 331, not 330"),
-    "labels": (lambda h: h["data_fingerprint"].update(train="x"), "train data = x, not train 0"),
-    "test": (
-        lambda h: h["data_fingerprint"].update(test="x"),
-        ", ".join(f"data with source line {line} = x, not test 0" for line in range(3)),
-    ),
-    "task": (
-        lambda h: h.update(tasks={"outline": TASKS["outline"] | {"primary": "exact"}}),
-        "task outline = ['exact', True, 'alone'], not ['overlap', True, 'alone']",
-    ),
-}
-
-
-def three_runs(folder, change):
-    """Paths of three runs, the last of which is changed."""
-    paths = []
-    for place, (name, seed) in enumerate([("alone", 0), ("joint", 0), ("joint", 1)]):
-        history = make_history(name, seed)
-        if place == 2:
-            change(history)
-        paths.append(save(history, folder / str(place)))
-    return paths
+@pytest.mark.parametrize(
+    ("change", "how", "strict"),
+    [
+        ({"config": {"EPOCHS": 5}}, "EPOCHS = 5, not 4", False),
+        ({"config": {"processes": 2}}, "processes = 2, not 1", True),
+        ({"side": (96, 64)}, "side = [96, 64], not [64, 96]", True),
+        ({"data": {"train": 331}}, "train samples = 331, not 330", False),
+        ({"data_fingerprint": {"train": "x"}}, "train data = x, not train 0", False),
+        ({"data_fingerprint": {"test": "x"}}, TESTED, True),
+        ({"tasks": TASK}, f"task outline = {['exact', True, 'alone']}, not", True),
+    ],
+)
+def test_other_data_or_budgets_are_refused(tmp_path, capsys, change, how, strict):
+    first, second = (save(make_history(name), tmp_path / name) for name in ("alone", "joint"))
+    other = make_history("joint", 1)
+    for key, value in change.items():
+        other[key] = other[key] | value if isinstance(value, dict) else value
+    third = save(other, tmp_path / "other")
+    message = printed(capsys, first, second, third, code=2)
+    assert message.startswith(f"compare.py: {third}: cannot be compared with {first}: it has {how}")
+    if strict:
+        assert printed(capsys, tmp_path, "--train-may-differ", code=2)
 
 
-@pytest.mark.parametrize("case", DIFFERENCES)
-def test_other_data_or_budgets_are_refused(tmp_path, capsys, case):
-    change, how = DIFFERENCES[case]
-    paths = three_runs(tmp_path, change)
-    assert printed(capsys, *paths[:2])
-    message = printed(capsys, *paths, code=2)
-    assert message == f"compare.py: {paths[2]}: cannot be compared with {paths[0]}: it has {how}\n"
-    if case not in ("train", "labels", "epochs", "batch"):  # the last two say it of the steps
-        assert printed(capsys, *paths, "--train-may-differ", code=2) == message
+def test_only_files_that_both_runs_have_read_must_be_equal(tmp_path, capsys):
+    both = {split: {"images": f"{split} i", "masks": "m"} for split in ("train", "val", "test")}
+    more = {split: {**files, "depths": "d"} for split, files in both.items()}
+    other = both | {"val": {"images": "val i", "masks": "x"}}
+    for name, prints in (("alone", both), ("deep", more), ("joint", other)):
+        save(make_history(name) | {"data_fingerprint": prints}, tmp_path / name)
+    text = printed(capsys, tmp_path / "alone", tmp_path / "deep")
+    assert tables(text)[1]["outline_overlap", "deep"]["pairs of runs"] == "1"
+    message = printed(capsys, tmp_path, code=2)
+    assert message.endswith("it has val masks = x, not m\n")
 
 
 def test_other_test_images_are_refused_where_no_source_lines_are_known(tmp_path, capsys):
@@ -477,91 +270,14 @@ def test_other_test_images_are_refused_where_no_source_lines_are_known(tmp_path,
     assert message == f"compare.py: {expected}"
 
 
-def test_training_data_may_be_compared(tmp_path, capsys):
-    def change(history):
-        history["data"]["train"], history["data_fingerprint"]["train"] = 170, "b"
-        history["config"]["EPOCHS"] = 8  # of 5 steps, the others have 4 of 10
-
-    table = printed(capsys, *three_runs(tmp_path, change), "--train-may-differ")
-    assert "4-8 epochs, batches of 32, 170-330 train, 5 val, 6 test" in table
-
-
 def test_training_data_may_differ_but_not_the_steps(tmp_path, capsys):
-    paths = three_runs(tmp_path, lambda history: history["config"].update(EPOCHS=5))
-    message = printed(capsys, *paths, "--train-may-differ", code=2)
-    assert message.endswith("it has training steps = 50, not 40\n")
-
-
-def test_mistakes_end_in_one_line(tmp_path, capsys):
-    message = printed(capsys, tmp_path / "nowhere", code=2)
-    assert "nowhere: expected a file or folder with *_history.pt" in message
-    assert "found no such path" in message
-    assert "found no such path" in printed(capsys, f"a={tmp_path / 'nowhere'}", code=2)
-    assert "found none" in printed(capsys, tmp_path, code=2)
-    for name, content in (
-        ("a_history.pt", b"x"),
-        ("a_last.pt", b"x"),
-        ("a_seed0.json", b"{"),
-        ("b_seed0.json", b"[]"),
-    ):
-        (tmp_path / name).write_bytes(content)
-        message = printed(capsys, tmp_path / name, code=2)
-        assert f"{name}: expected" in message and "found" in message
-    (tmp_path / "file").write_text("in the way")
-    path = save(make_history("joint"), tmp_path / "good")
-    for flag in ("--out", "--export"):
-        message = printed(capsys, path, flag, tmp_path / "file" / "out", code=2)
-        assert f"{flag}: cannot make the folder" in message
-
-
-def test_damaged_histories_end_in_one_line(tmp_path, capsys):
-    summary = histories.summarise(make_history("joint"))
-    for place, (change, found) in enumerate((
-        ({"config": {"BATCH_SIZE": 8}}, "found no EPOCHS in it\n"),
-        ({"rows": {"outline_overlap": [[1, 2], 3]}}, "found a damaged file ("),
-    )):  # fmt: skip
-        (tmp_path / f"{place}_seed0.json").write_text(histories.to_json(summary | change))
-        assert found in printed(capsys, tmp_path / f"{place}_seed0.json", code=2)
-    old = {key: value for key, value in summary.items() if key not in ("tasks", "rows")}
-    (tmp_path / "old_seed0.json").write_text(histories.to_json(old))
-    message = printed(capsys, tmp_path / "old_seed0.json", code=2)
-    assert message.endswith("found no tasks in it\n")
-    for change in ({"best_epoch": 9}, {"config": {"EPOCHS": 1, "BATCH_SIZE": 0}}):
-        path = save(make_history("joint") | change, tmp_path / "part")
-        assert "found a damaged file (" in printed(capsys, path, code=2)
-
-
-# ---- with real runs ----
-
-
-def test_histories_of_real_runs(finished, tmp_path, capsys):
-    """What the engine writes is what the tool reads, in all forms."""
-    folders = list(finished.values())
-    table = printed(capsys, *folders, "--all")
-    assert sorted(rows(table)[""]) == sorted(name.removeprefix("MTL_") for name in finished)
-    assert printed(capsys, "--export", tmp_path, *folders)
-    assert printed(capsys, tmp_path, "--all") == table
-    record = torch.load(finished["MTL_main"] / "main_history.pt", weights_only=True)
-    column = rows(table)[""].index("main")
-    for task, entry in record["tasks"].items():
-        for metric in entry["metrics"]:
-            cell = rows(table)[f"{task}_{metric}"][column]
-            assert cell.split(" ")[0] == f"{record['test'][f'{task}_{metric}']:.4f}"
-    last = torch.load(finished["MTL_main"] / "main_last.pt", weights_only=True)
-    (tmp_path / "stopped").mkdir()
-    torch.save(last, tmp_path / "stopped/main_last.pt")
-    text = printed(capsys, tmp_path / "stopped", "--split", "val")
-    assert "main, seed 0: unfinished, epoch 3 of 3, validation values only." in text
-
-
-def test_minutes_to_a_quality(runs, tmp_path, capsys):
-    path = save(make_history("joint") | {"commit": "0123456789abcdef"}, tmp_path)
-    picture = str(tmp_path / "curve.png")
-    time_to_quality.main([str(path), str(runs / "deep0"), "--level", "0.3", "--out", picture])
-    lines = capsys.readouterr().out.splitlines()
-    # .1 and .2 in the first 40 s, .57 after 10 s more
-    assert lines[0] == "joint, seed 0, 64 x 96, commit 012345678: outline_overlap 0.8 min"
-    assert lines[1] == "deep, seed 0, 64 x 96: head_depth_mean_error 0.3 min"  # 0.1 at once
-    assert imread(picture).std() > 0
-    time_to_quality.main([str(path), "--level", "0.99"])
-    assert capsys.readouterr().out.endswith("outline_overlap not reached\n")
+    save(make_history("alone"), tmp_path / "alone")
+    other = make_history("joint", EPOCHS=8)  # of 5 steps, the other has 4 of 10
+    other["data"]["train"], other["data_fingerprint"]["train"] = 170, "b"
+    save(other, tmp_path / "joint")
+    table = printed(capsys, tmp_path, "--train-may-differ")
+    assert "4-8 epochs, batches of 32, 170-330 train, 5 val, 6 test" in table
+    other["config"]["EPOCHS"] = 9
+    save(other, tmp_path / "joint")
+    message = printed(capsys, tmp_path, "--train-may-differ", code=2)
+    assert message.endswith("it has training steps = 45, not 40\n")

@@ -15,29 +15,58 @@ import numpy as np
 import torch
 from conftest import draw
 
-from dataload import DATASETS, DataError, H5Dataset
+from dataload import DataError, H5Dataset
+from parts.targets import PETS, Label, PixelClasses, PixelValues, Values
 
-COUNT, CASES = 6, 600  # samples in a split, damaged splits
+COUNT, CASES = 6, 400  # samples in a split, damaged splits
 SECONDS = 20  # for one case, far more than any needs
 MEMORY = 4 * 2**30  # bytes of address space that a case may add
+OTHERS = {
+    "border": PixelClasses("border", 3),
+    "depth": PixelValues("depth"),
+    "breed": Label("breeds", 3),
+    "age": Values("age", 2),
+}
+KINDS = {"pets": PETS, "others": OTHERS}
+NAMES = {  # the attribute class_names of these files
+    "binary": ("blue", "red"),
+    "border": ("out", "in", "between"),
+    "breeds": ("a", "b", "c"),
+}
 STORAGE = {
     "contiguous": {},
     "chunked": {"chunks": True},
     "compressed": {"chunks": True, "compression": "gzip", "shuffle": True},
     "checked": {"chunks": True, "fletcher32": True},
 }
+VARIANTS = [f"{kinds}/{storage}" for kinds in KINDS for storage in STORAGE]
+
+
+def files_of(kinds):
+    return ["images", *(kind.file for kind in KINDS[kinds].values())]
+
+
+def arrays_of(kinds, seed):
+    images, masks, boxes, labels = draw(COUNT, seed)
+    if kinds == "pets":
+        return images, masks, boxes, labels
+    return images, masks + (images[..., :1] > 30), images[..., 0], labels + labels, boxes[:, :2]
 
 
 def write_valid(folder):
     """COUNT samples in every way of STORAGE, as floats or bytes, in old and new file formats."""
-    for number, (storage, options) in enumerate(STORAGE.items()):
-        (folder / storage).mkdir(parents=True)
-        for name, array in zip(DATASETS, draw(COUNT, number), strict=True):
+    for number, variant in enumerate(VARIANTS):
+        kinds, storage = variant.split("/")
+        (folder / variant).mkdir(parents=True)
+        for name, array in zip(files_of(kinds), arrays_of(kinds, number), strict=True):
             array = array.astype(np.float64 if number % 2 else array.dtype)
-            version = ("earliest", "latest")[number // 2]
-            with h5py.File(folder / storage / f"{name}.h5", "w", libver=version) as file:
-                dataset = file.create_dataset(name, data=array, **options)
-                dataset.attrs["class_names"] = ["blue", "red"]
+            version = ("earliest", "latest")[number // 2 % 2]
+            with h5py.File(folder / variant / f"{name}.h5", "w", libver=version) as file:
+                dataset = file.create_dataset(name, data=array, **STORAGE[storage])
+                if name in NAMES:
+                    dataset.attrs["class_names"] = NAMES[name]
+                if name == "depth":
+                    dataset.attrs.update({"scale_factor": 0.5, "_FillValue": 7})
 
 
 # Damage to bytes: (bytearray, random) -> bytes
@@ -183,57 +212,76 @@ def other_names(file, name, random):
     kinds = (3, 2.5, "ab", [1, 2], ["a"], ["a", "b", "c"], [["a", "b"]], np.zeros(0), b"\xff\xfe")
     kinds += (h5py.Empty("f4"), file[name].ref, np.array([b"\xff", b"b"]), ["a\nb", "c"], ["", ""])
     kinds += (np.zeros(2, [("x", "i4")]), np.array([b"a\x00b", b"c"]), np.array([np.nan, 1]))
-    del file[name].attrs["class_names"]
     file[name].attrs["class_names"] = kinds[random.integers(len(kinds))]
 
 
+def other_scale(file, name, random):
+    kinds = ("ab", np.nan, np.inf, 0, -1.0, 1e300, [1.0, 2.0], h5py.Empty("f4"), True, b"x")
+    attribute = random.choice(["scale_factor", "_FillValue"])
+    file[name].attrs[attribute] = kinds[random.integers(len(kinds))]
+
+
 FILES = (other_dtype, filled_dtype, other_shape, other_values, other_key, huge, elsewhere)
+FILES += (other_names, other_scale)
 
 
-def swap_files(folder, random):
-    one, other = (folder / f"{name}.h5" for name in random.choice(DATASETS, 2, replace=False))
+def swap_files(folder, kinds, random):
+    names = random.choice(files_of(kinds), 2, replace=False)
+    one, other = (folder / f"{name}.h5" for name in names)
     one.rename(folder / "aside")
     other.rename(one)
     (folder / "aside").rename(other)
 
 
-def corrupt(folder, number):
+def corrupt(folder, kinds, number):
     """Damage the split in `folder`; returns what was done. The number decides everything."""
     random = np.random.default_rng(number)
-    kinds = (*BYTES, *BYTES, *FILES, other_names, swap_files)
-    kind = kinds[number // len(STORAGE) % len(kinds)]
-    if kind is swap_files:
-        swap_files(folder, random)
+    ways = (*BYTES, *BYTES, *FILES, swap_files)
+    way = ways[number // len(VARIANTS) % len(ways)]
+    if way is swap_files:
+        swap_files(folder, kinds, random)
         return "swap_files"
-    name = "binary" if kind is other_names else random.choice(DATASETS)
+    name = random.choice(files_of(kinds))
     path = folder / f"{name}.h5"
-    if kind in BYTES:
-        path.write_bytes(kind(bytearray(path.read_bytes()), random))
+    if way in BYTES:
+        path.write_bytes(way(bytearray(path.read_bytes()), random))
     else:
         with h5py.File(path, "r+") as file:
-            kind(file, name, random)
-    return f"{kind.__name__} of {name}"
+            way(file, name, random)
+    return f"{way.__name__} of {name}"
+
+
+def is_finite_or_unknown(values):
+    return values.dtype == torch.float32 and not values.isinf().any()
 
 
 def check_sample(dataset, index):
     image, targets = dataset[index]
     height, width = dataset.side
     assert image.shape == (3, height, width) and image.dtype == torch.uint8
-    assert targets["seg"].shape == (1, height, width) and targets["seg"].dtype == torch.uint8
-    assert set(targets["seg"].unique().tolist()) <= {0, 1, 255}
-    box = targets["bbox"]
-    assert box.shape == (4,) and box.dtype == torch.float32
+    for name, classes in (("seg", 2), ("border", 3)):
+        if name in targets:
+            assert targets[name].shape == (1, height, width) and targets[name].dtype == torch.uint8
+            assert set(targets[name].unique().tolist()) <= {*range(classes), 255}
+    for name, shape in (("depth", (1, height, width)), ("age", (2,)), ("bbox", (4,))):
+        if name in targets:
+            assert targets[name].shape == shape and is_finite_or_unknown(targets[name])
+    box = targets.get("bbox", torch.tensor([torch.nan]))
     if not box.isnan().all():
         assert box.min() >= 0 and box.max() <= 1 and (box[:2] < box[2:]).all()
-    assert targets["bin"].shape == () and targets["bin"].item() in (-1, 0, 1)
+    for name, classes in (("bin", 2), ("breed", 3)):
+        if name in targets:
+            assert targets[name].shape == () and targets[name].item() in range(-1, classes)
 
 
-def outcome(folder, memory_limit):
+def outcome(folder, kinds, memory_limit):
     """'read' or 'refused'; raises what no user may meet."""
     try:
-        dataset = H5Dataset("split", folder, memory_limit)
-        assert len(dataset) > 0 and len(dataset.class_names) == 2
-        assert all(isinstance(name, str) and "\n" not in name for name in dataset.class_names)
+        dataset = H5Dataset("split", folder, KINDS[kinds], memory_limit)
+        assert len(dataset) > 0
+        for name, names in dataset.class_names.items():
+            assert len(names) == dataset.targets[name].classes
+            assert all(isinstance(n, str) and "\n" not in n for n in names)
         for index in range(min(len(dataset), 50)):
             check_sample(dataset, index)
     except DataError as error:
@@ -253,13 +301,14 @@ def run_cases(valid, scratch, numbers, report):
         faulthandler.enable(file)
         for number in numbers:
             faulthandler.dump_traceback_later(SECONDS, exit=True, file=file)
-            storage = list(STORAGE)[number % len(STORAGE)]
+            variant = VARIANTS[number % len(VARIANTS)]
+            kinds, _ = variant.split("/")
             shutil.rmtree(scratch, ignore_errors=True)
-            shutil.copytree(valid / storage, scratch / "split")
-            what = f"case {number}: {corrupt(scratch / 'split', number)}, {storage}"
+            shutil.copytree(valid / variant, scratch / "split")
+            what = f"case {number}: {corrupt(scratch / 'split', kinds, number)}, {variant}"
             file.write(f"{what} ...\n")
             try:
-                outcomes = [outcome(scratch, limit) for limit in (0, 2**30)]
+                outcomes = [outcome(scratch, kinds, limit) for limit in (0, 2**30)]
                 file.write(f"{what}: {' '.join(outcomes)}\n")
             except Exception:
                 file.write(f"{what}: FAILED\n{traceback.format_exc()}\n")
@@ -268,9 +317,10 @@ def run_cases(valid, scratch, numbers, report):
 def test_damaged_files_are_refused_or_read_as_documented(tmp_path):
     write_valid(tmp_path / "valid")
     report = tmp_path / "report"
-    for storage in STORAGE:
-        shutil.copytree(tmp_path / "valid" / storage, tmp_path / storage / "split")
-        assert outcome(tmp_path / storage, 0) == outcome(tmp_path / storage, 2**30) == "read"
+    for variant in VARIANTS:
+        folder, (kinds, _) = tmp_path / variant, variant.split("/")
+        shutil.copytree(tmp_path / "valid" / variant, folder / "split")
+        assert outcome(folder, kinds, 0) == outcome(folder, kinds, 2**30) == "read"
     arguments = (tmp_path / "valid", tmp_path / "scratch", range(CASES), report)
     process = multiprocessing.get_context("fork").Process(target=run_cases, args=arguments)
     process.start()

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from dataload import DataError, H5Dataset
-from parts import demo_data, drawing, drawn_pets, drawn_scenes
+from parts import demo_data, drawing, drawn_pets, drawn_scenes, drawn_things
 from parts.demo_data import make_demo
 from parts.drawn_scenes import BREED_NAMES, STYLES, draw_sample
+from parts.targets import PETS, Label
 from tools.make_demo import main
 
 
@@ -38,11 +40,18 @@ def same(folder, style, index, seed=1, split=("train", 0)):
     )
 
 
-def test_the_demo_is_what_its_published_figures_were_measured_on():
-    digest = hashlib.sha256()
-    for arrays in zip(*(draw_sample(0, 0, index, 128)[:4] for index in range(6)), strict=True):
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        ("demo", "21dc84bd1dde84059d52ccc387f2b707bf15c9724d3ffec833"),
+        ("varied", "6b812e2e4336a759ba4048a7910ab0b16d8cc1f8264585fa41"),
+    ],
+)
+def test_a_style_is_what_its_published_figures_were_measured_on(style, expected):
+    digest, samples = hashlib.sha256(), (draw_sample(0, 0, i, 128, style)[:4] for i in range(6))
+    for arrays in zip(*samples, strict=True):
         digest.update(np.stack(arrays).tobytes())
-    assert digest.hexdigest().startswith("21dc84bd1dde84059d52ccc387f2b707bf15c9724d3ffec833")
+    assert digest.hexdigest().startswith(expected)
 
 
 def test_a_sample_depends_on_seed_split_and_number_alone(pets, tmp_path):
@@ -77,16 +86,22 @@ def test_any_number_of_processes_draws_the_same(tmp_path, monkeypatch, method):
         assert one.fingerprint() == many.fingerprint()
 
 
+def whole(folder, split="train", **targets):
+    """All images (N, 3, H, W) and targets of a split."""
+    dataset = H5Dataset(split, folder, PETS | targets)
+    return dataset[range(len(dataset))]
+
+
 def test_every_sample_is_a_pet_with_its_head_in_the_box(pets):
     folder, style = pets
-    dataset = H5Dataset("train", folder)
-    assert (len(dataset), dataset.side, dataset.class_names) == (120, (64, 64), ("cat", "dog"))
-    assert dataset.binary.tolist() == [0, 1] * 60
-    shares = dataset.masks.float().mean((1, 2))
+    assert H5Dataset("train", folder).class_names["bin"] == ("cat", "dog")
+    images, targets = whole(folder)
+    assert images.shape == (120, 3, 64, 64) and targets["bin"].tolist() == [0, 1] * 60
+    shares = targets["seg"].float().mean((1, 2, 3))
     assert shares.min() > 0.02 and shares.max() < (0.6 if style == "demo" else 0.9)
-    areas = (dataset.bboxes[:, 2:] - dataset.bboxes[:, :2]).prod(1)
+    areas = (targets["bbox"][:, 2:] - targets["bbox"][:, :2]).prod(1)
     assert areas.min() > 0.005 and areas.max() < (0.3 if style == "demo" else 0.8)
-    for mask, box in zip(dataset.masks, dataset.bboxes * 64, strict=True):
+    for mask, box in zip(targets["seg"][:, 0], targets["bbox"] * 64, strict=True):
         x0, y0, x1, y1 = box.round().int().tolist()
         assert mask[y0:y1, x0:x1].float().mean() > 0.3
 
@@ -163,6 +178,43 @@ def test_mask_and_box_are_what_is_painted(monkeypatch, style):
     assert hidden == 0 if style == "demo" else hidden > 5
 
 
+def test_soft_things_often_have_the_colour_of_the_coat():
+    """A red coat, whose colour few surfaces have."""
+    x, y = drawing.grid(32, np.float32)
+    coat = np.full((32, 32, 3), (200.0, 30, 40), np.float32)
+    near = 0
+    for seed in range(60):
+        paints = drawn_scenes.materials(np.random.default_rng(seed), x, y, 32, coat)
+        near += np.abs(paints["soft"](...).mean((0, 1)) - coat[0, 0]).max() < 45
+    assert 12 < near < 40  # of 60; a third have it, a third are mixed with it
+
+
+def test_clothes_are_worn_by_the_pet_alone():
+    """So they change neither mask nor box; some cover little, some much of it."""
+    grid, shares = drawing.grid(48, np.float32), []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        body, x, y = drawn_pets.posed_body(*grid, rng, seed % 2)
+        shape = np.minimum.reduce([distance for distance, _ in body])
+        ((worn, name),) = drawn_things.clothes(rng, x, y, body, np.array((0.42, -0.55)))
+        assert name == "clothes" and (worn >= shape).all()
+        shares.append((worn < 0).sum() / (shape < 0).sum())
+    assert min(shares) < 0.1 < np.median(shares) < 0.4 < max(shares) < 0.9
+
+
+@pytest.mark.parametrize("name", ["cushions", "person", "cover"])
+def test_things_around_a_pet(name):
+    """Each reaches near the pet in most cases, and none fills the picture."""
+    x, y = drawing.grid(48, np.float32)
+    draw, shares = getattr(drawn_things, name), []
+    for seed in range(60):
+        parts = draw(np.random.default_rng(seed), x, y)
+        assert {material for _, material in parts} <= {"soft", "cloth", "skin", "wood"}
+        assert all(np.isfinite(distance).all() for distance, _ in parts)
+        shares.append(np.mean(np.minimum.reduce([distance for distance, _ in parts]) < 0))
+    assert np.median(shares) > 0.1 and max(shares) < 0.9
+
+
 def test_no_head_is_larger_than_the_window_it_is_drawn_in():
     x, y = np.meshgrid(*np.linspace([-1.5, -1.5], [1.5, 1.5], 60).T)
     outside = np.hypot(x, y) > drawn_pets.HEAD_REACH - 0.04  # which is the longest hair
@@ -193,14 +245,12 @@ def test_window_is_the_smallest_one():
 
 
 def test_colour_does_not_tell_the_species(pets):
-    dataset = H5Dataset("train", pets[0])
-    images = dataset.images.float()
-    masks = dataset.masks[..., None].float()
-    for part in (masks, 1 - masks):
-        colour = (images * part).sum((1, 2)) / part.sum((1, 2))  # (N, 3) mean over the part
+    images, targets = whole(pets[0])
+    for part in (targets["seg"], 1 - targets["seg"]):
+        colour = (images * part).sum((2, 3)) / part.sum((2, 3))  # (N, 3) mean over the part
         for channel in colour.T:
             guess = (channel > channel.median()).float()
-            assert 0.3 < (guess == dataset.binary).float().mean() < 0.7
+            assert 0.3 < (guess == targets["bin"]).float().mean() < 0.7
 
 
 def test_a_breed_is_species_commonest_colour_and_pattern():
@@ -220,9 +270,9 @@ def test_breeds_are_written_only_when_asked(tmp_path):
     files = [sorted(p.name for p in tmp_path.glob(f"{name}/val/*")) for name in ("with", "without")]
     assert files[1] == ["bboxes.h5", "binary.h5", "images.h5", "masks.h5"]
     assert files[0] == sorted([*files[1], "breeds.h5"])
-    one, other = (H5Dataset("train", tmp_path / name) for name in ("with", "without"))
-    assert torch.equal(one.images, other.images)
-    breeds = [one[i][1]["breed"].item() for i in range(16)]
+    images, targets = whole(tmp_path / "with", breed=Label("breeds", 37))
+    assert torch.equal(images, whole(tmp_path / "without")[0])
+    breeds = targets["breed"].tolist()
     assert breeds == [draw_sample(0, 0, i, 32)[4] for i in range(16)]
     assert [BREED_NAMES[n].split()[-1] for n in breeds] == ["cat", "dog"] * 8
     assert len(set(breeds)) > 8
@@ -237,7 +287,7 @@ def test_a_split_is_never_overwritten(pets):
 
 
 def test_there_is_no_other_style(tmp_path):
-    with pytest.raises(ValueError, match="expected one of demo, varied, found 'oil'"):
+    with pytest.raises(ValueError, match="expected one of demo, varied, rich, found 'oil'"):
         make_demo(tmp_path / "out", style="oil")
     assert not (tmp_path / "out").exists()
 
@@ -258,6 +308,8 @@ def mistake(capsys, *flags, code=2):
         (["--counts", "4", "4"], "--counts: expected 3 arguments"),
         (["--seed", "-1"], "--seed"),
         (["--vried"], "did you mean --varied?"),
+        (["--style", "oil"], "--style: invalid choice: 'oil'"),
+        (["--varied", "--style", "rich"], "--style: not allowed with argument --varied"),
         (["--out", ""], "--out: expected a path, found an empty one"),
         (["--out", "file/pets"], "file/pets: Not a directory"),
     ],
@@ -274,11 +326,25 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
     flags = ["--side", "64", "--counts", "2", "3", "4", "--seed", "5"]
     assert main(["--out", "~/out", *flags]) == 0
     assert main(["--out", "~/varied", "--varied", *flags]) == 0
-    for name, style in (("out", "demo"), ("varied", "varied")):
+    assert main(["--out", "~/rich", "--style", "rich", *flags]) == 0
+    for name, style in (("out", "demo"), ("varied", "varied"), ("rich", "rich")):
         splits = [H5Dataset(split, tmp_path / name) for split in ("train", "val", "test")]
         assert [len(split) for split in splits] == [2, 3, 4]
         assert same(tmp_path / name, style, 1, seed=5)
     assert "found train, val, test" in mistake(capsys, "--out", "~/out")
+
+
+class Eager(demo_data.tqdm):
+    """A progress bar that is drawn from the start."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options | {"delay": 0, "mininterval": 0})
+
+
+def test_a_closed_stderr_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_data, "tqdm", Eager)
+    monkeypatch.setattr(sys, "stderr", None)
+    make_demo(tmp_path / "out", side=32, counts=(2, 2, 2))
 
 
 class Interrupted(demo_data.tqdm):

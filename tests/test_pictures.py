@@ -9,9 +9,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from engine import pictures, results
-from engine.tasks import BBOX, BIN, SEG
+from MTL_Utils import BBOX, BIN, SEG
 
-NAMES = ("cat", "dog")
+NAMES = {"seg": ("background", "pet"), "bbox": (), "bin": ("cat", "dog")}
 TASKS = {"seg": SEG, "bbox": BBOX, "bin": BIN}
 IMAGE = torch.full((3, 32, 48), 90, dtype=torch.uint8)
 SCORES = {"seg iou": 0.9, "bbox iou": 0.75, "bin accuracy": float("nan")}
@@ -51,8 +51,9 @@ def test_truth_and_prediction_are_told_in_the_titles(figures):
     plain, truth, prediction = (axis.images[0].get_array() for axis in figures[0].axes)
     assert plain.shape == (480, 720, 3) and (plain == 90).all()  # 15-fold: at least 450 pixels
     inside, outside = (14 * 15, 20 * 15), (2 * 15, 2 * 15)
-    assert truth[inside][2] > 100 > truth[inside][0]  # tinted blue
-    assert (truth[outside] == 90).all() and (truth != prediction).any()
+    assert (truth[inside] == 90).all() and (truth[outside] < 60).all()  # darker
+    assert truth[14 * 15, 10 * 15].tolist() == [0, 114, 178]  # a blue outline
+    assert (truth != prediction).any()
 
 
 def test_what_a_network_does_not_predict_is_absent(figures):
@@ -76,8 +77,6 @@ def test_the_test_picture_is_the_median_of_the_samples_with_a_known_mask(monkeyp
     table = {"seg": {"loss": loss, "iou": iou, "background_iou": iou}}
 
     class Split:
-        class_names = NAMES
-
         def __getitem__(self, numbers):
             return torch.stack([IMAGE * 0 + n for n in numbers]), {"seg": sample()["seg"][None]}
 
@@ -86,13 +85,14 @@ def test_the_test_picture_is_the_median_of_the_samples_with_a_known_mask(monkeyp
     def network(images):
         return {"seg": outputs()["seg"][None]}
 
-    results._draw_median(network, tasks, table, Split(), "x.png")
+    results._draw_median(network, tasks, table, Split(), {"class_names": NAMES}, "x.png")
     ((image, _, _, scores, *_),) = shown
     assert image.unique().tolist() == [4] and scores == {f"seg {primary}": 0.7}
 
 
 def test_long_class_names_stay_in_their_panel(figures):
-    names = ("a cat of the European shorthair breed", "a dog of the German shepherd breed")
+    long = ("a cat of the European shorthair breed", "a dog of the German shepherd breed")
+    names = NAMES | {"bin": long}
     pictures.save_test_picture("x.png", IMAGE, sample(), outputs(), SCORES, TASKS, names)
     figure = figures[0]
     FigureCanvasAgg(figure).draw()
@@ -123,6 +123,15 @@ def test_the_best_epoch_is_marked_on_both_panels(figures):
     assert curves(left)["best epoch, 2: 0.600"] == [[2, 0.6]]
     assert curves(right)["validation"] == [[1, 0.3], [2, 0.7], [3, 0.6]]
     assert curves(right)["best epoch, 2: 0.700"] == [[2, 0.7]]
+
+
+def test_the_starting_weights_are_epoch_0_of_the_curves(figures):
+    start = {"seg_loss": 0.5, "seg_iou": 0.8}
+    pictures.save_loss_picture("x.png", HISTORY | {"start": start, "best_epoch": 0}, "seg", SEG)
+    left, right = figures[0].axes
+    assert curves(left)["training, augmented"] == [[1, 0.9], [2, 0.5], [3, 0.4]]
+    assert curves(left)["validation"] == [[0, 0.5], [1, 0.8], [2, 0.6], [3, 0.7]]
+    assert curves(right)["best epoch, 0: 0.800"] == [[0, 0.8]]
 
 
 def test_agreement_and_length_of_gradients_have_a_panel_each(figures):

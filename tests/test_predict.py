@@ -14,33 +14,37 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import ROOT, load
+from torchvision.ops import box_iou
 
+import engine
 from dataload import H5Dataset
 from engine import script
-from engine.evaluation import autocast, evaluate, values
-from engine.processes import Processes
-from engine.settings import constants
+from engine.evaluation import values
+from parts import files
 from parts.demo_data import make_demo
 from parts.errors import UserError
 from tools import predict
-from tools.shared import common, networks
+from tools.shared import common, pictures
+from tools.shared.evaluated import evaluated
 
-ROOT = Path(predict.__file__).resolve().parent.parent
 SIDE = (32, 64)
+BLUE, ORANGE = [0, 114, 178], [230, 159, 0]  # outline of the animal, box
 # Segments what is bright; always the same box and class. HEADS are the tasks that it has.
 SCRIPT = """
 import torch
 from torch import nn
 
-from engine.tasks import BBOX, BIN, SEG, Task
+from MTL_Utils import BBOX, BIN, SEG, Task
+from parts.targets import PixelValues, Values
 
 HEADS = ("seg", "bbox", "bin")
 
 
 class Network(nn.Module):
-    def __init__(self, heads=HEADS):
+    def __init__(self):
         super().__init__()
-        self.heads, self.level = heads, nn.Parameter(torch.tensor(127.5))
+        self.heads, self.level = HEADS, nn.Parameter(torch.tensor(127.5))
 
     def forward(self, image):
         assert image.shape[2:] == (32, 64) and image.dtype == torch.uint8
@@ -48,57 +52,57 @@ class Network(nn.Module):
             "seg": image.float().mean(1, keepdim=True) - self.level,
             "bbox": torch.tensor([0.25, 0.5, 0.75, 1.0]).repeat(len(image), 1),
             "bin": torch.full((len(image),), -2.0),
+            "far": image.float().mean(1, keepdim=True) / 100,
             "fur": image.float().mean((1, 2, 3)),
         }
         return {task: outputs[task] for task in self.heads}
 
 
-def paint(image, value, class_names):
-    return image.index_fill(1, torch.tensor([0]), 7), f"fur of {class_names[1]}"
+def paint(image, value, names):
+    return image.index_fill(1, torch.tensor([0]), 7), f"fur {value.item():.0f}"
 
 
-def tell(output, size, class_names):
+def tell(output, size, names):
     mask = torch.full(size[::-1], 9, dtype=torch.uint8).numpy()
     return {"brightness": round(output.item(), 1), "mask": mask}
 
 
-FUR = Task(loss=None, metrics=None, known=None, primary="error", draw=paint, describe=tell)
-TASKS = {"seg": SEG, "bbox": BBOX, "bin": BIN, "fur": FUR}
+FUR = Task(Values("fur"), None, None, primary="error", draw=paint, describe=tell)
+FAR = Task(PixelValues("far"), None, None, primary="error")
+TASKS = {"seg": SEG, "far": FAR, "bbox": BBOX, "bin": BIN, "fur": FUR}
+TASKS = {name: task for name, task in TASKS.items() if name in HEADS}
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session")
 def bright(tmp_path_factory):
-    """Puts MTL_bright where Python finds it."""
-    folder = tmp_path_factory.mktemp("script")
-    (folder / "MTL_bright.py").write_text(SCRIPT)
-    sys.path.append(str(folder))
-    yield
-    sys.path.remove(str(folder))
-    sys.modules.pop("MTL_bright", None)
+    """The script MTL_bright, somewhere outside the repository."""
+    path = tmp_path_factory.mktemp("script") / "MTL_bright.py"
+    path.write_text(SCRIPT)
+    return path
 
 
-def record(**more):
+def record(path, heads=("seg", "bbox", "bin"), names=("cat", "dog"), **more):
     """What a history or a checkpoint says of a run of MTL_bright."""
-    about = {"name": "bright", "script": "MTL_bright", "config": {"EPOCHS": 3}, "side": SIDE}
-    return about | {"class_names": ("cat", "dog")} | more
+    config = {"EPOCHS": 3, "HEADS": heads, "demo": False}
+    about = {"name": "bright", "script": str(path), "config": config, "side": SIDE}
+    return about | {"class_names": {"bin": names}} | more
 
 
-def save_run(folder, heads=("seg", "bbox", "bin"), level=127.5, **more):
+def save_run(path, folder, heads=("seg", "bbox", "bin"), level=127.5, **more):
     """NAME_model.pt of a run of MTL_bright, NAME_model_lite.pt and the history beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    network = script.load("MTL_bright").module.Network(heads)
+    network = script.load(path, HEADS=heads).Network()
     network.level.data.fill_(level)
-    about = record(config={"EPOCHS": 3, "HEADS": heads}, **more)
-    torch.save(about, folder / "bright_history.pt")
-    torch.save(network, folder / "bright_model.pt")
-    torch.save(network.state_dict(), folder / "bright_model_lite.pt")
+    files.save(record(path, heads, **more), folder / "bright_history.pt")
+    files.save(network, folder / "bright_model.pt", pickle_module=script.PICKLE)
+    files.save(network.state_dict(), folder / "bright_model_lite.pt")
     return folder / "bright_model.pt"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(bright, tmp_path_factory):
-    return save_run(tmp_path_factory.mktemp("model"))
+    return save_run(bright, tmp_path_factory.mktemp("model"))
 
 
 def upper_half(width=200, height=100):
@@ -141,11 +145,23 @@ def test_one_picture(call, tmp_path):
     assert np.array_equal(np.asarray(mask), upper_half())
     overlay = np.asarray(Image.open(line["overlay"]))
     assert overlay.shape == (100, 200, 3)
-    assert overlay[70, 50].tolist() == [230, 159, 0]  # the box's left side
-    assert overlay[70, 149].tolist() == overlay[99, 100].tolist() == [230, 159, 0]
-    assert overlay[25, 190].tolist() == [140, 192, 220]  # white, 45 % blue
-    assert overlay[90, 20].tolist() == [0, 0, 0]
+    assert overlay[70, 50].tolist() == ORANGE  # the box's left side
+    assert overlay[70, 149].tolist() == overlay[99, 100].tolist() == ORANGE
+    assert overlay[49, 20].tolist() == BLUE and overlay[48, 20].tolist() == [255, 255, 255]
     assert overlay[2:12, 2:40].min() == 0 and overlay[2:12, 2:40].max() > 150  # the class
+
+
+def test_the_animal_stays_as_it_is_and_the_rest_is_darker(call, tmp_path, bright):
+    model = save_run(bright, tmp_path / "model", ("seg",))
+    pixels = np.full((400, 600, 3), 100, np.uint8)
+    pixels[100:300, 200:400] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    [line], _ = call(tmp_path / "a.png", model=model)
+    mask, overlay = (np.asarray(Image.open(line[key])) for key in ("mask", "overlay"))
+    is_line = (overlay == BLUE).all(2)
+    assert (overlay[(mask > 0) & ~is_line] == pixels[(mask > 0) & ~is_line]).all()
+    assert (overlay[mask == 0] == 45).all()  # 55 % darker
+    assert is_line.sum() < 0.1 * (mask > 0).sum() and is_line[200, 205:395].sum() == 0
 
 
 def kinds():
@@ -210,7 +226,7 @@ def test_every_kind_of_file_in_a_folder(call, tmp_path):
 )
 def test_deep_greys_are_scaled_not_cut(tmp_path, values, dtype, expected, bits):
     Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.tif")
-    picture, words = predict.read_picture(tmp_path / "a.tif")
+    picture, words = pictures.read_picture(tmp_path / "a.tif")
     assert np.asarray(picture)[0, :, 0].tolist() == expected
     assert words == (f"values up to {max(values):g}, taken as {bits} bits" if bits else "")
 
@@ -283,22 +299,22 @@ def test_unreadable_pictures_are_named_and_skipped(call, tmp_path):
 
 
 @pytest.mark.parametrize("tasks", [("seg",), ("seg", "bbox"), ("seg", "bin"), ("bbox", "bin")])
-def test_what_a_network_does_not_predict_is_absent(call, tmp_path, tasks):
+def test_what_a_network_does_not_predict_is_absent(call, tmp_path, bright, tasks):
     Image.fromarray(upper_half()).save(tmp_path / "a.png")
-    [line], _ = call(tmp_path / "a.png", model=save_run(tmp_path / "model", tasks))
+    [line], _ = call(tmp_path / "a.png", model=save_run(bright, tmp_path / "model", tasks))
     assert ("mask" in line) == ("mask_area" in line) == ("seg" in tasks)
     assert ("box" in line) == ("bbox" in tasks)
     assert ("class" in line) == ("probability" in line) == ("bin" in tasks)
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left == {"a_overlay.png"} | ({"a_mask.png"} if "seg" in tasks else set())
     overlay = np.asarray(Image.open(line["overlay"]))
-    assert (overlay[25, 190].tolist() == [140, 192, 220]) == ("seg" in tasks)
-    assert (overlay[70, 50].tolist() == [230, 159, 0]) == ("bbox" in tasks)
+    assert (overlay[49, 20].tolist() == BLUE) == ("seg" in tasks)
+    assert (overlay[70, 50].tolist() == ORANGE) == ("bbox" in tasks)
     assert (overlay[2:12, 2:40].min() == 0) == ("bin" in tasks)  # black behind the class
 
 
-def test_a_task_of_the_users_own(call, tmp_path):
-    model = save_run(tmp_path / "model", ("fur", "seg"))
+def test_a_task_of_the_users_own(call, tmp_path, bright):
+    model = save_run(bright, tmp_path / "model", ("seg", "fur"))
     [line], _ = call(white(tmp_path / "a.png", (64, 32)), model=model)
     assert line["brightness"] == 255.0
     assert line["mask_area"] == 1.0
@@ -306,9 +322,22 @@ def test_a_task_of_the_users_own(call, tmp_path):
     assert line["fur_mask"] == str(tmp_path / "out/a_fur_mask.png")  # the name was taken
     assert np.all(np.asarray(Image.open(line["fur_mask"])) == 9)
     overlay = np.asarray(Image.open(line["overlay"]))
-    assert np.all(overlay[0] == 7)  # on top of the mask's blue, since it comes later in TASKS
-    assert overlay[31, 60].tolist() == [140, 192, 220]
-    assert overlay[5:9, 3:40].min() == 0 and overlay[5:9, 3:40].max() > 150  # "fur of dog"
+    assert np.all(overlay[0] == 7)  # on top of the mask, since it comes later in TASKS
+    assert overlay[5:9, 3:40].min() == 0 and overlay[5:9, 3:40].max() > 150  # "fur 255"
+
+
+def test_a_map_stands_beside_what_the_other_tasks_draw(call, tmp_path, bright):
+    model = save_run(bright, tmp_path / "model", ("seg", "far", "bbox"))
+    Image.fromarray(upper_half()).save(tmp_path / "a.png")
+    [line], _ = call(tmp_path / "a.png", model=model)
+    values = np.load(line["map"])
+    assert line["map"] == str(tmp_path / "out/a_map.npy") and line["map_mean"] == 1.275
+    assert values.shape == (100, 200, 1) and values.dtype == np.float32
+    assert values[10, 10, 0] == pytest.approx(2.55) and values[90, 10, 0] == 0
+    overlay = np.asarray(Image.open(line["overlay"]))
+    assert overlay.shape == (100, 400, 3)
+    assert overlay[49, 20].tolist() == BLUE and overlay[70, 50].tolist() == ORANGE
+    assert (overlay[20:40, 300] == 255).all() and (overlay[60:, 200:] == 0).all()
 
 
 def test_one_name_in_two_folders(call, tmp_path):
@@ -359,57 +388,71 @@ def test_a_result_that_cannot_be_written_costs_that_picture_alone(call, tmp_path
 
 
 @pytest.mark.parametrize("ending", ["model.pt", "model_lite.pt", "last.pt"])
-def test_a_real_network_answers_as_in_the_evaluation(call, shared_data, tmp_path, ending):
-    torch.manual_seed(0)
-    network = script.load("MTL_main").module.Network(widths=(8, 8, 8, 8)).eval()
-    config = {"WIDTHS": (8, 8, 8, 8), "UNITS": 1, "EPOCHS": 1, "demo": False}
-    about = record(name="main", script="MTL_main", config=config, side=(32, 32))
-    (tmp_path / "run").mkdir()
-    for name, content in {
-        "history.pt": about,
-        "model.pt": network,
-        "model_lite.pt": network.state_dict(),
-        "last.pt": {"about": about, "best": network.state_dict(), "history": {"seconds": [1.0]}},
-    }.items():
-        torch.save(content, tmp_path / "run" / f"main_{name}")
-    images, _ = H5Dataset("test", shared_data)[list(range(7))]
-    folder = tmp_path / "pictures"
+def test_a_finished_run_answers_as_in_its_evaluation(call, finished, shared_data, ending, tmp_path):
+    folder, run = tmp_path / "pictures", finished["MTL_main"]
     folder.mkdir()
+    images, targets = H5Dataset("test", shared_data)[list(range(7))]
     for i, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-    lines, errors = call(folder, model=tmp_path / "run" / f"main_{ending}")
-    assert errors == ""
-    with torch.inference_mode(), autocast(images.device):
-        outputs = network(images)
-    assert len(lines) == 7
-    for i, line in enumerate(lines):
-        mask = np.asarray(Image.open(line["mask"]))
-        assert np.array_equal(mask > 0, (outputs["seg"][i, 0] > 0).numpy())
-        assert line["box"] == pytest.approx((outputs["bbox"][i].float() * 32).tolist(), abs=0.06)
-        known = torch.sigmoid(outputs["bin"][i].float()).item()
-        assert line["probability"] == pytest.approx(max(known, 1 - known), abs=1e-4)
+    lines, errors = call(folder, model=run / f"main_{ending}")
+    assert errors == "" and len(lines) == 7
+    test = load(run / "main_history.pt")["test"]
+    masks = [np.asarray(Image.open(line["mask"])) > 0 for line in lines]
+    truths = [target[0].numpy() == 1 for target in targets["seg"]]
+    pairs = list(zip(masks, truths, strict=True))
+    ious = [(mask & truth).sum() / (mask | truth).sum() for mask, truth in pairs]
+    assert np.mean(ious) == pytest.approx(test["seg_image_iou"], abs=1e-6)
+    right = [line["class"] == ("blue", "red")[i % 2] for i, line in enumerate(lines)]
+    assert np.mean(right) == pytest.approx(test["bin_accuracy"])
+    boxes = torch.tensor([line["box"] for line in lines]) / 32
+    ious = box_iou(boxes, targets["bbox"]).diagonal()
+    assert ious.mean().item() == pytest.approx(test["bbox_iou"], abs=0.01)
 
 
-def checkpoint(level, seconds, best_epoch=2, **more):
+def test_from_python(call, model, tmp_path):
+    Image.fromarray(upper_half()).save(tmp_path / "a.png")
+    [line], _ = call(tmp_path / "a.png")
+    network = engine.open_network(str(model), "cpu")
+    found = network.predict(np.stack([upper_half()] * 3, axis=2))
+    assert found["mask"].dtype == np.uint8 and np.array_equal(found.pop("mask"), upper_half())
+    assert found == {key: line[key] for key in ("mask_area", "box", "class", "probability")}
+    assert list(network.tasks) == ["seg", "bbox", "bin"] and network.history["name"] == "bright"
+    assert network.class_names["bin"] == ("cat", "dog")
+    outputs = network.outputs(torch.full((2, 3, *SIDE), 255, dtype=torch.uint8))
+    assert [tuple(each["seg"].shape) for each in outputs] == [(1, *SIDE)] * 2
+    for wrong in (np.zeros((8, 8)), np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8)):
+        with pytest.raises(UserError, match=r"expected an image uint8 \(H, W, 3\), found "):
+            network.predict(wrong)
+
+
+@pytest.mark.parametrize(("logit", "shown"), [(7.0, "0.99+"), (40.0, "0.99+"), (-2.0, "0.88")])
+def test_no_rounding_makes_a_class_certain(model, logit, shown):
+    network = engine.open_network(model, "cpu")
+    image = torch.zeros(3, *SIDE, dtype=torch.uint8)
+    _, words = network.draw(image, {"bin": torch.tensor([logit])})
+    assert words == f"{'dog' if logit > 0 else 'cat'}, probability {shown}"
+
+
+def checkpoint(about, level, seconds, best_epoch=2, **more):
     """What NAME_last.pt of MTL_bright holds."""
     best = None if level is None else {"level": torch.tensor(level)}
     history = {"train": {}, "val": {}, "best_epoch": best_epoch, "seconds": seconds}
-    return {"about": record(), "history": history, "best": best, "network": {}} | more
+    return {"about": about, "history": history, "best": best, "network": {}} | more
 
 
-def test_a_stopped_run_gives_its_best_weights_and_says_so(call, tmp_path):
-    path = tmp_path / "bright_last.pt"
+def test_a_stopped_run_gives_its_best_weights_and_says_so(call, bright, tmp_path):
+    path, about = tmp_path / "bright_last.pt", record(bright)
     grey = tmp_path / "a.png"
     Image.new("L", (64, 32), 100).save(grey)
-    torch.save(checkpoint(50.0, [1.0, 1.0]), path)  # 100 is bright for these weights
+    torch.save(checkpoint(about, 50.0, [1.0, 1.0]), path)  # 100 is bright for these weights
     [line], errors = call(grey, model=path)
     assert line["mask_area"] == 1
     words = "the run is unfinished; these are the weights of epoch 2, the best of 2 out of 3"
     assert errors == f"{path}: {words}\n"
-    torch.save(checkpoint(150.0, [1.0, 1.0, 1.0]), path)
+    torch.save(checkpoint(about, 150.0, [1.0, 1.0, 1.0]), path)
     [line], errors = call(grey, model=path)
     assert line["mask_area"] == 0 and errors == ""
-    torch.save(checkpoint(None, []), path)
+    torch.save(checkpoint(about, None, []), path)
     _, errors = call(grey, model=path, code=2)
     assert errors.endswith("expected weights, found a run that has not finished an epoch\n")
     torch.save({"settings": {}, "network": {}}, path)
@@ -417,43 +460,40 @@ def test_a_stopped_run_gives_its_best_weights_and_says_so(call, tmp_path):
     assert errors.endswith("expected a checkpoint of this version, found something else\n")
 
 
-def test_weights_that_carry_their_history_open_alone(call, tmp_path):
-    path = tmp_path / "shipped_model_lite.pt"
-    torch.save({"state": {"level": torch.tensor(50.0)}, "about": record()}, path)
+def test_weights_that_carry_their_history_open_alone(call, bright, tmp_path):
+    path, state = tmp_path / "shipped_model_lite.pt", {"level": torch.tensor(50.0)}
+    torch.save({"state": state, "about": record(bright)}, path)
     Image.new("L", (64, 32), 100).save(tmp_path / "a.png")
     [line], errors = call(tmp_path / "a.png", model=path)
     assert (line["mask_area"], line["class"], errors) == (1, "cat", "")
-    torch.save({"state": {"level": torch.tensor(50.0)}, "about": {"name": "bright"}}, path)
+    torch.save({"state": state, "about": {"name": "bright"}}, path)
     _, errors = call(tmp_path / "a.png", model=path, code=2)
     assert errors == f"predict.py: {path}: expected a history, found no config, side in it\n"
 
 
-@pytest.mark.parametrize("ending", ["model.pt", "model_lite.pt"])
-def test_opening_a_network_changes_no_script(tmp_path, ending):
-    import MTL_main
-
-    before = constants(MTL_main)
-    network = script.load("MTL_main").module.Network(widths=(8, 16), units=1, dropout=0.0)
-    config = {"WIDTHS": (8, 16), "UNITS": 1, "DROPOUT": 0.0, "EPOCHS": 9}
-    torch.save(record(name="main", script="MTL_main", config=config), tmp_path / "main_history.pt")
-    for name, content in {"model.pt": network, "model_lite.pt": network.state_dict()}.items():
-        torch.save(content, tmp_path / f"main_{name}")
-    opened, _, _ = networks.open_network(tmp_path / f"main_{ending}", torch.device("cpu"))
-    assert not opened.training
-    assert sum(p.numel() for p in opened.parameters()) == sum(
-        p.numel() for p in network.parameters()
-    )
-    assert constants(MTL_main) == before == constants(script.load("MTL_main").module)
-    assert sum(p.numel() for p in MTL_main.Network().parameters()) > 1_000_000
+def test_an_older_history_names_no_script_and_no_task_of_its_classes(finished, tmp_path):
+    shutil.copytree(finished["MTL_main"], tmp_path / "run")
+    history = load(tmp_path / "run" / "main_history.pt")
+    del history["script"]
+    history["config"]["KERNEL"] = 3  # a constant that the script no longer has
+    torch.save(history | {"class_names": ("blue", "red")}, tmp_path / "run" / "main_history.pt")
+    network = engine.open_network(tmp_path / "run" / "main_model.pt", "cpu")
+    assert network.class_names["bin"] == ("blue", "red")
+    assert network.class_names["seg"] == ("background", "foreground")
 
 
-def test_an_older_history_names_no_script(tmp_path):
-    model = save_run(tmp_path)
-    about = record()
-    del about["script"], about["class_names"]
-    torch.save(about, tmp_path / "bright_history.pt")
-    _, _, history = networks.open_network(model, torch.device("cpu"))
-    assert (history["script"], history["class_names"]) == ("MTL_bright", ("class 0", "class 1"))
+def test_a_script_that_has_moved_is_found_beside_its_run(call, bright, tmp_path):
+    white(tmp_path / "a.png")
+    model = save_run(bright, tmp_path / "run")
+    path = model.with_name("bright_history.pt")
+    torch.save(record(tmp_path / "away" / "MTL_bright.py"), path)
+    _, error = call(tmp_path / "a.png", model=model, code=2)
+    looked = f"{tmp_path / 'away' / 'MTL_bright.py'}, {tmp_path / 'run' / 'MTL_bright.py'}"
+    assert "MTL_bright.py: expected a script, found no such file; looked for " in error
+    assert looked in error and error.count("\n") == 1
+    shutil.copy(bright, tmp_path / "run")
+    [line], _ = call(tmp_path / "a.png", model=model)
+    assert line["mask_area"] == 1
 
 
 class Code:
@@ -467,9 +507,9 @@ class Code:
 
 
 @pytest.mark.parametrize("file", ["model_lite.pt", "history.pt", "last.pt"])
-def test_all_but_whole_networks_run_no_code(call, tmp_path, file):
+def test_all_but_whole_networks_run_no_code(call, bright, tmp_path, file):
     white(tmp_path / "a.png")
-    save_run(tmp_path / "run")
+    save_run(bright, tmp_path / "run")
     torch.save(Code(tmp_path / "ran"), tmp_path / "run" / f"bright_{file}")
     model = tmp_path / "run" / ("bright_last.pt" if file == "last.pt" else "bright_model_lite.pt")
     _, error = call(tmp_path / "a.png", model=model, code=2)
@@ -477,7 +517,7 @@ def test_all_but_whole_networks_run_no_code(call, tmp_path, file):
     assert not (tmp_path / "ran").exists()
 
 
-def test_mistakes_end_in_one_line(call, model, tmp_path):
+def test_mistakes_end_in_one_line(call, bright, model, tmp_path):
     white(tmp_path / "a.png")
 
     def message(path, *flags, picture=tmp_path / "a.png"):
@@ -493,9 +533,9 @@ def test_mistakes_end_in_one_line(call, model, tmp_path):
         alone = tmp_path / f"alone_{ending}"
         shutil.copy(model.with_name(f"bright_{ending}"), alone)
         assert "alone_history.pt: expected the history beside the network" in message(alone)
-    whole = save_run(tmp_path / "run")
+    whole = save_run(bright, tmp_path / "run")
     torch.save({"weight": torch.ones(1)}, whole)
-    assert "expected the weights of MTL_bright.Network, found others" in message(whole)
+    assert f"expected the weights of {bright}, found others" in message(whole)
     torch.save([1], whole)
     assert "bright_model.pt: expected weights, found something else" in message(whole)
     whole.write_bytes(b"damaged")
@@ -503,11 +543,9 @@ def test_mistakes_end_in_one_line(call, model, tmp_path):
     lite = whole.with_name("bright_model_lite.pt")
     for wrong in ({"weight": torch.ones(1)}, {"level": 1.0}, torch.ones(1), [1], {}):
         torch.save(wrong, lite)
-        assert "expected the weights of MTL_bright.Network, found others" in message(lite)
+        assert f"expected the weights of {bright}, found others" in message(lite)
     torch.save(torch.ones(3), whole.with_name("bright_history.pt"))
     assert "expected a history, found no name, config, side in it" in message(lite)
-    torch.save(record(name="sixth", script="MTL_sixth"), whole.with_name("bright_history.pt"))
-    assert "MTL_sixth: expected a script, found no such file" in message(lite)
     for device in ("toaster", "meta"):
         assert "--device: expected a usable device" in message(model, "--device", device)
     (tmp_path / "empty").mkdir()
@@ -604,7 +642,6 @@ def test_a_reader_that_has_seen_enough(model, tmp_path):
     """As a process of its own, under all that a notebook and torchrun leave in the environment."""
     left = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_NUM_THREADS": "1"}
     left |= {"WORLD_SIZE": "2", "RANK": "0", "PYTHONIOENCODING": "cp1252"}
-    left["PYTHONPATH"] = str(Path(sys.modules["MTL_bright"].__file__).parent)
     pictures = [white(tmp_path / f"{number}é猫.png") for number in range(9)]
     command = [sys.executable, ROOT / "tools/predict.py", model, *pictures]
     with subprocess.Popen(
@@ -621,13 +658,13 @@ def test_a_reader_that_has_seen_enough(model, tmp_path):
 
 def test_the_network_in_weights_finds_drawn_pets(tmp_path):
     """The file of weights/: small, safe to open, and better than chance on drawings."""
-    path = script.ROOT / "weights" / "OEQ_model_lite.pt"
+    path = ROOT / "weights" / "OEQ_model_lite.pt"
     assert path.stat().st_size <= 4e6
-    network, tasks, history = networks.open_network(path, torch.device("cpu"))
-    assert history["side"] == (256, 256) and history["class_names"] == ("cat", "dog")
-    make_demo(tmp_path, 256, (1, 1, 12))
+    network = engine.open_network(path, "cpu")
+    assert network.side == (256, 256) and network.class_names["bin"] == ("cat", "dog")
+    make_demo(tmp_path, 256, (1, 1, 8))
     dataset = H5Dataset("test", tmp_path)
-    found = values(tasks, evaluate(network, dataset, tasks, 4, Processes({})))
-    everything = dataset.masks.float().mean()  # the IoU of a mask that is foreground everywhere
+    found = values(network.tasks, evaluated(network, dataset))
+    everything = np.concatenate(list(dataset.slabs("seg"))).mean()  # foreground everywhere
     assert found["seg_iou"] > 1.3 * everything, (found, everything)
     assert found["bbox_iou"] > 0.2, found

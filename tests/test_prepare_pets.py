@@ -6,10 +6,7 @@ tells which file it came from; blue is noise, so that no image is a near-duplica
 
 import hashlib
 import io
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import threading
 from collections import Counter
@@ -23,17 +20,18 @@ import pytest
 import torch
 from PIL import Image
 
-from dataload import H5Dataset
+from dataload import SPLITS, H5Dataset
+from parts.targets import PETS, Label, PixelClasses
 from tools import prepare_pets
 from tools.shared import splitting
 
-TOOL = Path(prepare_pets.__file__)
 BREEDS = ("Abyssinian", "Bengal", "beagle", "pug", "shiba_inu")  # two cats, three dogs
 BOXED = (10, 10, 10, 10, 4)  # images of each breed in trainval.txt
 UNBOXED = 2  # of each breed in test.txt
-SPLITS = ("train", "val", "test")
 BOX = (6, 6, 30, 20)  # the first and last pixels inside, from 1
 SIZE = 8
+FILES = ("images", "masks", "bboxes", "binary")
+BREED = {"breed": Label("breeds", len(BREEDS))}
 SCALED_BOX = [1, 2, 6, 8]  # edges 5, 5, 30, 20; x: 8 / 40, y: 8 / 20
 
 
@@ -98,10 +96,15 @@ def run(root, out, *flags):
     return prepare_pets.main([str(argument) for argument in arguments])
 
 
+def whole(out, split, targets=PETS):
+    """Images (N, 3, S, S) and targets of a split, in its order."""
+    dataset = H5Dataset(split, out, targets)
+    return dataset[list(range(len(dataset)))]
+
+
 def members(out, split):
     """(breed, number) of every sample of a split, in its order."""
-    dataset = H5Dataset(split, out)
-    colours = dataset.images[:, SIZE // 2, SIZE // 2].float()
+    colours = whole(out, split)[0][:, :, SIZE // 2, SIZE // 2].float()
     return [(round(red / 40), round(green / 18)) for red, green, _ in colours.tolist()]
 
 
@@ -153,7 +156,7 @@ def test_splits_are_not_sorted_by_breed(drawn, out):
     for split in SPLITS:
         breeds = [breed for breed, _ in members(out, split)]
         assert breeds != sorted(breeds)
-    assert not torch.isnan(H5Dataset("train", out).bboxes[: 2 * len(BREEDS), 0]).all()
+    assert H5Dataset("train", out).known["bbox"][: 2 * len(BREEDS)].any()
 
 
 def test_a_seed_repeats_and_another_differs(drawn, out):
@@ -162,7 +165,7 @@ def test_a_seed_repeats_and_another_differs(drawn, out):
     run(drawn, again, "--seed", 3)
     run(drawn, other, "--seed", 4)
     for split in SPLITS:
-        for name in ("images", "masks", "bboxes", "binary"):
+        for name in FILES:
             assert np.array_equal(read(first, split, name)[0], read(again, split, name)[0])
         assert set(members(first, split)) != set(members(other, split))
 
@@ -173,7 +176,7 @@ def test_images_without_a_box_change_the_training_split_only(drawn, out):
     run(drawn, out, "--add-unboxed")
     run(drawn, without)
     for split in ("val", "test"):
-        for name in ("images", "masks", "bboxes", "binary"):
+        for name in FILES:
             assert np.array_equal(read(out, split, name)[0], read(without, split, name)[0])
     kept = [member for member in members(out, "train") if member in members(without, "train")]
     assert kept == members(without, "train")
@@ -249,17 +252,16 @@ def test_images_are_antialiased_and_masks_nearest(root, out):
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_any_size(drawn, out, size):
     assert run(drawn, out, "--size", size) == 0
-    dataset = H5Dataset("train", out)
-    assert dataset.side == (size, size)
-    assert torch.allclose(dataset.bboxes, torch.tensor([0.125, 0.25, 0.75, 1.0]))
+    images, targets = whole(out, "train")
+    assert images.shape[2:] == (size, size)
+    assert torch.allclose(targets["bbox"], torch.tensor([0.125, 0.25, 0.75, 1.0]))
 
 
 def test_species_fit_the_class_names(drawn, out):
     run(drawn, out)
     for split in SPLITS:
-        dataset = H5Dataset(split, out)
-        assert dataset.class_names == ("cat", "dog")
-        species = [int(label) for label in dataset.binary]
+        assert H5Dataset(split, out).class_names["bin"] == ("cat", "dog")
+        species = whole(out, split)[1]["bin"].tolist()
         assert species == [int(breed >= 2) for breed, _ in members(out, split)]
 
 
@@ -268,7 +270,7 @@ def test_provenance(drawn, out):
     lists = [drawn / f"oxford-iiit-pet/annotations/{part}.txt" for part in ("trainval", "test")]
     names = [line.split()[0] for path in lists for line in path.read_text().splitlines()]
     for split in SPLITS:
-        for file in ("images", "masks", "bboxes", "binary"):
+        for file in FILES:
             about = read(out, split, file)[1]
             lines = about.pop("source_lines")
             expected = [f"{BREEDS[breed]}_{number}" for breed, number in members(out, split)]
@@ -297,29 +299,27 @@ def test_unboxed_images_go_to_train_only(drawn, out):
     run(drawn, out, "--add-unboxed")
     for split in ("val", "test"):
         assert set(members(out, split)) == set(members(boxed, split))
-        assert not torch.isnan(H5Dataset(split, out).bboxes).any()
+        assert H5Dataset(split, out).known["bbox"].all()
     added = set(members(out, "train")) - set(members(boxed, "train"))
     assert added == {(b, count + i) for b, count in enumerate(BOXED) for i in range(UNBOXED)}
-    is_unknown = torch.isnan(H5Dataset("train", out).bboxes)
-    expected = [[member in added] * 4 for member in members(out, "train")]
-    assert is_unknown.tolist() == expected
+    is_known = H5Dataset("train", out).known["bbox"].tolist()
+    assert is_known == [member not in added for member in members(out, "train")]
 
 
-def test_script_runs_from_anywhere_and_prints_a_summary(drawn, out, tmp_path):
-    command = [sys.executable, TOOL, "--root", drawn, "--out", "place/data", "--size", "64"]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [*command, "--add-unboxed"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == ""
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert rows[0] == ["split", "samples", "masks", "boxes", "cat", "dog", "MB"]
+def test_the_summary_counts_what_is_there(drawn, out, capsys, monkeypatch):
+    monkeypatch.chdir(out.parent)
+    assert prepare_pets.main(["--root", str(drawn), "--out", "data", "--size", "64"]) == 0
+    assert "left out: 10 of 54 images, 0 of them near-dup" in capsys.readouterr().out
+    assert run(drawn, out, "--size", 64, "--add-unboxed", "--force", "--breeds") == 0
+    printed, errors = capsys.readouterr()
+    rows = [line.split() for line in printed.splitlines()]
+    assert errors == "" and rows[0] == ["split", "samples", "masks", "boxes", "cat", "dog", "MB"]
     assert rows[1][:6] == ["train", "36", "36", "26", "16", "20"]
     assert rows[2][:6] == ["val", "9", "9", "9", "4", "5"]
     assert rows[3][:6] == ["test", "9", "9", "9", "4", "5"]
     assert float(rows[1][6]) == pytest.approx(36 * 64 * 64 * 4 / 1e6, abs=0.1)
-    assert "defects: none; left out: 0 of 54 images" in done.stdout
-    assert done.stdout.splitlines()[-1].endswith(f"s, written to {out}")
-    assert everything(out)[0] == (0, 0)
+    assert "defects: none; left out: 0 of 54 images" in printed
+    assert printed.splitlines()[-1].endswith(f"s, written to {out}")
 
 
 # Folds, near-duplicates, what is known
@@ -411,14 +411,15 @@ def test_shares_are_nested_stratified_and_of_train_alone(drawn, out, flag, task)
     known = {}
     for share in (1, 0.5, 0.25):
         run(drawn, out, "--breeds", f"--{flag}-share", share, "--force")
-        dataset = H5Dataset("train", out)
+        dataset = H5Dataset("train", out, PETS | BREED)
         assert len(dataset) == 26
         lines, is_known = np.array(dataset.source_lines), dataset.known[task].numpy()
         known[share] = set(lines[is_known])
         for other in {"seg", "bbox", "bin", "breed"} - {task}:
             assert dataset.known[other].all() or {other, task} == {"bin", "breed"}
         for split in ("val", "test"):
-            assert all(known.all() for known in H5Dataset(split, out).known.values())
+            others = H5Dataset(split, out, PETS | BREED).known
+            assert all(is_known.all() for is_known in others.values())
     assert known[0.25] < known[0.5] < known[1]
     assert [len(known[share]) for share in (1, 0.5, 0.25)] == [26, 13, 6]
     for breed in range(4):  # six of each in train
@@ -435,20 +436,28 @@ def test_shares_choose_different_images(drawn, out):
     assert (~known["seg"] & known["bbox"]).any()
 
 
-def test_the_border_may_be_unknown(drawn, out):
-    run(drawn, out, "--border", "ignore")
-    masks = H5Dataset("val", out).masks
-    assert (masks[:, :4] == 0).all()
-    assert (masks[:, 4:, :4] == 1).all() and (masks[:, 4:, 4:] == 255).all()
+@pytest.mark.parametrize(("border", "value"), [("pet", 1), ("ignore", 255), ("class", 2)])
+def test_the_border_is_pet_unknown_or_a_class(drawn, out, border, value):
+    run(drawn, out, "--border", border)
+    kind = PixelClasses("masks", classes=3 if border == "class" else 2)
+    masks = whole(out, "val", {"seg": kind})[1]["seg"]  # (N, 1, S, S)
+    assert (masks[:, :, :4] == 0).all()
+    assert (masks[:, :, 4:, :4] == 1).all() and (masks[:, :, 4:, 4:] == value).all()
+    names = H5Dataset("val", out, {"seg": kind}).class_names["seg"]
+    wanted = ("background", "pet", "border") if border == "class" else ("background", "foreground")
+    assert names == wanted
 
 
 def test_breeds_are_written_on_request(drawn, out):
     run(drawn, out, "--breeds")
+    kind = {"breed": Label("breeds", classes=len(BREEDS))}
     for split in SPLITS:
-        breeds = H5Dataset(split, out).breeds.tolist()
+        breeds = whole(out, split, kind)[1]["breed"].tolist()
         assert breeds == [breed for breed, _ in members(out, split)]
+        names = H5Dataset(split, out, kind).class_names["breed"]
+        assert names == ("Abyssinian", "Bengal", "Beagle", "Pug", "Shiba Inu")
     run(drawn, out, "--force")  # breeds.h5 is one of the tool's files
-    assert H5Dataset("train", out).breeds is None
+    assert not (out / "train" / "breeds.h5").exists()
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(drawn, out, tmp_path):
@@ -466,7 +475,7 @@ def test_a_box_of_one_pixel(root, out):
     for split in SPLITS:
         dataset = H5Dataset(split, out)
         if 33 in dataset.source_lines:
-            box = dataset.bboxes[dataset.source_lines.index(33)].tolist()
+            box = dataset[dataset.source_lines.index(33)][1]["bbox"].tolist()
     assert box == pytest.approx([0, 19 / 20, 1 / 40, 1])
 
 
@@ -482,36 +491,35 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-40])
 
 
-PIXEL_DAMAGE = {
-    "cut image": ("images/pug_3.jpg", cut, "expected a readable image and trimap"),
-    "no image at all": ("images/pug_3.jpg", lambda path: path.write_text("x"), "pug_3.jpg"),
-    "missing image": ("images/pug_3.jpg", Path.unlink, "images/pug_3.jpg"),
-    "missing trimap": ("annotations/trimaps/pug_3.png", Path.unlink, "trimaps/pug_3.png"),
-    "cut trimap": ("annotations/trimaps/pug_3.png", cut, "expected a readable trimap"),
+IMAGE, TRIMAP = "images/{}.jpg", "annotations/trimaps/{}.png"
+PIXEL_DAMAGE = {  # what: (file, damage, message)
+    "cut image": (IMAGE, cut, "expected a readable image and trimap"),
+    "no image at all": (IMAGE, lambda path: path.write_text("x"), "{}.jpg"),
+    "missing image": (IMAGE, Path.unlink, "images/{}.jpg"),
+    "missing trimap": (TRIMAP, Path.unlink, "trimaps/{}.png"),
+    "cut trimap": (TRIMAP, cut, "expected a readable trimap"),
     "small trimap": (
-        "annotations/trimaps/pug_3.png",
+        TRIMAP,
         lambda path: Image.fromarray(draw_trimap()[:, 1:]).save(path),
         "expected a trimap of (40, 20) with values 1, 2, 3, found (39, 20)",
     ),
     "mask as trimap": (
-        "annotations/trimaps/pug_3.png",
+        TRIMAP,
         lambda path: Image.fromarray(draw_trimap() * 80).save(path),
         "values 1, 2, 3, found (40, 20) and [ 80 160 240]",
     ),
 }
-XML = "annotations/xmls/pug_3.xml"
-BOX_DAMAGE = {
-    "missing": (Path.unlink, "no such file", "xml missing: 1"),
-    "cut": (cut, "expected a box", "xml or box unusable: 1"),
-    "no box": (lambda p: p.write_text("<a/>"), "expected a box", "xml or box unusable: 1"),
+BOX_DAMAGE = {  # what: (damage, message)
+    "missing": (Path.unlink, "no such file"),
+    "cut": (cut, "expected a box"),
+    "no box": (lambda path: path.write_text("<a/>"), "expected a box"),
     "half a box": (
-        lambda p: p.write_text("<a><object><bndbox><xmin>1</xmin></bndbox></object></a>"),
+        lambda path: path.write_text("<a><object><bndbox><xmin>1</xmin></bndbox></object></a>"),
         "expected a box at object/bndbox",
-        "xml or box unusable: 1",
     ),
-    "empty": (lambda p: write_box(p, ("", 5, 30, 20)), "NoneType", "xml or box unusable: 1"),
-    "a folder": (lambda p: p.unlink() or p.mkdir(), "directory", "xml or box unusable: 1"),
-    "words": (lambda p: write_box(p, ("a", 5, 30, 20)), "'a'", "xml or box unusable: 1"),
+    "empty": (lambda path: write_box(path, ("", 5, 30, 20)), "NoneType"),
+    "a folder": (lambda path: path.unlink() or path.mkdir(), "directory"),
+    "words": (lambda path: write_box(path, ("a", 5, 30, 20)), "'a'"),
 }
 WRONG_BOXES = {
     "left and right exchanged": (30, 5, 5, 20),
@@ -524,46 +532,49 @@ WRONG_BOXES = {
     "not a number": ("nan", 5, 30, 20),
 }
 for what, box in WRONG_BOXES.items():
-    spoil = partial(write_box, box=box)
-    BOX_DAMAGE[what] = (spoil, "expected a box inside 40 x 20", "xml or box unusable: 1")
-PUG = (3, 3)
+    BOX_DAMAGE[what] = partial(write_box, box=box), "expected a box inside 40 x 20"
 
 
-@pytest.mark.parametrize("damage", PIXEL_DAMAGE)
+def spoil(root, damages):
+    """Damage one image after the other; {its name: (breed, number)}, the boxed ones in turn."""
+    spoilt = {}
+    for (breed, number), (name, damage) in zip(boxed_names()[5:], damages, strict=False):
+        image = f"{BREEDS[breed]}_{number}"
+        damage(root / "oxford-iiit-pet" / name.format(image))
+        spoilt[image] = breed, number
+    return spoilt
+
+
 @pytest.mark.parametrize("flags", [(), ("--add-unboxed",)])
-def test_unusable_pixels_are_named_counted_and_left_out(root, out, capsys, damage, flags):
-    name, spoil, message = PIXEL_DAMAGE[damage]
-    spoil(root / "oxford-iiit-pet" / name)
+def test_unusable_pixels_are_named_counted_and_left_out(root, out, capsys, flags):
+    spoilt = spoil(root, [(name, damage) for name, damage, _ in PIXEL_DAMAGE.values()])
     assert run(root, out, *flags) == 0
-    printed, error = capsys.readouterr()
-    assert error.startswith("pug_3: ") and error.count("\n") == 1 and message in error
-    assert "image or trimap unusable: 1;" in printed
+    printed, errors = capsys.readouterr()
+    lines = dict(zip(spoilt, errors.splitlines(), strict=True))
+    for (image, line), (_, _, message) in zip(lines.items(), PIXEL_DAMAGE.values(), strict=True):
+        assert line.startswith(f"{image}: ") and message.format(image) in line
+    assert f"image or trimap unusable: {len(spoilt)};" in printed
     left = set(everything(out))
-    assert PUG not in left and left | {PUG} >= set(boxed_names())
+    assert not left & set(spoilt.values()) and left | set(spoilt.values()) >= set(boxed_names())
 
 
-@pytest.mark.parametrize("damage", BOX_DAMAGE)
-def test_an_unusable_box_is_named_counted_and_left_out(root, out, capsys, damage):
-    spoil, message, count = BOX_DAMAGE[damage]
-    spoil(root / "oxford-iiit-pet" / XML)
-    assert run(root, out) == 0
-    printed, error = capsys.readouterr()
-    assert error.startswith("pug_3: ") and error.count("\n") == 1
-    assert message in error and "pug_3.xml" in error
-    assert f"{count}; left out: 11 of 54" in printed  # the ten without a box in the first place
-    assert everything(out) == sorted(set(boxed_names()) - {PUG})
-
-
-@pytest.mark.parametrize("damage", BOX_DAMAGE)
-def test_an_unusable_box_becomes_unboxed_on_request(root, out, capsys, damage):
-    spoil, message, count = BOX_DAMAGE[damage]
-    spoil(root / "oxford-iiit-pet" / XML)
-    assert run(root, out, "--add-unboxed") == 0
-    printed, error = capsys.readouterr()
-    assert message in error and error.count("\n") == 1
-    assert f"{count}; left out: 0 of 54" in printed
-    row = members(out, "train").index(PUG)
-    assert torch.isnan(H5Dataset("train", out).bboxes[row]).all()
+@pytest.mark.parametrize("keeps", [False, True])
+def test_an_unusable_box_is_left_out_or_on_request_unboxed(root, out, capsys, keeps):
+    spoilt = spoil(root, [("annotations/xmls/{}.xml", damage) for damage, _ in BOX_DAMAGE.values()])
+    assert run(root, out, *["--add-unboxed"] * keeps) == 0
+    printed, errors = capsys.readouterr()
+    lines = dict(zip(spoilt, errors.splitlines(), strict=True))
+    for (image, line), (_, message) in zip(lines.items(), BOX_DAMAGE.values(), strict=True):
+        assert line.startswith(f"{image}: ") and message in line and f"{image}.xml" in line
+    count = len(spoilt)
+    assert f"xml missing: 1, xml or box unusable: {count - 1}; left out: " in printed
+    if not keeps:  # the ten without a box in the first place, too
+        assert f"left out: {count + 10} of 54" in printed
+        assert everything(out) == sorted(set(boxed_names()) - set(spoilt.values()))
+        return
+    assert "left out: 0 of 54" in printed
+    dataset, found = H5Dataset("train", out), members(out, "train")
+    assert not any(dataset.known["bbox"][found.index(member)] for member in spoilt.values())
 
 
 # Mistakes
@@ -732,19 +743,18 @@ def test_force_spares_a_file(drawn, out, capsys):
     assert out.read_text() == "mine"
 
 
-def fail_at_second_split(monkeypatch, error):
+def fail_at_val(monkeypatch, error):
     """Make the tool fail after one split is on disk, as a signal or a full disk would."""
-    calls = []
+    opened, tried = h5py.File, []
 
-    def write(folder, *rest):
-        if calls:
+    def fail(path, mode="r", **options):
+        if mode != "r" and Path(path).parent.name == "val":
+            tried.append(Path(path))
             raise error
-        calls.append(folder)
-        write_split(folder, *rest)
+        return opened(path, mode, **options)
 
-    write_split = splitting.dataload.write_split
-    monkeypatch.setattr(splitting.dataload, "write_split", write)
-    return calls
+    monkeypatch.setattr(h5py, "File", fail)
+    return tried
 
 
 @pytest.mark.parametrize(
@@ -759,16 +769,16 @@ def test_interrupted_write(drawn, out, capsys, monkeypatch, error, code, message
     if has_old:
         run(drawn, out)
     before = contents(out)
-    calls = fail_at_second_split(monkeypatch, error)
+    tried = fail_at_val(monkeypatch, error)
     assert run(drawn, out, "--seed", 1, "--force") == code
-    assert calls[0].parent.parent == out.parent  # a sibling, so that renaming is atomic
+    assert tried[0].parents[2] == out.parent  # a sibling, so that renaming is atomic
     assert_one_line(capsys, message)
     assert contents(out) == before and list(out.parent.iterdir()) == [out] * has_old
 
 
 def test_a_bug_leaves_no_partial_output_either(drawn, out, monkeypatch):
-    fail_at_second_split(monkeypatch, RuntimeError("bug"))
-    with pytest.raises(RuntimeError, match="bug"):
+    fail_at_val(monkeypatch, KeyError("bug"))
+    with pytest.raises(KeyError, match="bug"):
         run(drawn, out)
     assert list(out.parent.iterdir()) == []
 
@@ -790,13 +800,14 @@ def test_a_failed_exchange_brings_the_old_output_back(drawn, out, capsys, monkey
 
 
 def test_output_that_appears_meanwhile_is_kept(drawn, out, capsys, monkeypatch):
-    def write(folder, *rest):
+    opened = h5py.File
+
+    def appear(path, mode="r", **options):
         out.mkdir(exist_ok=True)
         (out / "other").write_text("of another run")
-        write_split(folder, *rest)
+        return opened(path, mode, **options)
 
-    write_split = splitting.dataload.write_split
-    monkeypatch.setattr(splitting.dataload, "write_split", write)
+    monkeypatch.setattr(h5py, "File", appear)
     assert run(drawn, out) == 2
     assert_one_line(capsys, str(out))
     assert [path.name for path in out.iterdir()] == ["other"]

@@ -1,6 +1,9 @@
 """Masks for images without one, by a network whose answer is known."""
 
+import io
+import os
 import shutil
+import stat
 
 import h5py
 import numpy as np
@@ -9,31 +12,42 @@ import torch
 from running import run
 
 from dataload import H5Dataset, write_split
+from parts import h5file
+from parts.targets import PixelClasses
 from tools import pseudo_masks
 
-SIDE = 32
+SPLITS = ("train", "val", "test")
+
+
+def write(folder, side=32, classes=2):
+    """Four images of two halves; in train two have no mask, and one is known in part."""
+    random, names = np.random.default_rng(0), {"binary": ("a", "b")}
+    for split in SPLITS:
+        masks = np.full((4, side, side, 1), classes - 1, np.uint8)
+        masks[:, : side // 2] = 0
+        if split == "train":
+            masks[1:3], masks[3, :4] = 255, 255
+        arrays = {
+            "images": random.integers(0, 256, (4, side, side, 3), np.uint8),
+            "masks": masks,
+            "bboxes": np.float32([(1, 2, 9, 9)] * 4),
+            "binary": np.array([0, 1, -1, 1], np.int8),
+            "own": random.uniform(0, 1, (4, 3)),
+        }
+        write_split(folder / split, arrays, {"split": split}, names)
+    return folder
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Four images of two halves; two have no mask, and one is known in part."""
-    random = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        images = random.integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
-        masks = np.ones((4, SIDE, SIDE, 1), np.uint8)
-        masks[:, : SIDE // 2] = 0
-        if split == "train":
-            masks[1:3] = 255
-            masks[3, :4] = 255
-        boxes = np.full((4, 4), np.nan)
-        write_split(tmp_path / "data" / split, images, masks, boxes, [0, 1, -1, 1], ("a", "b"), {})
-    return tmp_path / "data"
+    return write(tmp_path / "data")
 
 
-@pytest.fixture
-def model(data, tmp_path):
-    run("MTL_baseline", data, tmp_path / "run", "--epochs", "1")
-    path = tmp_path / "run" / "baseline_model_lite.pt"
+@pytest.fixture(scope="module")
+def model(shared_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("model")
+    run("MTL_baseline", shared_data, out, "--epochs", "1")
+    path = out / "baseline_model_lite.pt"
     state = torch.load(path, weights_only=True)
     state["seg.logits.0.weight"].zero_()
     state["seg.logits.0.bias"].fill_(1.0)  # foreground everywhere
@@ -41,22 +55,115 @@ def model(data, tmp_path):
     return path
 
 
+def call(model, data, out):
+    return pseudo_masks.main([str(model), str(data), "--out", str(out)])
+
+
+def masks_of(folder, split="train"):
+    """uint8 (N, H, W)."""
+    return np.concatenate([*H5Dataset(split, folder).slabs("seg")])
+
+
+def values_of(path):
+    with h5py.File(path) as file:
+        return file[path.stem][()], dict(file.attrs)
+
+
 def test_images_without_a_mask_get_that_of_the_network(data, model, tmp_path, capsys):
     out = tmp_path / "out"
-    assert not pseudo_masks.main([str(model), str(data), "--out", str(out)])
-    assert capsys.readouterr().out.endswith(f"2 of 4 masks found; written to {out}\n")
-    before, after = H5Dataset("train", data), H5Dataset("train", out)
-    assert (after.masks[1:3] == 1).all()
-    assert torch.equal(after.masks[[0, 3]], before.masks[[0, 3]])
-    assert torch.equal(after.images, before.images) and after.class_names == before.class_names
-    for split in ("val", "test"):
-        assert H5Dataset(split, out).fingerprint() == H5Dataset(split, data).fingerprint()
-    with h5py.File(out / "train" / "masks.h5") as file:
-        assert file.attrs["source"] == f"tools/pseudo_masks.py {model}"
+    assert call(model, data, out) == 0
+    assert capsys.readouterr().out == f"2 of 4 masks found; written to {out}\n"
+    before, after = masks_of(data), masks_of(out)
+    assert (after[1:3] == 1).all() and np.array_equal(after[[0, 3]], before[[0, 3]])
+    for path in sorted(data.rglob("*.h5")):
+        copy = out / path.relative_to(data)
+        if path.name != "masks.h5" or path.parent.name != "train":
+            assert all(map(np.array_equal, values_of(path), values_of(copy))), path
+    source = f"tools/pseudo_masks.py {model}"
+    assert values_of(out / "train/masks.h5")[1] == {"split": "train", "source": source}
+    assert H5Dataset("train", out).class_names["bin"] == ("a", "b")
 
 
-@pytest.mark.parametrize("mistake", ["there", "whole", "no seg"])
-def test_mistakes_take_one_line(data, model, tmp_path, capsys, mistake):
+def test_a_split_without_masks_gets_all_of_them(data, model, tmp_path, capsys):
+    (data / "train" / "masks.h5").unlink()
+    assert call(model, data, tmp_path / "out") == 0
+    assert capsys.readouterr().out.startswith("4 of 4 masks found")
+    assert (masks_of(tmp_path / "out") == 1).all()
+
+
+def test_images_of_any_side_get_masks_of_that_side(model, tmp_path):
+    """40 is no multiple of the network's stride."""
+    data = write(tmp_path / "data", side=40)
+    assert call(model, data, tmp_path / "out") == 0
+    masks = masks_of(tmp_path / "out")
+    assert masks.shape == (4, 40, 40) and (masks[1:3] == 1).all()
+
+
+class Ends:
+    """In place of a trained network: class 2 in the right half of any image."""
+
+    def __init__(self):
+        task = type("Task", (), {"target": PixelClasses("masks", classes=3)})
+        self.tasks = {"note": type("Other", (), {"target": None}), "parts": task}
+
+    def output(self, image):
+        logits = torch.zeros(3, 8, 8)
+        logits[0], logits[2, :, 4:] = 0.5, 1.0
+        return {"parts": logits}
+
+
+def test_several_classes_under_any_name_of_the_task(tmp_path, monkeypatch):
+    data = write(tmp_path / "data", classes=3)
+    for split in SPLITS:
+        with h5py.File(data / split / "masks.h5", "r+") as file:
+            file["masks"].attrs["class_names"] = ["ground", "ear", "tail"]
+    monkeypatch.setattr(pseudo_masks, "open_network", lambda path: Ends())
+    assert call("any", data, tmp_path / "out") == 0
+    dataset = H5Dataset("train", tmp_path / "out", {"parts": PixelClasses("masks", classes=3)})
+    mask = dataset[1][1]["parts"][0]
+    assert (mask[:, :16] == 0).all() and (mask[:, 16:] == 2).all()
+    assert dataset.class_names["parts"] == ("ground", "ear", "tail")
+
+
+def test_what_links_lead_to_is_copied(data, model, tmp_path):
+    """By a link inside HDF5 and one of the file system, both relative, and values outside."""
+    train, pool = data / "train", tmp_path / "pool"
+    pool.mkdir()
+    before = {path.stem: values_of(path)[0] for path in train.glob("*.h5")}
+    (train / "images.h5").rename(pool / "all.h5")
+    with h5py.File(train / "images.h5", "w") as file:
+        file["images"] = h5py.ExternalLink("../../pool/all.h5", "images")
+    (train / "binary.h5").rename(pool / "binary.h5")
+    (train / "binary.h5").symlink_to("../../pool/binary.h5")
+    place = tmp_path / "deep" / "er" / "out"
+    assert call(model, data, place) == 0
+    shutil.rmtree(pool)
+    for name in ("images", "binary"):
+        assert np.array_equal(values_of(place / f"train/{name}.h5")[0], before[name])
+
+
+def test_a_read_only_source_gives_files_of_the_usual_modes(data, model, tmp_path):
+    """As root may write anywhere, the modes are looked at."""
+    for path in (*data.rglob("*"), data):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    assert call(model, data, tmp_path / "out") == 0
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.stat().st_mode & stat.S_IWUSR
+    for path in (data, *data.rglob("*")):
+        path.chmod(0o755)
+
+
+def test_paths_that_are_no_text(data, model, tmp_path, capfd):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(model.parent, folder)
+    data.rename(folder / "data")
+    assert call(folder / model.name, folder / "data", folder / "out") == 0
+    assert "2 of 4 masks found; written to" in capfd.readouterr().out
+    assert "caf\\udce9" in values_of(folder / "out/train/masks.h5")[1]["source"]
+
+
+@pytest.mark.parametrize("mistake", ["there", "whole", "no seg", "no data", "damaged"])
+def test_mistakes_take_one_line(data, model, tmp_path, monkeypatch, capsys, mistake):
     out = tmp_path / "out"
     if mistake == "there":
         out.mkdir()
@@ -64,12 +171,34 @@ def test_mistakes_take_one_line(data, model, tmp_path, capsys, mistake):
     elif mistake == "whole":
         shutil.rmtree(data / "train")
         shutil.copytree(data / "val", data / "train")
-        expected = f"{data}: expected training images without a mask, found none"
+        expected = f"{data}/train: expected images without a mask, found none"
+    elif mistake == "no seg":
+        network = Ends()
+        del network.tasks["parts"]
+        monkeypatch.setattr(pseudo_masks, "open_network", lambda path: network)
+        expected = f"{model}: expected a network that segments, found ['note']"
+    elif mistake == "no data":
+        shutil.rmtree(data / "val")
+        expected = f"{data}/val: no such folder; expected the split 'val' there"
     else:
-        run("examples/bin_only", data, tmp_path / "bin", "--epochs", "1")
-        model = tmp_path / "bin" / "bin_only_model_lite.pt"
-        expected = f"{model}: expected a network that segments, found ['bin']"
-    capsys.readouterr()
-    assert pseudo_masks.main([str(model), str(data), "--out", str(out)]) == 2
-    assert capsys.readouterr().err == f"pseudo_masks.py: {expected}\n"
-    assert mistake == "there" or not out.exists()
+        (data / "test" / "own.h5").write_bytes(b"something else")
+        expected = f"{data}/test/own.h5: expected an HDF5 file, found a damaged one"
+    assert call(model, data, out) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"pseudo_masks.py: {expected}") and printed.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"] + ["out"] * (
+        mistake == "there"
+    )
+
+
+def test_a_full_disk_takes_one_line_and_leaves_nothing(data, model, tmp_path, monkeypatch, capsys):
+    def full(file, data):
+        raise OSError(28, "No space left on device")
+
+    raw = type("Raw", (io.FileIO,), {"write": full})
+    monkeypatch.setattr(h5file, "Sink", type("Sink", (h5file.Sink, raw), {}))
+    assert call(model, data, tmp_path / "out") == 2
+    message = "bboxes.h5: cannot be written (No space left on device)\n"
+    printed = capsys.readouterr().err
+    assert printed.endswith(message) and printed.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

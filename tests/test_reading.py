@@ -10,7 +10,7 @@ from conftest import drawn, rewrite
 
 import engine
 from dataload import DataError, H5Dataset
-from engine.batches import Portable
+from engine.batches import Carried
 from parts.h5array import H5Array
 from parts.targets import PETS, Box, Derived, Label, PixelClasses, PixelValues, Values, with_sources
 
@@ -194,7 +194,7 @@ def test_workers_that_are_spawned_find_what_a_script_defines(shared_data):
     script = engine.load("examples.area")
     kinds = {name: task.target for name, task in script.TASKS.items()}
     dataset = H5Dataset("train", shared_data, kinds, memory_limit=0)
-    sent = pickle.dumps(Portable(dataset))
+    sent = pickle.dumps(Carried(dataset))
     del sys.modules[script.__name__]
     found = pickle.loads(sent)
     assert found.targets["area"].function.__module__ != script.__name__

@@ -10,14 +10,15 @@ import termios
 import threading
 import types
 
+import h5py
 import pytest
 import torch
-from running import ROOT
+from running import ROOT, without_pictures
 
 import engine
 from engine.report import Report, save_csv, summary_writer
 from engine.report import test_table as table_of  # else pytest takes it for a test
-from engine.tasks import BBOX, SEG
+from MTL_Utils import BBOX, SEG
 from parts.errors import UserError
 
 FLAGS = ["--device=cpu", "--epochs=2", "--batch-size=4", "--units=1", "--widths", *"8888"]
@@ -69,13 +70,15 @@ def test_a_log_has_one_line_per_epoch_and_tells_all(shared_data, tmp_path, capfd
         lines[0]
         == "main: 12 train, 5 val, 7 test images of 32 x 32 on cpu, 1 process(es), 2 epochs"
     )
+    assert lines[1] == "for each task: training/validation loss, validation metric"
     history = torch.load(out / "main_history.pt", weights_only=True)
     for epoch in (1, 2):
-        loss = history["train"]["seg_loss"][epoch - 1]
-        assert lines[epoch].startswith(f"epoch {epoch}/2: train loss seg {loss:.3f} bbox ")
-        assert re.search(r"; \d+ images/s, \d+\.\d s, \d\d:\d\d left$", lines[epoch])
-    assert lines[3].startswith(f"test: 7 images, weights of epoch {history['best_epoch']}")
-    rows = dict(line.split() for line in lines[4 : lines.index("files written:")])
+        losses = [f"{history[part]['seg_loss'][epoch - 1]:.3f}" for part in ("train", "val")]
+        line = lines[epoch + 1]
+        assert line.startswith(f"epoch {epoch}/2: seg {'/'.join(losses)}, iou ")
+        assert re.search(r"; \d+ images/s, \d+\.\d s, \d\d:\d\d left$", line) and len(line) < 160
+    assert lines[4].startswith(f"test: 7 images, weights of epoch {history['best_epoch']}")
+    rows = dict(line.split() for line in lines[5 : lines.index("files written:")])
     assert rows["seg_iou"] == f"{history['test']['seg_iou']:.4f}"
     assert set(rows) == {name for name in history["test"] if not name.endswith("loss")}
     files = [line.strip() for line in lines[lines.index("files written:") + 1 :]]
@@ -134,7 +137,7 @@ def test_a_terminal_shows_a_bar_with_losses_rate_and_time_left(shared_data, tmp_
     assert re.search(r"\repoch 1/2 +0% ", shown)
     bar = r"epoch 2/2 100% .* images/s, seg \d\.\d+ bbox \d\.\d+ bin \d\.\d+, \d\d:\d\d left"
     assert re.search(bar, shown)
-    assert len(re.findall(r"epoch \d/2: train loss", shown)) == 2
+    assert len(re.findall(r"epoch \d/2: seg \d", shown)) == 2
 
 
 def test_quiet_is_silent_unless_something_is_wrong(shared_data, tmp_path, monkeypatch, capfd):
@@ -186,10 +189,26 @@ HISTORY = {
 def test_the_epoch_line_by_hand(capsys):
     Report(121, TASKS).epoch(HISTORY, rate=99.6)
     assert capsys.readouterr().err == (
-        "epoch 1/121: train loss seg 0.500 bbox 0.750 (known: 8 seg, 4 bbox); "
-        "val loss seg 0.600 bbox nan; seg iou 0.250 bbox iou nan, "
-        "best so far; 100 images/s, 30.0 s, 1:00:00 left\n"
+        "epoch 1/121: seg 0.500/0.600, iou 0.250; bbox 0.750/nan, iou nan; best so far; "
+        "100 images/s, 30.0 s, 1:00:00 left\n"
     )
+
+
+def test_the_starting_weights_by_hand(capsys):
+    found = {name: series[0] for name, series in HISTORY["val"].items()}
+    Report(121, TASKS).start_values(found)
+    assert capsys.readouterr().err == (
+        "epoch 0, the starting weights: seg 0.600, iou 0.250; bbox nan, iou nan; they compete for "
+        "the best epoch\n"
+    )
+
+
+def test_how_much_is_known_is_said_once(data_folder, tmp_path, capsys):
+    with h5py.File(data_folder / "train" / "bboxes.h5", "r+") as file:
+        file["bboxes"][:9] = float("nan")
+    with without_pictures():
+        run(data_folder, tmp_path / "out")
+    assert capsys.readouterr().err.count("; known in train: 12 seg, 3 bbox, 12 bin\n") == 1
 
 
 def test_the_table_by_hand():

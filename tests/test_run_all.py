@@ -8,11 +8,13 @@ import threading
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
-from engine import settings
-from engine.script import load
+from engine.script import parse
+from engine.setup import open_data
+from engine.weights import identity
 from tools import run_all
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,10 +40,12 @@ if __name__ == "__main__":  # copies a history instead of making one
     with open(here / "calls", "a") as calls:
         again = " again" if (out / f"{name}_last.pt").exists() else ""
         quiet = " quiet" if "--quiet" in sys.argv else ""
-        module = " module" if __spec__ else ""  # python -m
+        weights = f" {flag('--weights')}" if "--weights" in sys.argv else ""
         threads = os.environ.get("OMP_NUM_THREADS", "any")
         assert "--resume" in sys.argv and Path(flag("--h5-save-path")).is_dir()
-        calls.write(f"{out.name}{module}{again}{quiet} {threads}\\n")
+        import beside  # as it would import engine
+
+        calls.write(f"{out.name}{again}{quiet}{weights} {threads}\\n")
     if name == "OEQ":
         sys.exit(7)
     (here / f"ready_{out.name}").touch()
@@ -54,8 +58,25 @@ if __name__ == "__main__":  # copies a history instead of making one
 """
 
 
+@pytest.fixture(scope="session")
+def history(shared_data):
+    """What a finished run of MTL_main records, as far as the tool looks at it."""
+    script, settings, _ = parse(ROOT / "MTL_main.py", ["--h5-save-path", str(shared_data)])
+    data = open_data(shared_data, script.module.TASKS)
+    return {
+        "config": vars(settings) | {"demo": False},
+        "data_fingerprint": {split: each.fingerprint() for split, each in data.items()},
+        "weights_from": None,
+        "seconds": [90.0, 30.0],
+    }
+
+
+def with_config(history, **changes):
+    return history | {"config": history["config"] | changes}
+
+
 @pytest.fixture
-def scripts(shared_data, tmp_path, monkeypatch):
+def scripts(history, tmp_path, monkeypatch):
     """A folder with stand-ins for four scripts, in place of the repository, and their histories."""
     folder = tmp_path / "scripts"
     (folder / "examples").mkdir(parents=True)
@@ -63,20 +84,15 @@ def scripts(shared_data, tmp_path, monkeypatch):
     text = head + STAND_IN.replace("SCRIPTS", str(folder)) + imports + rest
     for name in ("MTL_main", "MTL_baseline", "MTL_OEQ", "examples/alone"):
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    plain, _ = settings.parse(load(ROOT / "MTL_main.py"), ["--h5-save-path", str(shared_data)])
+    (folder / "beside.py").touch()
     for seed in range(3):
-        for name in ("main", "baseline", "alone", "main_fold0", "main_fold1"):
-            config = settings.as_dict(plain) | {"SEED": seed, "demo": False}
-            if "fold" in name:
-                config["H5_SAVE_PATH"] = str(shared_data) + name[-5:]
-            path = folder / f"{name}_seed{seed}.pt"
-            torch.save({"config": config, "seconds": [90.0, 30.0]}, path)
+        for name in ("main", "baseline", "alone", "my net.v2", "main_fold0", "main_fold1"):
+            torch.save(with_config(history, SEED=seed), folder / f"{name}_seed{seed}.pt")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_all, "ROOT", folder)
     monkeypatch.setattr("engine.script.ROOT", folder)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = {name: module for name, module in sys.modules.items() if name.startswith("MTL_")}
-    yield folder
-    sys.modules.update(before)  # others want the repository's
+    return folder
 
 
 @pytest.fixture
@@ -117,10 +133,15 @@ def test_every_script_with_every_seed_once(scripts, series, tmp_path, capfd):
     assert capfd.readouterr().err == "run_all.py: 4 of 4 runs are finished\n"
 
 
-def test_an_example_is_run_as_a_module(scripts, series):
-    """Its package is found wherever the command is given."""
-    assert series("--scripts", "examples.alone", "examples/alone.py", "--seeds", "1") == 0
-    assert calls(scripts) == ["alone_seed1 module any"]
+def test_any_script_is_run_by_its_path(scripts, series, tmp_path, monkeypatch):
+    """However it is called, and wherever the command is given."""
+    place = tmp_path / "elsewhere" / "my net.v2.py"
+    place.parent.mkdir()
+    shutil.copy(scripts / "MTL_main.py", place)
+    monkeypatch.chdir(place.parent)
+    names = ["examples.alone", "examples/alone.py", place.name, place]
+    assert series("--scripts", *names, "--seeds", "1") == 0
+    assert calls(scripts) == ["alone_seed1 any", "my net.v2_seed1 any"]
 
 
 def test_folds_are_in_the_flags_and_in_the_names(scripts, series, shared_data, tmp_path, capfd):
@@ -234,27 +255,95 @@ def one_line(capfd):
     return printed
 
 
-def test_runs_of_other_settings_or_data_are_refused(scripts, series, shared_data, tmp_path, capfd):
+def test_runs_of_other_settings_are_refused(scripts, series, history, tmp_path, capfd):
     chosen = ["--scripts", "main", "--seeds", "0"]
     assert series(*chosen) == 0
     capfd.readouterr()
     assert series(*chosen, flags=["--epochs", "7"]) == 2
     assert "main_history.pt: a run with EPOCHS = 250, not 7; choose" in one_line(capfd)
-    other = shutil.copytree(shared_data, tmp_path / "other")
-    assert series(*chosen, data=other) == 2
-    message = one_line(capfd)
-    assert f"main_history.pt: a run with H5_SAVE_PATH = {shared_data}, not {other}" in message
+    assert series(*chosen, flags=["--diagnose", "5"]) == 2
+    assert "main_history.pt: a run with diagnose = 0, not 5; choose" in one_line(capfd)
     path = tmp_path / "out/main_seed0/main_history.pt"
+    torch.save({"network": 1}, path)
+    assert series(*chosen) == 2
+    assert f"{path}: expected a history, found another file" in one_line(capfd)
     path.write_bytes(b"x")
     assert series(*chosen) == 2
     assert f"{path}: expected a checkpoint, found a damaged file" in one_line(capfd)
     assert len(calls(scripts)) == 1
 
 
+def test_the_data_count_and_not_their_place(scripts, series, data_folder, tmp_path, capfd):
+    chosen = ["--scripts", "main", "--seeds", "0"]
+    assert series(*chosen, data=data_folder) == 0
+    moved = data_folder.rename(tmp_path / "moved")
+    assert series(*chosen, data=moved) == 0
+    capfd.readouterr()
+    with h5py.File(moved / "val" / "masks.h5", "r+") as file:
+        file["masks"][0] = 1
+    assert series(*chosen, data=moved) == 2
+    message = one_line(capfd)
+    assert "main_history.pt: a run with data in val/masks = 5 samples of checksum " in message
+    assert message.count("data in") == 1
+    (moved / "val" / "bboxes.h5").unlink()
+    assert series(*chosen, data=moved) == 2
+    assert "data in val/bboxes = 5 samples of checksum " in (message := one_line(capfd))
+    assert ", not None; data in val/masks = " in message
+    assert len(calls(scripts)) == 1
+
+
+@pytest.mark.parametrize(("count", "code"), [(12, 0), (13, 2)])
+def test_of_older_runs_the_number_of_samples_counts(
+    scripts, series, history, tmp_path, capfd, count, code
+):
+    path = tmp_path / "out/main_seed0/main_history.pt"
+    path.parent.mkdir(parents=True)
+    counts = {"train": count, "val": 5, "test": 7}
+    texts = {split: f"{n} samples of checksum 0123abcd" for split, n in counts.items()}
+    torch.save(history | {"data_fingerprint": texts}, path)
+    assert series("--scripts", "main", "--seeds", "0") == code
+    if code:
+        assert "data in train/train = 13 samples, not 12 samples; choose" in one_line(capfd)
+
+
+def test_weights_are_honoured_or_refused(scripts, series, history, tmp_path, capfd):
+    chosen, files = ["--scripts", "main", "--seeds", "0"], [tmp_path / name for name in "abc"]
+    for number, path in enumerate(files):
+        path.write_bytes(bytes([min(number, 1)]))  # the last two hold the same
+    flags = [["--weights", str(path)] for path in files]
+    path = tmp_path / "out/main_seed0/main_history.pt"
+
+    source = identity(files[1])
+    torch.save(history | {"weights_from": source}, scripts / "main_seed0.pt")
+    assert series(*chosen, flags=flags[1]) == 0
+    assert calls(scripts) == [f"main_seed0 {files[1]} any"]
+    assert series(*chosen, flags=flags[1]) == series(*chosen, flags=flags[2]) == 0
+    capfd.readouterr()
+    assert series(*chosen, flags=flags[0]) == 2
+    expected = f"{path}: a run with --weights = {files[1]}, not {files[0]}; choose"
+    assert expected in one_line(capfd)
+    assert series(*chosen) == 2
+    assert f"a run with --weights = {files[1]}, not None; choose" in one_line(capfd)
+    files[1].unlink()
+    assert series(*chosen, flags=flags[1]) == 2
+    assert "MTL_main.py: --weights: expected a file of weights, found no" in one_line(capfd)
+    torch.save(history | {"weights_from": str(files[0])}, path)  # as older runs recorded it
+    assert series(*chosen, flags=flags[0]) == 0
+    capfd.readouterr()
+    torch.save(history, path)
+    assert series(*chosen, flags=flags[0]) == 2
+    assert f"a run with --weights = None, not {files[0]}; choose" in one_line(capfd)
+    assert len(calls(scripts)) == 1
+
+
 def test_mistakes_end_in_one_line_before_anything_runs(scripts, series, tmp_path, capfd):
     main = ["--scripts", "main", "--seeds", "0"]
     assert series("--scripts", "mian", "--seeds", "0") == 2
-    assert "--scripts: expected scripts as main or examples.NAME, found mian" in one_line(capfd)
+    expected = "--scripts: expected main, examples.NAME or the path of a script, found mian"
+    assert expected in one_line(capfd)
+    (tmp_path / "main.py").touch()
+    assert series("--scripts", "main", tmp_path / "main.py", "--seeds", "0") == 2
+    assert "--scripts: expected scripts of different names, since" in one_line(capfd)
     for flag in ("--seed=3", "--resume", "--file-save-path", "--overwrite"):
         assert series(*main, flags=[flag]) == 2
         assert f"{flag.split('=')[0]}: this tool sets it for every run" in one_line(capfd)

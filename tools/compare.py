@@ -1,15 +1,19 @@
-"""Compare runs, scripts x seeds x folds: one Markdown table, and one picture.
+"""Compare runs, scripts x seeds x folds: tables, statements, and one picture.
 
-    python tools/compare.py runs/128                      the table on stdout
+    python tools/compare.py runs/128                      the tables on stdout
+    python tools/compare.py runs/128 --baseline main      compared with main where it has the task
+    python tools/compare.py runs/128 --only main OEQ      only these columns
     python tools/compare.py runs/128 --all                with all metrics, not only primary ones
     python tools/compare.py runs/128 --out docs           also docs/compare.md and docs/compare.png
     python tools/compare.py runs/128 --split val          values of the best epoch, for choosing
-    python tools/compare.py runs/128 --export results/128 one small text file for each run
-    python tools/compare.py results/128                   the same table from these files
+    python tools/compare.py runs/128 --export 128.jsonl   a small text file of all these runs
+    python tools/compare.py 128.jsonl                     the same tables from this file
     python tools/compare.py dwa=runs/a fixed=runs/b       runs of one script under different labels
 
-Folders are searched to any depth. Runs of one script with different constants become separate
-columns; runs with different test images are folds of one column. Runs with different data or
+Folders are searched to any depth. Runs of one script with different constants, starting weights or
+numbers of parameters become separate columns; runs with different test images are folds of one
+column. Each metric is compared with --baseline, or without it with the single-task network of its
+task; where the runs lack both, with the first column that has it. Runs with different data or
 budgets are refused. With --train-may-differ the training data may differ, for example in the images
 without a box; then the number of steps instead of epochs must be the same.
 """
@@ -22,9 +26,10 @@ from parts.commandline import Parser
 from parts.errors import UserError
 from parts.files import replacing
 from tools.shared import histories
-from tools.shared.common import EXPERIMENTS, command, complain, make_folder
-from tools.shared.comparison import FREE, markdown, tested
-from tools.shared.curves import save_picture
+from tools.shared.common import as_path, command, complain, make_folder
+from tools.shared.comparison import differences, group, metrics, reference
+from tools.shared.forest import save_picture
+from tools.shared.tables import markdown, tested
 
 EQUAL = (*histories.BUDGET, "demo", "processes")  # settings that must be the same for all runs
 
@@ -39,8 +44,9 @@ def conditions(run, train_may_differ):
         fold["training steps"] = whole.pop("EPOCHS") * histories.steps_per_epoch(run)
     for split in [split for split in run["data"] if split != "train" or not train_may_differ]:
         fold[f"{split} samples"] = run["data"][split]
-        fold[f"{split} data"] = run["data_fingerprint"].get(split)
-    test = fold.pop("test data")
+        prints = histories.fingerprints(run, split)
+        fold |= {f"{split} {file}": text for file, text in prints.items()}
+    test = histories.test_set(run)
     whole |= {f"data with source line {line}": test for line in run["test_lines"] or ()}
     return {("", k): v for k, v in whole.items()} | {(test, k): v for k, v in fold.items()}
 
@@ -58,49 +64,24 @@ def refuse_different(runs, train_may_differ):
         known = {key: (path, value) for key, value in found.items()} | known
 
 
-def group(runs):
-    """{column: [summary]} of [(path, summary)]; UserError if two are the same run."""
-    columns, paths = {}, {}
-    order = [*EXPERIMENTS, *(run["name"] for _, run in runs)]
-    for path, run in sorted(runs, key=lambda pair: order.index(pair[1]["name"])):
-        label = _label(run, [other for _, other in runs if other["name"] == run["name"]])
-        key = label, run["seed"], histories.test_set(run)
-        if key in paths:
-            raise UserError(
-                f"{path}: expected one run of {label} with seed {run['seed']} on its data, found "
-                f"another in {paths[key]}; tell them apart with LABEL=FOLDER"
-            )
-        paths[key] = path
-        columns.setdefault(label, []).append(run)
-    return columns
+def choose(columns, flag, labels):
+    """{label: column} of some columns; UserError if one is missing."""
+    for label in labels:
+        if label not in columns:
+            raise UserError(f"{flag}: expected one of {', '.join(columns)}, found {label}")
+    return {label: columns[label] for label in labels}
 
 
-def _label(run, namesakes):
-    """The name, and the settings in which the run differs from others of its name."""
-    ours, *others = (
-        {k: v for k, v in r["config"].items() if k.isupper() and k not in FREE}
-        | ({"weights": "given"} if r["weights_from"] else {})
-        for r in (run, *namesakes)
-    )
-    differ = [k for k, v in ours.items() if any(other.get(k) != v for other in others)]
-    settings = ", ".join(f"{name} {ours[name]}" for name in differ)
-    return f"{run['name']} ({settings})" if settings else run["name"]
-
-
-def choose_baseline(wanted, columns):
-    """The column to compare with; UserError if it is missing, or shares no image with another."""
-    if wanted and wanted not in columns:
-        raise UserError(f"--baseline: expected one of {', '.join(columns)}, found {wanted}")
-    tasks = [entry for column in columns.values() for entry in column[0]["tasks"].values()]
-    references = [entry["reference"] for entry in tasks if entry["reference"] in columns]
-    baseline = wanted or [*references, *columns][0]
-    ours = tested(columns[baseline])
-    for label, column in columns.items():
-        theirs = tested(column)
-        if ours and theirs and not ours.keys() & theirs.keys():
-            how = f"it has test data = {', '.join(theirs)}, not {', '.join(ours)}"
-            raise UserError(f"{label}: cannot be compared with {baseline}: {how}")
-    return baseline
+def refuse_apart(columns, split, wanted):
+    """UserError if a column shares no test image with the one that it is compared with."""
+    for metric in metrics(columns, split):
+        against = reference(columns, metric, wanted)
+        ours = tested(columns[against])
+        for label, column in columns.items():
+            theirs = tested(column) if metric.task in column[0]["tasks"] else ()
+            if ours and theirs and not ours.keys() & theirs.keys():
+                how = f"it has test data = {', '.join(theirs)}, not {', '.join(ours)}"
+                raise UserError(f"{label}: cannot be compared with {against}: {how}")
 
 
 @command
@@ -110,30 +91,49 @@ def main(argv):
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="[LABEL=] file or folder of runs")
     add("--split", choices=("test", "val"), default="test", help="the split to show (test)")
-    add("--baseline", metavar="COLUMN", help="for the gains (a task's reference, or the first)")
+    text = "compare with this column (that of a task's single-task network, or the first)"
+    add("--baseline", metavar="COLUMN", help=text)
+    add("--only", nargs="+", metavar="COLUMN", help="show only these columns")
     add("--all", action="store_true", help="show all metrics, not only the primary ones")
     text = "require only equal val and test data and numbers of steps"
     add("--train-may-differ", action="store_true", help=text)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", metavar="FOLDER", help="also write compare.md and compare.png")
-    target.add_argument("--export", metavar="FOLDER", help="only write a small file for each run")
+    target.add_argument("--export", metavar="FILE", help="only write the runs to one .jsonl file")
     options = parser.parse_args(argv)
     runs = histories.find(options.runs)
     if options.export:
-        folder = make_folder(options.export, "--export")
-        print(*histories.export(runs, folder), sep="\n")
+        export(runs, as_path(options.export, "--export"))
         return
     refuse_different(runs, options.train_may_differ)
     columns = group(runs)
-    baseline = choose_baseline(options.baseline, columns)
-    table = markdown(columns, options.split, baseline, options.all)
+    columns = choose(columns, "--only", options.only or columns)
+    choose(columns, "--baseline", [options.baseline] if options.baseline else [])
+    refuse_apart(columns, options.split, options.baseline)
+    table = markdown(columns, options.split, options.baseline, options.all)
     if options.out:
         folder = make_folder(options.out, "--out")
         with replacing(folder / "compare.md") as temporary:
             temporary.write_text(table, encoding="utf-8")
-        save_picture(folder / "compare.png", columns, options.split, baseline)
-        complain(f"written to {folder}: compare.md and compare.png")
+        found = differences(columns, options.split, options.baseline)
+        if found:
+            save_picture(folder / "compare.png", found)
+        complain(f"written to {folder}: compare.md" + (" and compare.png" if found else ""))
     print(table, end="")
+
+
+def export(runs, path):
+    """Write [(place, summary)] to a file, each run once; raises UserError."""
+    if path.suffix != ".jsonl":
+        raise UserError(f"--export: expected a file that ends in .jsonl, found {path}")
+    make_folder(path.parent, "--export")
+    lines = {}
+    for place, run in runs:
+        lines.setdefault(histories.to_line(run), (place, run))
+    runs = [*lines.values()]
+    group(runs)  # two of the same name, seed and images could not be told apart
+    histories.export(runs, path)
+    print(f"{path}: {len(runs)} runs")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from dataload import SPLITS
 from engine.trained import open_network
 from parts.commandline import Parser
 from tools.shared.common import as_path, command
-from tools.shared.comparison import estimate, limits
 from tools.shared.evaluated import evaluated, open_split
+from tools.shared.intervals import estimate, limits
 
 
 def rows(tasks, table):

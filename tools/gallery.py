@@ -45,7 +45,8 @@ def draw_sheet(path, groups, network, dataset, outputs, scores):
     from parts.figures import Figure, drawn, plain_style, save, show
 
     columns, (height, width) = 2 * len(groups["median"]), dataset.side
-    size = (PANEL * columns, len(groups) * (PANEL * height / width + 0.42))
+    pictures = 1 + sum(task.target.fills for task in network.tasks.values())  # side by side
+    size = (PANEL * columns * pictures, len(groups) * (PANEL * height / width + 0.42))
     with plain_style():
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)

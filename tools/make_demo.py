@@ -1,6 +1,6 @@
 """Draw a synthetic data set of cats and dogs in the H5 layout of dataload.py; see drawn_scenes.py.
 
-python tools/make_demo.py --out DATA [--varied] [--side 128] [--counts 640 96 96] [--seed 0]
+python tools/make_demo.py --out DATA [--style varied] [--side 128] [--counts 640 96 96] [--seed 0]
 """
 
 import sys
@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from parts.commandline import Parser, whole_number
 from parts.demo_data import make_demo
+from parts.drawn_scenes import STYLES
 from tools.shared.common import as_path, command
 
 
@@ -18,14 +19,17 @@ def main(argv):
     parser = Parser("make_demo.py", __doc__)
     add, counts = parser.add_argument, (640, 96, 96)
     add("--out", required=True, metavar="DATA", help="a folder that holds no split yet")
-    add("--varied", action="store_true", help="more variety, for pre-training")
+    style = parser.add_mutually_exclusive_group().add_argument
+    text = "varied: for pre-training; rich: the same among cushions, people and furniture (demo)"
+    style("--style", choices=STYLES, default="demo", help=text)
+    style("--varied", action="store_const", dest="style", const="varied", help="--style varied")
     add("--side", type=whole_number(32, 1024), default=128, metavar="N", help="pixels (128)")
     text = "samples in train, val and test (640 96 96)"
     add("--counts", type=whole_number(2, 10**5), nargs=3, default=counts, metavar="N", help=text)
     add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="of the pets (0)")
     options = parser.parse_args(argv)
-    out, style = as_path(options.out, "--out"), "varied" if options.varied else "demo"
-    make_demo(out, options.side, options.counts, options.seed, style)
+    out = as_path(options.out, "--out")
+    make_demo(out, options.side, options.counts, options.seed, options.style)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ whichever is the first that no pixel exceeds. For each picture, --out gets an ov
 
 `box` is xmin, ymin, xmax, ymax in pixels, `mask_area` a share of the picture, `probability` that of
 the class. What the network does not predict is absent; other tasks add what they `describe`, with
-their name before a name that is there already. A mask of several classes has their numbers, and
-values per pixel become a .npy file.
+their name before a name that is there already. A mask of several classes has their numbers.
+Values per pixel stand to the right of the overlay and become a .npy file.
 
 MODEL is a file of a run: NAME_model.pt or NAME_model_lite.pt with NAME_history.pt beside it, or
 NAME_last.pt of a stopped run. NAME_model.pt is a pickle, which runs code: open only those you
@@ -24,7 +24,6 @@ trust. Exit code: 0; 1 if a picture could not be read or a result not be written
 stderr and skipped; 2 for a mistake.
 """
 
-import contextlib
 import itertools
 import json
 import os
@@ -33,13 +32,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.trained import open_network
 from parts.commandline import Parser
 from parts.errors import UserError
 from parts.files import replacing
+from parts.fonts import pieces
 from tools.shared.common import as_path, command, complain, make_folder
 from tools.shared.pictures import list_pictures, read_picture
 
@@ -62,25 +62,18 @@ def overlay(network, image, output):
     drawn, words = network.draw(torch.from_numpy(image).permute(2, 0, 1), output)
     picture = Image.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
     if words:
-        canvas, text = ImageDraw.Draw(picture), f" {words} "
-        font = word_font(words, max(14, round(max(picture.size) / 24)))
-        canvas.rectangle(canvas.textbbox((1, 1), text, font), fill="black")
-        canvas.text((1, 1), text, "white", font)
+        write(picture, f" {words} ", max(14, round(max(picture.size) / 24)))
     return picture
 
 
-def word_font(words, size):
-    """A font of this size: Pillow's own, or matplotlib's where the words leave Latin letters."""
-    if words.isascii():
-        return ImageFont.load_default(size)
-    from matplotlib import font_manager  # takes long to import
-
-    wanted = {ord(letter) for letter in words if not letter.isspace()}
-    for path in [font_manager.findfont("DejaVu Sans"), *sorted(font_manager.findSystemFonts())]:
-        with contextlib.suppress(Exception):  # a damaged font, or one of an unknown kind
-            if wanted <= font_manager.get_font(path).get_charmap().keys():
-                return ImageFont.truetype(path, size)
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+def write(picture, words, size):
+    """Write words, white on black, into the upper left corner of a picture."""
+    canvas, parts, x = ImageDraw.Draw(picture), pieces(words, size), 1.0
+    width = sum(font.getlength(text) for text, font in parts)
+    canvas.rectangle((1, 1, 1 + width, 1 + 1.35 * size), fill="black")
+    for text, font in parts:
+        canvas.text((x, 1 + size), text, "white", font, "ls")  # on one line, whatever the font
+        x += font.getlength(text)
 
 
 def choose_stems(paths, out):

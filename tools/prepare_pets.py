@@ -268,10 +268,10 @@ def main(argv):
         copied = sum(sample is not None for sample in samples) - used
         splits["train"] = hide(splits["train"], settings)
         about = {name: value for name in KEPT if (value := getattr(settings, name)) is not None}
-        names = {"binary": class_names}
-        names |= {"breeds": pets.datasets[0].classes} if settings.breeds else {}
-        names |= {"masks": MASK_NAMES} if settings.border == "class" else {}
-        splitting.save(folder, splits, names, PROVENANCE | about)
+        classes = {"binary": class_names}
+        classes |= {"breeds": pets.datasets[0].classes} if settings.breeds else {}
+        classes |= {"masks": MASK_NAMES} if settings.border == "class" else {}
+        splitting.save(folder, splits, classes, PROVENANCE | about)
     splitting.print_summary(out, splits, class_names)
     found = ", ".join(f"{defect}: {count}" for defect, count in defects.items()) or "none"
     print(f"defects: {found}; left out: {len(names) - used} of {len(names)} images", end="")

@@ -4,31 +4,78 @@
 
 OUT is a copy of DATA with these masks in train; val and test stay as they are. A network that is
 then trained on OUT can become better than the first (self-training; Xie et al. 2020,
-arXiv:1911.04252). Masks that are known, in whole or in part, stay as they are.
+arXiv:1911.04252). Masks that are known, in whole or in part, stay as they are. The network sees
+images at the side that it was trained on.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
 import h5py
-import torch
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dataload import SPLITS, H5Dataset
-from engine.evaluation import predict
+from dataload import SPLITS, DataError, H5Dataset
+from engine.trained import open_network
 from parts.commandline import Parser
 from parts.errors import UserError
-from tools.shared.common import as_path, choose_device, command
-from tools.shared.networks import open_network
+from parts.h5array import H5Array
+from parts.h5file import new_h5_file
+from parts.targets import PixelClasses
+from tools.shared.common import as_path, command
 from tools.shared.splitting import staged
 
-BATCH_SIZE = 32
+
+def completed(train, name, network):
+    """The masks of a split, those that are unknown predicted, and the number of these.
+
+    Returns:
+        uint8 (N, H, W, 1), and a number above 0; raises UserError if no mask is unknown.
+    """
+    missing = (~train.known[name]).nonzero()[:, 0].tolist()
+    if not missing:
+        raise UserError(f"{train.folder}: expected images without a mask, found none")
+    kind, masks = train.targets[name], np.empty((len(train), *train.side, 1), np.uint8)
+    start = 0
+    for known in train.slabs(name):
+        masks[start : start + len(known), ..., 0] = known
+        start += len(known)
+    for number in missing:
+        image = train[number][0].permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+        masks[number, ..., 0] = kind.labels(network.output(image)[name], train.side)
+    return masks, len(missing)
+
+
+def copy_file(source, target):
+    """Copy an HDF5 file together with what its links lead to; raises DataError."""
+    try:
+        with h5py.File(source, "r", locking=False) as old, new_h5_file(target) as new:
+            for name in old:
+                old.copy(name, new)  # follows links
+            new.attrs.update(old.attrs)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py raises any of them
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{source}: expected an HDF5 file, found a damaged one ({reason})"
+        ) from error
+
+
+def replace_masks(path, masks, source):
+    """Write a file of masks uint8 (N, H, W, 1); the attributes of the old one, if any, stay."""
+    file_attributes, attributes = {}, {}
+    if path.exists():
+        with H5Array(path.parent, path.stem).opened() as dataset:
+            file_attributes, attributes = dict(dataset.file.attrs), dict(dataset.attrs)
+        path.unlink()
+    with new_h5_file(path) as file:
+        file[path.stem] = masks
+        file[path.stem].attrs.update(attributes)
+        file.attrs.update(file_attributes | {"source": source})
 
 
 @command
 def main(argv):
-    """Write OUT and report; raises UserError."""
+    """Write OUT and report; raises UserError or DataError."""
     parser = Parser("pseudo_masks.py", __doc__)
     parser.add_argument("model", metavar="MODEL", help="a file of a run, as for predict.py")
     parser.add_argument("data", metavar="DATA", help="data with images that have no mask")
@@ -37,26 +84,22 @@ def main(argv):
     data, out = as_path(options.data, "DATA"), as_path(options.out, "--out").resolve()
     if out.exists():
         raise UserError(f"--out: expected a new folder, found {out}")
-    device, train = choose_device(None).device, H5Dataset("train", data)
-    network, tasks, _ = open_network(as_path(options.model, "MODEL"), device)
-    if "seg" not in tasks:
-        raise UserError(f"{options.model}: expected a network that segments, found {list(tasks)}")
-    missing = (~train.known["seg"]).nonzero()[:, 0].tolist()
-    if not missing:
-        raise UserError(f"{data}: expected training images without a mask, found none")
-    masks = torch.cat(list(map(torch.from_numpy, train.slabs("masks"))))  # (N, H, W)
-    for start in range(0, len(missing), BATCH_SIZE):
-        part = missing[start : start + BATCH_SIZE]
-        outputs = predict(network, train[part][0].to(device))
-        masks[part] = torch.cat([output["seg"] > 0 for output in outputs]).to(torch.uint8)
+    network = open_network(as_path(options.model, "MODEL"))
+    kinds = {name: task.target for name, task in network.tasks.items()}
+    name = next((n for n, kind in kinds.items() if isinstance(kind, PixelClasses)), None)
+    if name is None:
+        raise UserError(f"{options.model}: expected a network that segments, found {list(kinds)}")
+    targets = {name: kinds[name]}
+    train, *_ = [H5Dataset(split, data, targets, memory_limit=0) for split in SPLITS]  # all checked
+    masks, count = completed(train, name, network)
+    source = f"tools/pseudo_masks.py {options.model}".encode(errors="backslashreplace").decode()
     with staged(out, force=False) as folder:
         for split in SPLITS:
-            shutil.copytree(data / split, folder / split)
-        (folder / "train" / "masks.h5").unlink()
-        with h5py.File(folder / "train" / "masks.h5", "x") as file:
-            file["masks"] = masks[..., None].numpy()
-            file.attrs["source"] = f"tools/pseudo_masks.py {options.model}"
-    print(f"{len(missing)} of {len(train)} masks found; written to {out}")
+            (folder / split).mkdir()
+            for path in sorted((data / split).glob("*.h5")):
+                copy_file(path, folder / split / path.name)
+        replace_masks(folder / "train" / f"{kinds[name].file}.h5", masks, source)
+    print(f"{count} of {len(train)} masks found; written to {out}")
 
 
 if __name__ == "__main__":

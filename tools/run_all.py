@@ -1,7 +1,7 @@
 """Run scripts x folds x seeds, each in a folder of its own, one after the other or in parallel.
 
     python tools/run_all.py --seeds 0 1 2 --out runs/128 -- --h5-save-path data/pets128 --epochs 120
-    python tools/run_all.py --seeds 0 --scripts main examples.bbox_only --folds 0 1 2 --jobs 2 \\
+    python tools/run_all.py --seeds 0 --scripts main examples/bbox_only.py --folds 0 1 2 --jobs 2 \\
         --out runs/folds -- --h5-save-path data/pets128_fold{fold}
 
 Flags after -- go to every script, with {fold} replaced by the number of the fold. A run writes to
@@ -9,7 +9,8 @@ OUT/NAME_seedK or OUT/NAME_foldF_seedK. Repeating the command skips finished run
 stopped ones, so a long series can be run in parts: after --minutes 40 the tool asks the running
 scripts to save their state, and ends. Ctrl-C and SIGTERM do the same at once, a second one without
 waiting for the scripts. A run that fails is reported and does not stop the others. With --jobs 2
-two runs go in parallel, each quietly and on one thread.
+two runs go in parallel, each quietly and on one thread. A finished run of other settings, data or
+--weights than are asked for is refused, wherever the data lie.
 
 Exit code: 0 all runs are finished, 1 some failed, 2 a mistake in the flags or a folder that holds
 other runs, 3 the minutes are over, 128 + signal number after a signal.
@@ -23,9 +24,11 @@ from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine import artefacts, script, settings
-from engine.run import data_folder
+from engine import script
 from engine.script import ROOT
+from engine.setup import data_folder, open_data
+from engine.weights import identity, same_source
+from parts import files
 from parts.commandline import Parser
 from parts.errors import UserError
 from parts.signals import StopSignals
@@ -36,54 +39,116 @@ OWN_GROUP = {"process_group": 0} if os.name == "posix" else {}  # shields the sc
 
 
 class Job:
-    """One run: its folder, its command, and the seconds it took if finished; raises UserError."""
+    """One run: its folder, its command, and the seconds it took if finished; raises UserError.
 
-    def __init__(self, path, fold, seed, out, flags):
-        self.script = script.load(path)
-        name, module = self.script.name, self.script.module_name
+    Args:
+        fingerprints: of the data that the jobs of a series have read; filled by them.
+    """
+
+    def __init__(self, path, fold, seed, out, flags, fingerprints):
+        name, self.fingerprints = name_of(path), fingerprints
         self.folder = out / f"{name}{'' if fold is None else f'_fold{fold}'}_seed{seed}"
+        self.history = self.folder / f"{name}_history.pt"
         flags = [flag.replace("{fold}", str(fold)) for flag in flags]
         flags += ["--seed", str(seed), "--file-save-path", str(self.folder)]
-        start = ["-m", module] if "." in module else [str(path)]
-        self.command = [sys.executable, *start, *flags, "--resume"]
+        self.command = [sys.executable, str(path), *flags, "--resume"]
         try:
-            values, options = settings.parse(self.script, flags)
-            script.check_script(self.script, values._fields)
-            if not options.demo:
-                with data_folder(values.H5_SAVE_PATH, demo=False):
+            self.script, settings, options = script.parse(path, flags)
+            script.check_script(self.script, settings)
+            self.weights = identity(options.weights) if options.weights else None
+            self.data = None if options.demo else Path(settings.H5_SAVE_PATH).expanduser()
+            if self.data:
+                with data_folder(self.data):
                     pass  # it exists
         except UserError as error:
-            raise UserError(f"{self.script.title}: {error}") from error
-        self.config = settings.as_dict(values) | {"demo": options.demo}
+            raise UserError(f"{path.name}: {error}") from error
+        self.config = vars(settings) | {"demo": options.demo, "diagnose": options.diagnose}
         self.seconds = self.finished()
+        if self.seconds is not None:
+            self.check_finished()
 
     def finished(self):
         """Seconds that the finished run took, None if it is not finished; raises UserError."""
-        path = self.folder / f"{self.script.name}_history.pt"
-        if not path.exists():
-            return None
-        history = artefacts.load(path)
-        for name, value in self.config.items():
-            found = history["config"].get(name)
-            if name == "H5_SAVE_PATH":
-                found, value = (Path(folder).expanduser().resolve() for folder in (found, value))
-            if name != "FILE_SAVE_PATH" and found != value:
-                raise UserError(
-                    f"{path}: a run with {name} = {found}, not {value}; choose another --out or "
-                    "remove that folder"
-                )
-        return sum(history["seconds"])
+        return sum(self.read_history()["seconds"]) if self.history.exists() else None
+
+    def read_history(self):
+        """The history of the finished run; raises UserError if it is damaged."""
+        history = files.load(self.history)
+        needed = {"config", "seconds", "data_fingerprint", "weights_from"}
+        if not isinstance(history, dict) or not needed <= history.keys():
+            raise UserError(f"{self.history}: expected a history, found another file")
+        return history
+
+    def check_finished(self):
+        """Refuse a finished run of other settings, data or weights than are asked for; UserError.
+
+        The place of the data does not matter.
+        """
+        history = self.read_history()
+        found = {"diagnose": 0} | history["config"]
+        names = (name for name in self.config if name not in ("H5_SAVE_PATH", "FILE_SAVE_PATH"))
+        pairs = [(name, found.get(name), self.config[name]) for name in names]
+        source, other = self.weights, history["weights_from"]
+        if not (same_source(source, other) if source else other is None):
+            pairs.append(("--weights", place_of(other), place_of(source)))
+        if self.data and all(before == now for _, before, now in pairs):
+            pairs += changed_files(history["data_fingerprint"], self.fingerprint())
+        differences = [
+            f"{name} = {before}, not {now}" for name, before, now in pairs if before != now
+        ]
+        if differences:
+            raise UserError(
+                f"{self.history}: a run with {'; '.join(differences)}; choose another --out or "
+                "remove that folder"
+            )
+
+    def fingerprint(self):
+        """{split: {file: text}} of the data, read once in a series; raises DataError."""
+        tasks = self.script.module.TASKS
+        key = self.data.resolve(), *sorted(str(task.target) for task in tasks.values())
+        if key not in self.fingerprints:
+            data = open_data(self.data, tasks)
+            self.fingerprints[key] = {split: each.fingerprint() for split, each in data.items()}
+        return self.fingerprints[key]
+
+
+def changed_files(before, now):
+    """(file, text before, text now) of the files of two fingerprints {split: {file: text}}.
+
+    Older histories have one text for all files of a split; of that, the number of samples counts.
+    """
+    for split, texts in now.items():
+        old = before.get(split, {})
+        if isinstance(old, str):
+            old, texts = ({split: text.partition(" of ")[0]} for text in (old, texts["images"]))
+        for file in sorted(old | texts):
+            yield f"data in {split}/{file}", old.get(file), texts.get(file)
+
+
+def place_of(source):
+    """The path in what a history says of the file of --weights."""
+    return source["path"] if isinstance(source, dict) else source
+
+
+def name_of(path):
+    """NAME in the artefacts of a script."""
+    return script.Script(path, None).name
 
 
 def choose_scripts(wanted):
-    """Paths of scripts named main, MTL_main.py or examples.NAME; UserError if one is missing."""
+    """Resolved paths of scripts named main, examples.NAME or by a path; raises UserError."""
     found = {}
     for name in wanted or [name for name in EXPERIMENTS if (ROOT / f"MTL_{name}.py").is_file()]:
-        stem = name.removesuffix(".py").replace(".", "/")
-        paths = [p for p in (ROOT / f"MTL_{stem}.py", ROOT / f"{stem}.py") if p.is_file()]
-        if not paths:
-            raise UserError(f"--scripts: expected scripts as main or examples.NAME, found {name}")
-        found[paths[0].stem.removeprefix("MTL_")] = paths[0]
+        short = ROOT / f"MTL_{name.removesuffix('.py')}.py"
+        try:
+            path = short.resolve() if short.is_file() else script.find(name)
+        except UserError as error:
+            expected = "expected main, examples.NAME or the path of a script"
+            raise UserError(f"--scripts: {expected}, found {name}") from error
+        other = found.setdefault(name_of(path), path)
+        if other != path:
+            expected = "scripts of different names, since their runs share --out"
+            raise UserError(f"--scripts: expected {expected}, found {other} and {path}")
     return list(found.values())
 
 
@@ -128,7 +193,7 @@ class Series:
 
     def _start(self, job):
         self._say(f"starting {job.folder.name}")
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # for -m examples.NAME
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # wherever it lies
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         environment |= {"OMP_NUM_THREADS": "1"} if self.at_once > 1 else {}
         line = [*job.command, "--quiet"] if self.at_once > 1 else job.command
@@ -176,7 +241,8 @@ def main(argv):
     options = parse(argv)
     out, paths = make_folder(options.out, "--out"), choose_scripts(options.scripts)
     every = product(dict.fromkeys(options.seeds), dict.fromkeys(options.folds or [None]), paths)
-    jobs = [Job(path, fold, seed, out, options.flags) for seed, fold, path in every]
+    shared = out, options.flags, {}
+    jobs = [Job(path, fold, seed, *shared) for seed, fold, path in every]
     return Series(jobs, options.jobs, options.minutes).execute()
 
 

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from engine.processes import Processes
@@ -24,31 +26,72 @@ def command(work):
 def run_tool(name, work, argv):
     """The exit code of `work(argv)`, which is 0 where it returns None.
 
-    UserError, DataError, OSError and MemoryError become one line on stderr and exit code 2, Ctrl-C
-    becomes exit code 130. If the reader of stdout closes it, as `| head -1` does, the tool ends
-    silently with exit code 0.
+    UserError, DataError, OSError and MemoryError become one line on stderr and exit code 2; Ctrl-C,
+    SIGTERM and SIGHUP become one line and 128 + signal number. If the reader of stdout closes it,
+    as `| head -1` does, the tool ends silently with exit code 0.
     """
     with contextlib.suppress(AttributeError):  # stdout is None, or not a text file
         sys.stdout.reconfigure(errors="backslashreplace")  # cp1252 cannot encode every name
     try:
-        code = work(argv) or 0
+        with signals_as_ctrl_c():
+            code = work(argv) or 0
         print(end="", flush=True)
         return code
     except (UserError, DataError) as error:
         complain(f"{name}: {error}")
     except MemoryError:
         complain(f"{name}: expected enough memory, found too little; use smaller or fewer images")
+    except BrokenPipeError:
+        discard_stdout()
+        return 0
     except OSError as error:
-        with contextlib.suppress(OSError, AttributeError):  # discard what is buffered for stdout
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 0
+        place = error.filename or ("stdout" if stdout_fails() else "")
         reason = " ".join((error.strerror or str(error)).split())
-        complain(f"{name}: {error.filename or 'stdout'}: {reason}")
-    except KeyboardInterrupt:
+        complain(": ".join(filter(None, [name, str(place), reason])))
+    except KeyboardInterrupt as error:
         complain(f"{name}: interrupted")
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 2
+
+
+@contextlib.contextmanager
+def signals_as_ctrl_c():
+    """A block in which SIGTERM and SIGHUP act like Ctrl-C, so that what was begun is tidied up.
+
+    The first one counts, because `timeout` sends two. Under nohup, SIGHUP stays ignored.
+    """
+
+    def stop(number, frame):
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", None)]  # Windows has no SIGHUP
+    numbers = [n for n in numbers if n and signal.getsignal(n) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread may set handlers
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def stdout_fails():
+    """Whether stdout cannot be written to; what is buffered for it is then discarded."""
+    try:
+        print(end="", flush=True)
+        return False
+    except OSError:
+        discard_stdout()
+        return True
+
+
+def discard_stdout():
+    """Send to nowhere what is buffered for stdout, and what follows."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(line):

@@ -1,49 +1,95 @@
-"""The table of a comparison: values pooled over test images, and gains on the same images.
+"""A comparison: columns of runs, values pooled over test images, differences with two intervals.
 
-A column is a list of summaries (tools/histories.py): runs of one script that differ in seed and
-fold. An estimate is an array (1 + RESAMPLES,): the value itself, then its values on images that are
-drawn with replacement; the draws are the same for all estimates of a table.
+A column is a list of summaries (histories.py): runs of one script that differ in seed and fold.
 """
 
-import json
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from tools.shared.histories import rows, test_set
+from parts.errors import UserError
+from tools.shared.common import EXPERIMENTS
+from tools.shared.histories import rows, test_set, weights
+from tools.shared.intervals import RESAMPLES, chance, estimate, holm, limits, over_runs
 
-RESAMPLES = 2000
-FEWEST = 5  # images or runs; fewer would make an interval meaningless
-FREE = ("SEED", "DEMO_EPOCHS")  # constants that may differ within a column
-BLANK = "-"
-COSTS = {  # key of a summary: title, format
-    "minutes": ("minutes", ".1f"),
-    "images_per_second": ("images/s", ".0f"),
-    "parameters": ("parameters", ",.0f"),
-    "gflop": ("GFLOP per image", ".2f"),
-    "best_epoch": ("best epoch", ".0f"),
-}
-INTERVALS = {
-    "test": "Test split. Values are pooled over the test images of all folds; an image tested with "
-    "several seeds counts once, with the mean of its numerators and denominators. [low, high] is a "
-    f"95 % percentile bootstrap over the test images ({RESAMPLES} resamples, the same for all "
-    "columns). It covers the choice of the test images only: where there are several training "
-    "sets, seeds or folds, values are averaged over them, and their spread is not included.",
-    "val": "Validation split at the best epoch, which is chosen on the same images. Values are "
-    f"means over runs. [low, high], given {FEWEST} runs or more, is a 95 % percentile bootstrap "
-    f"over runs ({RESAMPLES} resamples): it covers seeds and folds, not the choice of images.",
-}
+FREE = ("SEED", "DEMO_EPOCHS", "WEIGHTS")  # constants that may differ within a column
 
 
 class Metric(NamedTuple):
-    """What a row of the table measures."""
+    """What is measured."""
 
     name: str  # TASK_METRIC, as in histories
     task: str
     reference: str | None  # NAME of the task's single-task script
     sign: int  # 1, or -1 if lower is better
     pooled: tuple  # the rows it is computed from; empty if only its value per run is known
+
+
+class Difference(NamedTuple):
+    """How much better a column is than another in one metric, on the same images and seeds."""
+
+    metric: str
+    label: str
+    reference: str
+    unit: str  # "%", "points" of 0.01, or "" for that of the metric
+    value: float
+    images: tuple  # 95 % limits over test images
+    runs: tuple  # 95 % limits over runs
+    pairs: int  # of runs
+    chance: float  # how probable a difference as large is by chance
+    holds: bool = False  # whether it is stated among all differences of a comparison
+
+    @property
+    def side(self):
+        """1 or -1 if both intervals lie on that side of 0, 0 if not, None if one is unknown."""
+        low, high = zip(self.images, self.runs, strict=True)
+        known = np.isfinite([*low, *high]).all()
+        return int(min(low) > 0) - int(max(high) < 0) if known else None
+
+
+def group(runs):
+    """{column: [summary]} of [(place, summary)]; UserError if two are the same run."""
+    order = [*EXPERIMENTS, *(run["name"] for _, run in runs)]
+    runs = sorted(runs, key=lambda pair: order.index(pair[1]["name"]))
+    labels = _tell_apart([run["name"] for _, run in runs], settings([run for _, run in runs]))
+    sizes = [{k: run[k] for k in ("parameters", "gflop") if run[k]} for _, run in runs]
+    columns, places = {}, {}
+    for (place, run), label in zip(runs, _tell_apart(labels, sizes), strict=True):
+        key = label, run["seed"], test_set(run)
+        if key in places:
+            raise UserError(
+                f"{place}: expected one run of {label} with seed {run['seed']} on its data, found "
+                f"another in {places[key]}; tell them apart with LABEL=FOLDER"
+            )
+        places[key] = place
+        columns.setdefault(label, []).append(run)
+    return columns
+
+
+def settings(runs):
+    """[{name: value}] for each run: its constants, its script, the weights that it started from."""
+    paths = dict(weights(run) for run in runs)
+    known = [*paths.values()]
+    for identity, path in paths.items():
+        paths[identity] = path if known.count(path) == 1 else f"{path} ({identity})"
+    found = [
+        {k: v for k, v in run["config"].items() if k.isupper() and k not in FREE}
+        | {"script": run["script"], "weights": paths[weights(run)[0]]}
+        for run in runs
+    ]
+    every = {name: None for each in found for name in each}
+    return [every | each for each in found]
+
+
+def _tell_apart(labels, found):
+    """The labels, each with the settings in which it differs from others of that label."""
+    told = []
+    for label, ours in zip(labels, found, strict=True):
+        others = [other for name, other in zip(labels, found, strict=True) if name == label]
+        differ = [k for k, v in ours.items() if any(other.get(k, v) != v for other in others)]
+        words = ", ".join(f"{name} {ours[name]}" for name in differ if ours[name] is not None)
+        told.append(f"{label} ({words})" if words else label)
+    return told
 
 
 def metrics(columns, split, everything=False):
@@ -61,151 +107,119 @@ def metrics(columns, split, everything=False):
     return [*first.values(), *(others.values() if everything else ())]
 
 
-def units(column, metric, split):
-    """{key: (N, parts, 2)} numerators and denominators of each test set, or of each run (N = 1)."""
-    found = {}
-    for run in column:
-        if metric.pooled:
-            if metric.pooled[0] in run["rows"]:
-                found.setdefault((test_set(run),), []).append(rows(run, metric.pooled))
-            continue
-        values = run["test"] if split == "test" else run["best"].get("val", {})
-        if values.get(metric.name) is not None:
-            found[test_set(run), run["seed"]] = [np.array([[[values[metric.name], 1.0]]])]
-    return {key: np.mean(tables, axis=0) for key, tables in found.items()}
+def value(run, metric, split):
+    """A run's value of a metric, or None."""
+    return run["test" if split == "test" else "best"].get(metric.name)
 
 
-@lru_cache(maxsize=4)
-def draws(count):
-    """(1 + RESAMPLES, count): how often each image or run is drawn; once each in the first row."""
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    return np.concatenate([np.ones((1, count)), drawn])
+def pooled(runs, metric, split):
+    """The estimate over the test images of all runs; None if no run has the metric.
 
-
-def estimate(found, keys=None):
-    """The estimate over units, all or those of `keys`; NaN if nothing is known."""
-    table = np.concatenate([found[key] for key in sorted(found if keys is None else keys)])
-    sums = np.tensordot(draws(len(table)), table, axes=1)  # (1 + RESAMPLES, parts, 2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = (sums[..., 0] / sums[..., 1]).mean(-1)
-    if len(table) < FEWEST:
-        ratios[1:] = np.nan
-    return ratios
-
-
-def limits(found):
-    """Lower and upper limit of the 95 % interval of an estimate; NaN if there is none."""
-    known = found[1:][np.isfinite(found[1:])]
-    return tuple(np.percentile(known, (2.5, 97.5))) if len(known) else (np.nan, np.nan)
-
-
-def gain(columns, label, other, metric, split, relative=False):
-    """How much better a column is than another (in percent if `relative`), on the images of both.
-
-    An estimate, or None if a column lacks the metric or is the other one.
+    An image of several seeds counts once, with the mean of its numerators and denominators. Without
+    rows the value is the mean over the runs, and there are no resamples: NaN.
     """
-    if label == other or other not in columns:
+    if not metric.pooled:
+        known = [number for run in runs if (number := value(run, metric, split)) is not None]
+        return np.array([np.mean(known)] + [np.nan] * RESAMPLES) if known else None
+    tables = {}
+    for run in runs:
+        if metric.pooled[0] in run["rows"]:
+            tables.setdefault(test_set(run), []).append(rows(run, metric.pooled))
+    tables = {images: np.mean(each, axis=0) for images, each in tables.items()}
+    return estimate(tables) if tables else None
+
+
+def gain(ours, theirs, metric, split, relative=False):
+    """How much better a column is than another (in percent if `relative`), on the runs of both.
+
+    An estimate over images and {(test set, seed): difference}; None if a column lacks the metric.
+    """
+    ours, theirs = ({(test_set(r), r["seed"]): r for r in column} for column in (ours, theirs))
+    shared = [key for key in ours if key in theirs]
+    both = [pooled([column[key] for key in shared], metric, split) for column in (ours, theirs)]
+    if any(found is None for found in both):
         return None
-    ours, theirs = (units(columns[name], metric, split) for name in (label, other))
-    shared = ours.keys() & theirs.keys()
-    if not shared:
-        return None
-    ours, theirs = estimate(ours, shared), estimate(theirs, shared)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return metric.sign * (ours - theirs) * (100 / theirs if relative else 1)
+
+    def better(found, other):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return metric.sign * (found - other) * (100 / np.float64(other) if relative else 1)
+
+    values = {k: [value(run, metric, split) for run in (ours[k], theirs[k])] for k in shared}
+    return better(*both), {k: better(*pair) for k, pair in values.items() if None not in pair}
 
 
 def delta_mtl(columns, label, split):
-    """Mean relative gain of the tasks over their references in percent, None if one is missing."""
-    tasks = columns[label][0]["tasks"]
-    chosen = [metric for metric in metrics(columns, split) if metric.task in tasks]
-    gains = [gain(columns, label, m.reference, m, split, relative=True) for m in chosen]
-    return None if any(found is None for found in gains) else np.mean(gains, axis=0)
+    """Mean relative gain of a column's tasks over their references in percent, as `gain`.
+
+    None if a reference is missing, or is the column itself.
+    """
+    gains = []
+    for metric in metrics(columns, split):
+        if metric.task in columns[label][0]["tasks"]:
+            if metric.reference == label or metric.reference not in columns:
+                return None
+            theirs = columns[metric.reference]
+            gains.append(gain(columns[label], theirs, metric, split, relative=True))
+    if None in gains:
+        return None
+    keys = set.intersection(*(set(runs) for _, runs in gains))
+    found = np.mean([each for each, _ in gains], axis=0)
+    return found, {key: np.mean([runs[key] for _, runs in gains]) for key in keys}
 
 
-def shown(found, form=".4f"):
-    """'value [low, high]' of an estimate, 'value' if it has no interval, or BLANK."""
-    if found is None or not np.isfinite(found[0]):
-        return BLANK
-    low, high = limits(found)
-    return f"{found[0]:{form}}" + (f" [{low:{form}}, {high:{form}}]" if np.isfinite(low) else "")
+def reference(columns, metric, wanted=None):
+    """What a metric is compared with: a column that is wanted, a single-task network, the first."""
+    having = [label for label, column in columns.items() if metric.task in column[0]["tasks"]]
+    return next(label for label in (wanted, metric.reference, *having) if label in having)
 
 
-def markdown(columns, split, baseline, everything=False):
-    """The table of {label: [summary]}, with its footnotes; ASCII except for the labels."""
-    seeds = [", ".join(map(str, sorted({r["seed"] for r in c}))) for c in columns.values()]
-    folds = [len({test_set(run) for run in column}) for column in columns.values()]
-    images = [str(sum(tested(column).values())) for column in columns.values()]
-    table = [("", list(columns)), ("---", ["---"] * len(columns)), ("seeds", seeds)]
-    table += [("folds", map(str, folds))] if max(folds) > 1 else []
-    table += [("test images", images)]
+def differences(columns, split, baseline=None, everything=False):
+    """[Difference] of the columns from the reference of each metric, and of their delta MTL."""
+    found = []
     for metric in metrics(columns, split, everything):
-        found = [units(column, metric, split) for column in columns.values()]
-        name = metric.name if metric.sign > 0 else f"{metric.name} (lower is better)"
-        table.append((name, [shown(estimate(each)) if each else BLANK for each in found]))
-        gains = [gain(columns, label, baseline, metric, split) for label in columns]
-        if any(found is not None for found in gains):
-            table.append((f"gain over {baseline}", [shown(found, "+.4f") for found in gains]))
-    delta = [shown(delta_mtl(columns, label, split), "+.2f") for label in columns]
-    if set(delta) != {BLANK}:
-        table.append(("delta MTL, %", delta))
-    finished = [[r for r in column if not r["unfinished"]] for column in columns.values()]
-    for key, (title, form) in COSTS.items():
-        known = [[run[key] for run in runs if run[key] is not None] for runs in finished]
-        table.append((title, [format(np.mean(each), form) if each else BLANK for each in known]))
-    text = "".join(f"| {name} | {' | '.join(cells)} |\n" for name, cells in table)
-    return text + "\n" + "\n".join(footnotes(columns, split, baseline)) + "\n"
+        against = reference(columns, metric, baseline)
+        values = [value(run, metric, split) for column in columns.values() for run in column]
+        share = metric.sign > 0 and all(0 <= v <= 1 for v in values if v is not None)
+        for label, column in columns.items():
+            if label != against:
+                known = gain(column, columns[against], metric, split)
+                unit = "points" if share else ""
+                found.append(_difference(metric.name, label, against, unit, known))
+    for label in columns:
+        known = delta_mtl(columns, label, split)
+        found.append(_difference("delta MTL", label, "single tasks", "%", known))
+    found = [each for each in found if each]
+    holds = holm([each.chance if each.side else 1.0 for each in found if each.side is not None])
+    holds = iter([True] if len(holds) == 1 else holds)
+    return [d if d.side is None else d._replace(holds=next(holds)) for d in found]
 
 
-def tested(column):
-    """{test set: number of images} of a column's finished runs."""
-    return {test_set(run): run["data"]["test"] for run in column if not run["unfinished"]}
+def _difference(metric, label, against, unit, known):
+    """The Difference of what `gain` gives; None if that is undefined."""
+    if known is None or not np.isfinite(known[0][0]):
+        return None
+    found, runs = known[0], [float(each) for each in known[1].values() if np.isfinite(each)]
+    more = limits(found), over_runs(runs), len(runs), chance(found, runs)
+    return Difference(metric, label, against, unit, float(found[0]), *more)
 
 
-def footnotes(columns, split, baseline):
-    """Lines: what the numbers are, what the intervals cover, how else the columns differ."""
-    runs = [run for column in columns.values() for run in column]
-    epochs, batch = (_range(r["config"][key] for r in runs) for key in ("EPOCHS", "BATCH_SIZE"))
-    data = ", ".join(f"{_range(r['data'][name] for r in runs)} {name}" for name in runs[0]["data"])
-    references = ", ".join(f"{m.task} {m.reference}" for m in metrics(columns, split))
-    yield INTERVALS[split]
-    yield (
-        f"Budget of a run: {epochs} epochs, batches of {batch}, {data} images of "
-        f"{' x '.join(map(str, runs[0]['side']))}. Minutes cover training and validation; images/s "
-        "are training images in that time; GFLOP are those of a forward and backward pass. A gain "
-        f"over {baseline} above 0 is better. Delta MTL (Maninis et al. 2019, arXiv:1904.08918) is "
-        "the mean relative gain of a network's tasks in their primary metrics over their "
-        f"references: {references}."
-    )
-    ours = tested(columns[baseline])
-    for label, column in columns.items():
-        for run in (run for run in column if run["unfinished"]):
-            yield f"{label}, seed {run['seed']}: {run['unfinished']}, validation values only."
-        theirs = tested(column)
-        if split == "test" and theirs and theirs.keys() != ours.keys():
-            shared = sum(count for images, count in theirs.items() if images in ours)
-            yield (
-                f"{label} has {sum(theirs.values())} test images, {baseline} has "
-                f"{sum(ours.values())}: gains are on the {shared} that both have."
-            )
-    yield from different_constants(columns)
+def statement(difference, count):
+    """What a Difference, one of so many, says in words; "" where one of its intervals is unknown.
+
+    It is stated if both intervals exclude 0. If it does not hold among all by Holm's method, the
+    words say so.
+    """
+    unit = f" {difference.unit}".rstrip()
+    scale = 100 if difference.unit == "points" else 1
+    if difference.side is None:
+        return ""
+    if not difference.side:
+        most = scale * max(map(abs, (*difference.images, *difference.runs)))
+        return f"no measurable difference (within about {_amount(most)}{unit})"
+    text = f"{'+' if difference.side > 0 else '-'}{_amount(scale * difference.value)}{unit}"
+    return text if difference.holds else f"{text} (not among {count})"
 
 
-def different_constants(columns):
-    """Lines about constants that scripts share by name but not by value."""
-    found = {}
-    for label, column in columns.items():
-        for name, value in column[0]["config"].items():
-            items = value.items() if isinstance(value, dict) else [(None, value)]
-            for key, item in items if name.isupper() and name not in FREE else ():
-                title = name if key is None else f"{name} {key}"  # such as the weight of a task
-                found.setdefault(title, {}).setdefault(json.dumps(item), []).append(label)
-    for name, values in found.items():
-        if len(values) > 1:
-            each = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in values.items())
-            yield f"The networks are not the only difference: {name} is {each}."
-
-
-def _range(numbers):
-    numbers = sorted(set(numbers))
-    return "-".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
+def _amount(number):
+    """Its size with one decimal, or with its first digit that is not 0."""
+    return f"{abs(number):.1f}" if abs(number) >= 0.05 else f"{abs(number):.1g}"

@@ -1,17 +1,21 @@
-"""Runs as small summaries, read from NAME_history.pt, NAME_last.pt or NAME_seedK.json.
+"""Runs as small summaries, read from NAME_history.pt, NAME_last.pt or a series.
 
-A summary is a plain dict, small enough for a repository. It has the keys COPIED of the history and
+A series (results/*.jsonl) is a text file with one line of JSON for each run. A summary is a plain
+dict, small enough for a repository. It has the keys COPIED of the history and
 
+    script                      its path in the repository
+    seconds                     of every epoch
     seed, fold                  fold: the number after "fold" in the data folder's name, or None
     config                      without the two paths
     minutes, images_per_second  training and validation; training images in that time
     unfinished                  None, or "unfinished, epoch E of EPOCHS" for a stopped run
-    test, best                  values of the test split; of the best epoch, in "train" and "val"
-    curves                      {"train", "val"}: losses and primary metrics by epoch, to 4 digits
-    rows                        {TASK_METRIC: [numerators, denominators]} of every test image, to 5
-                                digits; one number stands for all of them if they are equal
+    test, best                  values on the test split; on the validation split at the best epoch
+    curves                      {"val": {TASK_METRIC: values by epoch}} of what chose that epoch
+    rows                        {TASK_METRIC: [numerators, denominators]} of every test image: a
+                                list, a text of digits, or one number if they are equal
 
-What a history lacks is None, and so are NaN and infinity.
+What a history lacks is None, and so are NaN and infinity. A series has the rows of the primary
+metrics and of what their means are made of; of the other metrics it has the values of each run.
 """
 
 import json
@@ -21,17 +25,17 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import artefacts
 from parts.errors import UserError
+from parts.files import load, replacing
 from tools.shared.common import as_path
 
 COPIED = (
-    *("name", "script", "tasks", "data", "data_fingerprint", "side", "parameters", "gflop"),
-    *("seconds", "best_epoch", "device", "commit", "versions", "weights_from", "test_lines"),
+    *("name", "tasks", "data", "data_fingerprint", "side", "parameters", "gflop", "best_epoch"),
+    *("device", "commit", "versions", "weights_from", "test_lines"),
 )
 COMPUTED = (
-    *("seed", "fold", "config", "minutes", "images_per_second", "unfinished", "test", "best"),
-    *("curves", "rows"),
+    *("script", "seed", "fold", "config", "seconds", "minutes", "images_per_second"),
+    *("unfinished", "test", "best", "curves", "rows"),
 )
 BUDGET = ("EPOCHS", "BATCH_SIZE")  # settings without which runs cannot be compared
 PATHS = ("H5_SAVE_PATH", "FILE_SAVE_PATH")
@@ -46,24 +50,29 @@ def summarise(history):
     config, seconds, tasks = history["config"], history["seconds"], history["tasks"]
     images = steps_per_epoch(history) * min(config["BATCH_SIZE"], history["data"]["train"])
     fold = re.search(r"fold_?(\d+)", Path(config.get("H5_SAVE_PATH", "")).name)
-    losses = [f"{task}_loss" for task in tasks]
-    best, curves = {}, {"train": losses, "val": [f"{t}_{e['primary']}" for t, e in tasks.items()]}
-    for part, names in curves.items():
-        series, number = history[part], history["best_epoch"] - 1
-        best[part] = _plain({name: series[name][number] for name in series if number >= 0}, 6)
-        curves[part] = _plain({name: series[name] for name in names if name in series}, 4)
+    val, number = history["val"], history["best_epoch"] - 1
+    best = {name: series[number] for name, series in val.items()} if number >= 0 else {}
+    losses, first = [f"{task}_loss" for task in tasks], next(iter(tasks))
+    chooses = f"{first}_{tasks[first]['primary']}"
     return {key: _plain(history.get(key), 3) for key in COPIED} | {
+        "script": _script(history.get("script", f"MTL_{history['name']}")),
         "seed": config["SEED"],
         "fold": int(fold[1]) if fold else None,
         "config": _plain({key: value for key, value in config.items() if key not in PATHS}),
+        "seconds": _plain(seconds, 2),
         "minutes": round(sum(seconds) / 60, 2),
         "images_per_second": round(images * len(seconds) / sum(seconds), 1) if seconds else None,
         "unfinished": unfinished,
         "test": _plain(history["test"], 6),
-        "best": best,
-        "curves": curves,
+        "best": _plain(best or history.get("start") or {}, 6),
+        "curves": {"val": {chooses: _plain(val.get(chooses, []), 4)}},
         "rows": {k: _row(v) for k, v in history["test_rows"].items() if k not in losses},
     }
+
+
+def _script(name):
+    """MTL_main.py for the module name MTL_main of earlier histories."""
+    return name if name.endswith(".py") else f"{name.replace('.', '/')}.py"
 
 
 def steps_per_epoch(run):
@@ -72,23 +81,57 @@ def steps_per_epoch(run):
     return images // min(run["config"]["BATCH_SIZE"], images)
 
 
+def fingerprints(run, split):
+    """{file: text} of a split's data; earlier histories have one text for all files."""
+    found = run["data_fingerprint"].get(split, {})
+    return found if isinstance(found, dict) else {"data": found}
+
+
 def test_set(run):
     """What identifies the test images of a run."""
-    return run["data_fingerprint"]["test"]
+    found = fingerprints(run, "test")
+    return found["data"] if "data" in found else found["images"]
+
+
+def weights(run):
+    """(identity, path) of the weights that a run started from, or (None, None).
+
+    The identity is the checksum, or the path in earlier histories. Files that belong to the fold or
+    seed of a run count as one: in their path, the number is replaced by a letter.
+    """
+    given = run["weights_from"]
+    if not given:
+        return None, None
+    given = {"path": given, "checksum": given} if isinstance(given, str) else given
+    general = given["path"]
+    for key, letter in (("fold", "F"), ("seed", "S")):
+        general = re.sub(rf"({key}_?){run[key]}(?!\d)", rf"\g<1>{letter}", general)
+    return given["checksum"] if general == given["path"] else general, general
 
 
 def rows(run, names):
     """float64 (N, len(names), 2): numerators and denominators of every test image."""
     count = run["data"]["test"]
-    columns = [[np.broadcast_to(np.array(c, float), count) for c in run["rows"][n]] for n in names]
+    columns = [[_decoded(column, count) for column in run["rows"][name]] for name in names]
     return np.array(columns).transpose(2, 0, 1)
 
 
+def _decoded(column, count):
+    numbers = [*column] if isinstance(column, str) else column
+    return np.broadcast_to(np.array(numbers, float), count)
+
+
 def _row(table):
-    """[numerators, denominators] of a (N, 2) tensor, as lists or one number."""
-    columns = table.double().round(decimals=5).T.tolist()
-    columns = [[int(n) if n == int(n) else n for n in numbers] for numbers in columns]
-    return [numbers[0] if len(set(numbers)) == 1 else numbers for numbers in columns]
+    """[numerators, denominators] of a tensor (N, 2), as `rows` reads them, to five digits."""
+    columns = [[int(n) if n == int(n) else float(f"{n:.5g}") for n in c] for c in table.T.tolist()]
+    return [_encoded(column) for column in columns]
+
+
+def _encoded(numbers):
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    digits = "".join(map(str, numbers))
+    return digits if len(digits) == len(numbers) else numbers
 
 
 def _plain(value, digits=15):
@@ -103,16 +146,26 @@ def _plain(value, digits=15):
 
 
 def read(path):
-    """The summary in one file of any of the three forms; raises UserError if it is damaged."""
-    expected = f"{path}: expected a run's history"
+    """[(place, summary)] of the runs in a file of any of the three forms.
+
+    Raises:
+        UserError: the file is damaged; names the line of a series.
+    """
+    if path.suffix != ".jsonl":
+        return [(path, _checked(path, lambda: summarise(load(path))))]
+    places = ((f"{path}, line {i}", text) for i, text in enumerate(path.open("rb"), 1))
+    return [(place, _checked(place, lambda t=text: json.loads(t))) for place, text in places]
+
+
+def _checked(place, summary):
+    """What `summary()` gives; UserError if it is none."""
+    expected = f"{place}: expected a run's history"
     try:
-        if path.suffix == ".json":
-            run = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            run = summarise(artefacts.load(path))
+        run = summary()
         for holder, keys in ((run, (*COPIED, *COMPUTED)), (run["config"], BUDGET)):
             for key in keys:
                 holder[key]
+        test_set(run), weights(run)
         for name in run["rows"]:
             rows(run, [name])  # one number for each test image
         return run
@@ -124,10 +177,10 @@ def read(path):
 
 
 def find(arguments):
-    """[(path, summary)] of all runs in files and folders, searched to any depth; raises UserError.
+    """[(place, summary)] of all runs in files and folders, searched to any depth; raises UserError.
 
-    An argument is PATH or LABEL=PATH; the label replaces the scripts' names. A checkpoint counts
-    only if there is no history beside it.
+    An argument is PATH or LABEL=PATH; the label replaces the script's name, or stands before the
+    names of several. A checkpoint counts only if there is no history beside it.
     """
     found = []
     for argument in arguments:
@@ -137,39 +190,46 @@ def find(arguments):
         label, place = next((cut for cut in cuts if cut[1].exists()), cuts[min(1, len(cuts) - 1)])
         paths = [place] if place.is_file() else []
         if not paths:
-            paths = sorted([*place.rglob("*_history.pt"), *place.rglob("*_seed*.json")])
+            paths = sorted([*place.rglob("*_history.pt"), *place.rglob("*.jsonl")])
             finished = {p.with_name(p.name.replace("_history.pt", "_last.pt")) for p in paths}
             paths += sorted({*place.rglob("*_last.pt")} - finished)
-        if not paths:
+        runs = [pair for path in paths for pair in read(path)]
+        if not runs:
             raise UserError(
-                f"{place}: expected a file or folder with *_history.pt, *_last.pt or *_seed*.json "
-                f"of runs, found {'none' if place.exists() else 'no such path'}"
+                f"{place}: expected a file or folder with runs, as *_history.pt, *_last.pt or "
+                f"*.jsonl, found {'none' if place.exists() else 'no such path'}"
             )
-        runs = [(path, read(path)) for path in paths]
-        found += [(path, run | {"name": label or run["name"]}) for path, run in runs]
+        label, several = " ".join(label.split()), len({run["name"] for _, run in runs}) > 1
+        for place, run in runs:
+            name = f"{label} {run['name']}" if several else label
+            found.append((place, run | {"name": name} if label else run))
     return found
 
 
-def export(runs, folder):
-    """Write [(path, summary)] as NAME_seedK[_foldF].json and return the paths; raises UserError."""
-    written = []
-    for source, run in runs:
-        fold = "" if run["fold"] is None else f"_fold{run['fold']}"
-        path, text = folder / f"{run['name']}_seed{run['seed']}{fold}.json", to_json(run)
+def export(runs, path):
+    """Write [(place, summary)] as a series, which may replace one whose runs are among them.
+
+    Raises:
+        UserError: a run is unfinished, or the file holds anything else.
+    """
+    for place, run in runs:
         if run["unfinished"]:
-            raise UserError(f"{source}: expected a finished run, found it {run['unfinished']}")
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UserError(
-                f"{path}: holds another run than {source}; remove it, choose another folder, or "
-                "use LABEL=FOLDER"
-            )
-        written.append(path)
-        with artefacts.replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return written
+            raise UserError(f"{place}: expected a finished run, found it {run['unfinished']}")
+    lines = [f"{to_line(run)}\n" for _, run in runs]
+    if path.exists() and not set(path.open(encoding="utf-8", errors="replace")) <= set(lines):
+        raise UserError(
+            f"{path}: holds something else than these runs; give it as one of RUNS too, remove it, "
+            "or choose another file"
+        )
+    with replacing(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def to_json(summary):
-    """JSON with one line for each key, so that two files can be compared line by line."""
-    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in summary.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+def to_line(run):
+    """A run as a line of a series."""
+    kept = set()
+    for task, entry in run["tasks"].items():
+        parts = [part for means in entry.get("means", {}).values() for part in means]
+        kept |= {f"{task}_{metric}" for metric in (entry["primary"], *parts)}
+    table = {name: pairs for name, pairs in run["rows"].items() if name in kept}
+    return json.dumps(run | {"rows": table}, separators=(",", ":"))

@@ -1,0 +1,101 @@
+"""Fine-tuning on few images: MTL_OEQ from a trained network, at a low rate and the full side.
+
+    python -m examples.fine_tune --h5-save-path data/mine
+    python -m examples.fine_tune --h5-save-path data/mine --weights runs/drawn/OEQ_model_lite.pt
+
+The network as it is competes as epoch 0, so the result on the validation images is never worse.
+"""
+
+from torch import nn
+
+import engine
+from MTL_Utils import BBOX, BIN, SEG, FixedWeights
+from parts.augment import Augment
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
+
+# ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
+# paths
+H5_SAVE_PATH = "data/mine"  # folder with train/, val/ and test/
+FILE_SAVE_PATH = "runs/fine_tune"  # folder for weights, history and pictures
+
+# training
+WEIGHTS = "weights/OEQ_model_lite.pt"  # of a network to start from; "" for none
+EPOCHS = 40  # passes over the training split
+DEMO_EPOCHS = 10  # EPOCHS with --demo
+BATCH_SIZE = 8  # images per step, of all processes together
+LEARNING_RATE = 1e-3  # peak of the one-cycle schedule
+SIDES = (1.0,)  # progressive resizing: share of the full side, per equal part of EPOCHS
+WEIGHT_DECAY = 0.2  # decoupled, as in AdamW
+EMA_DECAY = 0.95  # per step, of the averaged weights, which are validated, tested and saved
+CLIP_NORM = 5.0  # the gradient is scaled down to this norm
+SEED = 0  # of initial weights, batches, augmentation and dropout
+
+# losses
+LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # weight of each task's loss
+
+# network
+STEM = 2  # stride of the first convolution
+WIDTHS = (16, 32, 64, 128, 256)  # channels at stride 2, 4, 8, 16, 32
+UNITS = 1  # residual units per block
+DROPOUT = 0.3  # share of the class head's inputs, in training
+
+# augmentation
+DEGREES = 15.0  # largest rotation, in degrees
+SCALE = (0.75, 1.6)  # smallest and largest magnification
+STRETCH = 1.2  # largest ratio between the magnifications of width and height
+SHIFT = 0.15  # largest shift, as a share of the side
+COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a share
+ERASE = 0.2  # share of the images in which a rectangle is erased
+
+
+class Network(nn.Module):
+    """Shape: image (B, 3, H, W) in [0, 255] -> {"seg": (B, 1, H, W) logits, "bbox": (B, 4) xyxy in
+    [0, 1], "bin": (B,) logits}; H and W multiples of 32.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = Encoder(WIDTHS, UNITS, STEM)
+        self.stride = self.encoder.stride
+        self.seg = Decoder(WIDTHS, UNITS, STEM)
+        self.bbox = BoxHead(WIDTHS[-2])
+        self.bin = ClassHead(WIDTHS[-1] + WIDTHS[-2], DROPOUT)
+
+    def forward(self, image):
+        if self.training:
+            return self.decode(self.encoder(image))
+        plain, flipped = (self.decode(self.encoder(view)) for view in (image, image.flip(3)))
+        return {name: (plain[name] + TASKS[name].mirror(flipped[name])) / 2 for name in plain}
+
+    def decode(self, features):
+        """The outputs from the features that the tasks share."""
+        levels, deepest = self.seg.levels(features), features[-1]
+        seg = self.seg.logits(levels[-1])
+        bbox, head = self.bbox.attend(levels[0])  # at stride 16, decoded from the deepest level
+        return {
+            "seg": seg,
+            "bbox": bbox,
+            "bin": self.bin((deepest, presence(seg, deepest)), (levels[0], head)),
+        }
+
+
+# ---- losses and metrics: the first task chooses the best epoch ----
+TASKS = {
+    "seg": SEG,
+    "bbox": BBOX,
+    "bin": BIN,
+}
+
+
+def weighting():
+    """A new loss weighting."""
+    return FixedWeights(LOSS_WEIGHTS)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
+
+
+if __name__ == "__main__":
+    engine.main(__file__)

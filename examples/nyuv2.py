@@ -1,0 +1,328 @@
+"""The benchmark of the field: classes, depth and surface normals of every pixel of NYUv2.
+
+    python -m examples.nyuv2 --demo                               drawn rooms, minutes on a CPU
+    python tools/prepare_nyuv2.py --root nyuv2 --out data/nyuv2
+    python -m examples.nyuv2 --method cagrad
+    python -m examples.nyuv2 --learn depth                        one task alone
+
+docs/nyuv2.md says where the data are, and what each metric is.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import engine
+from dataload import write_split
+from MTL_Utils import (
+    UNKNOWN,
+    DynamicWeightAverage,
+    FixedWeights,
+    InverseLossWeights,
+    RandomWeights,
+    Task,
+    UncertaintyWeights,
+)
+from parts.augment import Augment
+from parts.drawn_rooms import CLASS_NAMES, scenes
+from parts.errors import SettingError
+from parts.gradients import (
+    GradientWeights,
+    aligned_mtl,
+    cagrad,
+    equal_norms,
+    imtl_g,
+    mgda,
+    pcgrad,
+    upgrad,
+)
+from parts.targets import PixelClasses, PixelValues
+from ResBlock import Decoder, Encoder
+
+# ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
+# paths
+H5_SAVE_PATH = "data/nyuv2"  # folder with train/, val/ and test/
+FILE_SAVE_PATH = "runs/nyuv2"  # folder for weights, history and pictures
+
+# training
+EPOCHS = 200  # passes over the training split
+DEMO_EPOCHS = 20  # EPOCHS with --demo
+BATCH_SIZE = 8  # images per step, of all processes together
+LEARNING_RATE = 1e-2  # peak of the one-cycle schedule
+SIDES = (1.0,)  # share of the full side; a smaller picture would look like a greater depth
+WEIGHT_DECAY = 0.2  # decoupled, as in AdamW
+EMA_DECAY = 0.998  # per step, of the averaged weights, which are validated, tested and saved
+CLIP_NORM = 5.0  # the gradient is scaled down to this norm
+SEED = 0  # of initial weights, batches and augmentation
+
+# losses
+LEARN = ("seg", "depth", "normals")  # the tasks, the one that chooses the best epoch first
+LOSS_WEIGHTS = {"seg": 1.0, "depth": 1.0, "normals": 1.0}  # weight of each task's loss
+METHOD = "fixed"  # a key of `weightings` below
+
+# network
+WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
+UNITS = 1  # residual units per block
+
+# augmentation
+DEGREES = 5.0  # largest rotation, in degrees
+SCALE = (1.0, 1.5)  # smallest and largest magnification
+STRETCH = 1.0  # no camera stretches; the normals of a stretched image would be turned only
+SHIFT = 0.1  # largest shift, as a share of the side
+COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a share
+ERASE = 0.0  # share of the images in which a rectangle is erased
+
+
+# ---- segmentation ----
+
+
+def seg_loss(logits, target):
+    """Cross-entropy, the mean over the known pixels of a sample.
+
+    Shape: logits (B, 13, H, W), target uint8 (B, 1, H, W), 255 unknown -> (B,).
+    """
+    target = target[:, 0].long()
+    each = F.cross_entropy(logits.float(), target, ignore_index=UNKNOWN, reduction="none")
+    return each.sum((1, 2)) / (target != UNKNOWN).sum((1, 2)).clamp(min=1)
+
+
+def seg_metrics(logits, target):
+    """IoU of each class, and the share of the known pixels that are right, pooled over the split.
+
+    mIoU is the mean of the IoUs over the classes that the split has, or that were predicted.
+
+    Shape: logits (B, 13, H, W), target (B, 1, H, W) -> {name: (B, 2)}.
+    """
+    target = target[:, 0]
+    known = target != UNKNOWN
+    predicted = logits.argmax(1).to(torch.uint8).masked_fill(~known, UNKNOWN)
+    right = (predicted == target) & known
+    found = {"pixel_accuracy": pairs(right, known)}
+    for number, name in enumerate(CLASS_NAMES):
+        truth = target == number
+        found[f"iou_{name}"] = pairs(right & truth, truth | (predicted == number))
+    return found
+
+
+def pairs(numerator, denominator):
+    """fp64 (B, 2): the sums over each sample."""
+    return torch.stack([x.flatten(1).sum(1).double() for x in (numerator, denominator)], dim=1)
+
+
+# ---- depth ----
+
+
+def depth_loss(depth, target):
+    """L1, the mean over the known pixels of a sample.
+
+    Shape: depth (B, 1, H, W) in metres, target the same, NaN unknown -> (B,).
+    """
+    known = ~target.isnan()
+    each = (depth.float() - torch.where(known, target, 0.0)).abs() * known
+    return each.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
+
+
+def depth_metrics(depth, target):
+    """Mean absolute error, in metres, and mean error relative to the true depth, over all known
+    pixels of the split.
+
+    Shape: depth (B, 1, H, W), target (B, 1, H, W) -> {name: (B, 2)}.
+    """
+    known = ~target.isnan()
+    target = torch.where(known, target, 1.0)
+    error = (depth.float() - target).abs() * known
+    relative = error / target.clamp(min=1e-3)
+    return {"absolute_error": pairs(error, known), "relative_error": pairs(relative, known)}
+
+
+# ---- surface normals ----
+
+
+def normals_loss(normals, target):
+    """1 - cosine of the angle, the mean over the known pixels of a sample.
+
+    Shape: normals (B, 3, H, W) of any length, target unit vectors (B, 3, H, W), NaN unknown ->
+    (B,).
+    """
+    known = ~target.isnan().any(1)  # (B, H, W)
+    target = torch.where(known[:, None], target, 0.0)
+    cosine = (F.normalize(normals.float(), dim=1) * target).sum(1)
+    return ((1 - cosine) * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)
+
+
+def normals_metrics(normals, target):
+    """Mean angle in degrees, and the shares of pixels within 11.25, 22.5 and 30 degrees, over all
+    known pixels of the split; and the median angle of an image, as a mean over the images.
+
+    A median over all pixels of a split is no ratio of sums. MTAN's code, and the code of the papers
+    that follow it, take the median of each test batch and the mean of these; here a batch is one
+    image. LibMTL takes the median over all pixels at once, which is another number.
+
+    Shape: normals (B, 3, H, W), target (B, 3, H, W) -> {name: (B, 2)}.
+    """
+    known = ~target.isnan().any(1)
+    normals, target = normals.float(), torch.where(known[:, None], target, 0.0)
+    cross = torch.linalg.vector_norm(torch.linalg.cross(normals, target, dim=1), dim=1)
+    cross = cross.clamp(min=1e-12)  # no direction is at 90 degrees to all
+    angle = torch.atan2(cross, (normals * target).sum(1)).rad2deg()  # exact near 0, unlike acos
+    found = {"mean_angle": pairs(angle * known, known)}
+    found["median_angle"] = pairs(*medians(angle, known))
+    for name, limit in {"within_11": 11.25, "within_22": 22.5, "within_30": 30.0}.items():
+        found[name] = pairs(angle < limit, known)
+    return found
+
+
+def medians(values, known):
+    """(B, 1) medians of values (B, H, W) over the known pixels, and (B, 1) whether there are any.
+
+    Without torch.median, which is not deterministic on a GPU.
+    """
+    ordered = values.masked_fill(~known, torch.inf).flatten(1).sort(1).values
+    count = known.flatten(1).sum(1, keepdim=True)
+    middle = torch.cat([(count - 1).clamp(min=0) // 2, count // 2], dim=1)
+    median = ordered.gather(1, middle).mean(1, keepdim=True)
+    return torch.where(count > 0, median, 0.0), count > 0
+
+
+# ---- augmentation of geometry: `linear` maps offsets in the image, see parts/targets.py ----
+
+
+def move_depth(depth, linear):
+    """Depth (B, 1, H, W) of a picture that is magnified s times: divided by s, as everyone does.
+
+    What looks s times as large looks s times as near. (That is so for things, not for a room: no
+    camera at another place sees a magnified image of it.)
+    """
+    return depth / torch.linalg.det(linear).abs().sqrt()[:, None, None, None]
+
+
+def move_normals(normals, linear):
+    """Normals (B, 3, H, W), x right, y down, z ahead: turned or mirrored with the image.
+
+    A zoom leaves them as they are. So does a stretch, like that of a lens: the columns of `linear`
+    are at right angles, and their directions are those of the turned axes.
+    """
+    flat = torch.einsum("bij,bjhw->bihw", F.normalize(linear, dim=1), normals[:, :2])
+    return torch.cat([flat, normals[:, 2:]], dim=1)
+
+
+def mirror_normals(normals):
+    """Normals of an image flipped left to right -> those of the image."""
+    return normals.flip(3) * normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]
+
+
+def draw_below(kind, image, value, names):
+    """Draw a map below the picture and what is below it already: maps over maps would hide them.
+
+    Args:
+        kind: of the target, which draws the map; the others as for `Target.draw`.
+    """
+    height = round(image.shape[2] * value.shape[1] / value.shape[2])
+    drawn, words = kind.draw(image[:, :height], value, names)
+    return torch.cat([image, drawn], dim=1), words and f"{kind.file} {words}"
+
+
+# ---- tasks: the first one chooses the best epoch; a reference is a label in tools/compare.py ----
+everything = {
+    "seg": Task(
+        target=PixelClasses("segments", classes=len(CLASS_NAMES), outside=UNKNOWN),
+        loss=seg_loss,
+        metrics=seg_metrics,
+        primary="miou",
+        means={"miou": tuple(f"iou_{name}" for name in CLASS_NAMES)},
+        reference="only_seg",
+    ),
+    "depth": Task(
+        target=PixelValues("depth", move=move_depth),
+        loss=depth_loss,
+        metrics=depth_metrics,
+        primary="absolute_error",
+        higher_is_better=False,
+        reference="only_depth",
+    ),
+    "normals": Task(
+        target=PixelValues("normals", channels=3, move=move_normals),
+        loss=normals_loss,
+        metrics=normals_metrics,
+        primary="mean_angle",
+        higher_is_better=False,
+        reference="only_normals",
+        mirror=mirror_normals,
+    ),
+}
+everything = {n: replace(t, draw=partial(draw_below, t.target)) for n, t in everything.items()}
+TASKS = {name: everything[name] for name in LEARN if name in everything}
+
+
+class Network(nn.Module):
+    """Shape: image (B, 3, H, W) in [0, 255] -> those in LEARN of {"seg": (B, 13, H, W) logits,
+    "depth": (B, 1, H, W) in metres, "normals": (B, 3, H, W) of length 1}; H and W multiples of 32.
+    """
+
+    def __init__(self):
+        super().__init__()
+        channels = {"seg": len(CLASS_NAMES), "depth": 1, "normals": 3}
+        self.encoder = Encoder(WIDTHS, UNITS)
+        self.stride = self.encoder.stride
+        decoders = {name: Decoder(WIDTHS, UNITS, channels=channels[name]) for name in TASKS}
+        self.decoders = nn.ModuleDict(decoders)
+
+    def forward(self, image):
+        return self.decode(self.encoder(image))
+
+    def decode(self, features):
+        """The outputs from the features that the tasks share."""
+        outputs = {name: decoder(features) for name, decoder in self.decoders.items()}
+        if "normals" in outputs:
+            outputs["normals"] = F.normalize(outputs["normals"].float(), dim=1)
+        return outputs
+
+
+weightings = {
+    "fixed": FixedWeights,
+    "uncertainty": UncertaintyWeights,
+    "dwa": DynamicWeightAverage,
+    "random": RandomWeights,
+    "inverse_loss": InverseLossWeights,
+    **{
+        method.__name__: partial(GradientWeights, method=method)
+        for method in (pcgrad, mgda, cagrad, upgrad, imtl_g, aligned_mtl, equal_norms)
+    },
+}
+
+
+def weighting():
+    """A new loss weighting.
+
+    Raises:
+        SettingError: there is no such task or method, or it cannot start at a weight of 0.
+    """
+    if unknown := [name for name in LEARN if name not in everything]:
+        raise SettingError(f"learn: expected some of {', '.join(everything)}, found {unknown[0]}")
+    weights = {name: LOSS_WEIGHTS[name] for name in TASKS}
+    if METHOD not in weightings:
+        raise SettingError(f"method: expected one of {', '.join(weightings)}, found {METHOD}")
+    if METHOD == "uncertainty" and not all(weights.values()):
+        expected = f"numbers above 0 with --method {METHOD}"
+        raise SettingError(f"loss-weights: expected {expected}, found {weights}")
+    return weightings[METHOD](weights)
+
+
+def augmentation():
+    """A new augmentation of images and targets."""
+    return Augment(TASKS, DEGREES, SCALE, STRETCH, SHIFT, COLOUR, ERASE)
+
+
+def demo(folder):
+    """Write drawn rooms, 64 x 96 pixels, to `folder`/{train,val,test}."""
+    names = {"segments": CLASS_NAMES}
+    for seed, (split, count) in enumerate({"train": 256, "val": 48, "test": 48}.items()):
+        write_split(Path(folder) / split, scenes(count, seed), {"source": "drawn rooms"}, names)
+
+
+if __name__ == "__main__":
+    engine.main(__file__)
