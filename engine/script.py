@@ -232,6 +232,9 @@ def check_script(script, settings):
     tasks = script.module.TASKS
     if not isinstance(tasks, dict) or not tasks:
         raise UserError("TASKS: expected {name: Task} with a task, found none")
+    for name, task in tasks.items():
+        if not hasattr(task, "target"):
+            raise UserError(f"TASKS: expected a Task for '{name}', found {type(task).__name__}")
 
 
 def check_tasks(tasks, weights, outputs, targets):
@@ -245,11 +248,14 @@ def check_tasks(tasks, weights, outputs, targets):
         UserError: names the task and what it lacks.
     """
     for task in tasks:
-        for what, names in (("weight", weights), ("output", outputs), ("target", targets)):
+        for what, where, names in (
+            ("a weight", "weighting()", weights),
+            ("an output", "Network", outputs),
+            ("a target", "the data", targets),
+        ):
             if task not in names:
-                where = {"weight": "weighting()", "output": "Network", "target": "the data"}[what]
                 raise UserError(
-                    f"TASKS: expected a {what} for '{task}' from {where}, found "
+                    f"TASKS: expected {what} for '{task}' from {where}, found "
                     f"{', '.join(map(str, names)) or 'none'}"
                 )
     surplus = [name for name in weights if name not in tasks]

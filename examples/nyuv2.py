@@ -8,6 +8,7 @@
 docs/nyuv2.md says where the data are, and what each metric is.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -214,6 +215,17 @@ def mirror_normals(normals):
     return normals.flip(3) * normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]
 
 
+def draw_below(kind, image, value, names):
+    """Draw a map below the picture and what is below it already: maps over maps would hide them.
+
+    Args:
+        kind: of the target, which draws the map; the others as for `Target.draw`.
+    """
+    height = round(image.shape[2] * value.shape[1] / value.shape[2])
+    drawn, words = kind.draw(image[:, :height], value, names)
+    return torch.cat([image, drawn], dim=1), words and f"{kind.file} {words}"
+
+
 # ---- tasks: the first one chooses the best epoch; a reference is a label in tools/compare.py ----
 everything = {
     "seg": Task(
@@ -242,13 +254,13 @@ everything = {
         mirror=mirror_normals,
     ),
 }
+everything = {n: replace(t, draw=partial(draw_below, t.target)) for n, t in everything.items()}
 TASKS = {name: everything[name] for name in LEARN if name in everything}
 
 
 class Network(nn.Module):
     """Shape: image (B, 3, H, W) in [0, 255] -> those in LEARN of {"seg": (B, 13, H, W) logits,
-    "depth": (B, 1, H, W) in metres, "normals": (B, 3, H, W) of any length}; H and W multiples of
-    32.
+    "depth": (B, 1, H, W) in metres, "normals": (B, 3, H, W) of length 1}; H and W multiples of 32.
     """
 
     def __init__(self):
@@ -264,7 +276,10 @@ class Network(nn.Module):
 
     def decode(self, features):
         """The outputs from the features that the tasks share."""
-        return {name: decoder(features) for name, decoder in self.decoders.items()}
+        outputs = {name: decoder(features) for name, decoder in self.decoders.items()}
+        if "normals" in outputs:
+            outputs["normals"] = F.normalize(outputs["normals"].float(), dim=1)
+        return outputs
 
 
 weightings = {

@@ -3,9 +3,7 @@
 import contextlib
 import copy
 import functools
-import io
 import json
-import multiprocessing
 import os
 import pickle
 import runpy
@@ -17,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import forget_us, in_a_new_process
 from PIL import Image
-from running import ROOT, arguments, history, name_of, run
+from running import ROOT, arguments, history, name_of, run, without_pictures
 
 import engine
 from dataload import H5Dataset
@@ -35,7 +34,6 @@ NAMES = [
     "кошки/MTL_кошка é.py",
     "tools/lab.py",
 ]
-OURS = ("dataload", "MTL_Utils", "ResBlock", "parts", "engine", "tools", "examples", "running")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,8 @@ def trained(shared_data, tmp_path_factory):
         script.parent.mkdir()
         shutil.copy(ROOT / "MTL_baseline.py", script)
         found[script] = folder / "runs" / name
-        run(script, shared_data, found[script], "--epochs", "1")
+        with without_pictures():
+            run(script, shared_data, found[script], "--epochs", "1")
     return found
 
 
@@ -78,37 +77,6 @@ def test_a_script_of_any_name_and_place(trained, shared_data, tmp_path, cat, cap
 
 
 # --------------------------------------------------------------------------------- in a new process
-
-
-def forget_us(*folders):
-    """Make this process one in which nothing of the repository was imported, with torch."""
-    for name in [n for n in sys.modules if n.split(".")[0] in OURS or n.startswith("MTL_")]:
-        del sys.modules[name]
-    ours = (ROOT, ROOT / "tests")
-    sys.path = [*folders, *(p for p in sys.path if Path(p).resolve() not in ours)]
-
-
-def in_a_new_process(action, *given):
-    """What a module-level function prints in a process that is forked from one with torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["engine.run", "engine.pictures", "MTL_main", "running"])
-    read, write = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(write, action, given))
-    process.start()
-    write.close()
-    printed = read.recv()
-    process.join()
-    assert process.exitcode == 0, printed
-    return printed
-
-
-def _child(write, action, given):
-    sys.stdout = sys.stderr = printed = io.StringIO()
-    torch.set_num_threads(1)
-    try:
-        action(*given)
-    finally:
-        write.send(printed.getvalue())
 
 
 def open_whole_networks(files, out):

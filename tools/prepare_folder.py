@@ -1,181 +1,243 @@
 """Turn a folder of your own pictures into the H5 layout of dataload.py.
 
     python tools/prepare_folder.py --images photos --masks outlines --table known.csv --out DATA
-    python tools/prepare_folder.py --images photos --masks outlines --ignore 255 --out DATA
+    python tools/prepare_folder.py --images photos --masks trimaps --foreground 1 3 --out DATA
+    python tools/prepare_folder.py --images photos --table instances.json --recursive --out DATA
 
-A mask is a picture with the name of its image, whatever the ending: 0 is background, any other
-value foreground, and the value of --ignore unknown. The table is a CSV file with the column `name`
-(an image's name, with or without its ending) and any of xmin, ymin, xmax, ymax (in pixels of the
-image, right and lower edge exclusive), class (two names in all) and split (train, val or test).
+A mask is a picture named like its image, such as x.png, x_mask.png or x.jpg.png for x.jpg. Bright
+is foreground and black is background, opaque foreground and transparent background; --foreground
+and --ignore choose values instead. Masks may also lie beside the images, as x_mask.png.
+
+A table is a CSV file with the names of the images and any of a box (xmin, ymin, xmax, ymax in
+pixels, or x, y, w, h, or as fractions), a class and a split (train, val or test), under their usual
+names. It may also be a COCO or labelme JSON, Pascal VOC XML or YOLO file, or a folder of them;
+without --table, those beside the images are read. Outlines in them are masks. Of several objects in
+an image, box and class of the largest count. More than two classes go to classes.h5.
+
 What is missing or empty is unknown; so is what does not fit, which is named on stderr and counted.
+Images are turned upright as their EXIF rotation says, and so are their masks, which are taken as
+drawn on the stored pixels if their shape allows it; boxes and outlines are taken as drawn on the
+upright image, unless their file gives width and height of the stored one. Images become squares.
 
 Images without a split are dealt to train, val and test by the two fractions; if there are masks,
-val and test get images with a mask only. Near-duplicates stay together; where they cannot, those
-of val and test images are left out of train. Images become squares.
+val and test get images with a mask only. Near-duplicates stay together, and those of val and test
+images are left out of train, unless that would leave a split with less than half its images.
 """
 
-import csv
 import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS
 from parts.commandline import Parser
 from parts.errors import UserError
 from parts.targets import UNKNOWN
-from tools.shared import splitting
-from tools.shared.common import command, complain
-from tools.shared.pictures import list_pictures, read_picture
+from tools.shared import folders, masks, splitting
+from tools.shared.common import as_path, command, complain
+from tools.shared.csv_files import SPLIT_WORDS
+from tools.shared.notes import combine, draw_mask
+from tools.shared.pictures import examples, read_picture, view
 
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
-COLUMNS = ("name", *CORNERS, "class", "split")
-
-
-def pictures_in(folder, out):
-    """{name without ending: path} of a folder's pictures; UserError if none, or two of one name."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: expected a folder of pictures, found no such folder")
-    paths = list_pictures([folder], out).values()
-    for stem, count in Counter(path.stem for path in paths).items():
-        if count > 1:
-            raise UserError(f"{folder}: expected one picture {stem}, found {count} of that name")
-    return {path.stem: path for path in paths}
+TURNED = "images turned upright by their EXIF rotation"
+PAGES = "images of several pages, of which the first counts"
+RESIZED = "boxes or outlines brought from another size of their image to its own"
+SEVERAL = "images of several objects, of which box and class of the largest count"
+FOLDER = "images in a sub-folder that is called like their split"
 
 
-def read_table(path):
-    """{name: {column: text}} of the rows of a CSV file, and its classes; raises UserError."""
+def read_sample(image, text, mask_path, notes, options, log):
+    """(a Sample without its label, the label as text, its Mask or None); None for no picture.
+
+    Args:
+        image: the path; `text` is what messages call it.
+        mask_path: of its mask, or None.
+        notes: what tables and annotations say about it.
+        options, log: of the command; what cannot be used is named in the log.
+    """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--table {path}: expected a CSV file, found {error}") from error
-    columns = [column for row in rows[:1] for column in row]
-    if "name" not in columns or not set(columns) <= set(COLUMNS):
-        expected = f"the columns name and any of {', '.join(COLUMNS[1:])}"
-        raise UserError(f"--table {path}: expected {expected}, found {columns or 'no rows'}")
-    rows = [{column: (row.get(column) or "").strip() for column in COLUMNS} for row in rows]
-    for name, count in Counter(row["name"] for row in rows).items():
-        if count > 1:
-            raise UserError(f"--table {path}: expected {name} once, found it {count} times")
-    for split in {row["split"] for row in rows} - {"", *SPLITS}:
-        expected = f"{', '.join(SPLITS)} or nothing as split"
-        raise UserError(f"--table {path}: expected {expected}, found {split}")
-    classes = sorted({row["class"] for row in rows} - {""})
-    if len(classes) > 2:
-        found = ", ".join(classes)
-        raise UserError(f"--table {path}: expected two classes at most, found {found}")
-    return {row["name"]: row for row in rows}, classes
-
-
-def read_mask(path, picture, size, ignore):
-    """uint8 (size, size, 1) in {0, 1, 255} from a mask's file; ValueError if it does not fit."""
-    with Image.open(path) as file:
-        if file.size != picture.size:
-            raise ValueError(f"expected a mask of {picture.size}, found {file.size}")
-        values = file if file.mode in ("L", "P", "1", "I", "I;16") else file.convert("L")
-        values = np.asarray(values.resize((size, size), Image.Resampling.NEAREST)).astype(int)
-    mask = (values != 0).astype(np.uint8)
-    if ignore is not None:
-        mask[values == ignore] = UNKNOWN
-    return mask[..., None]
-
-
-def read_box(row, picture, size):
-    """(4,) box of a table's row in pixels of the resized image; ValueError if it does not fit."""
-    texts = [row[corner] for corner in CORNERS]
-    if not any(texts):
-        return splitting.NO_BOX
-    width, height = picture.size
-    box = np.array([float(text) for text in texts])
-    if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
-        raise ValueError(f"expected a box inside {width} x {height}, found {box.tolist()}")
-    return box / [width, height, width, height] * size
-
-
-def read_sample(path, mask_path, row, label, options, problems):
-    """A Sample, or None for a damaged picture; what does not fit is counted in `problems`."""
-
-    def attempt(what, read, *arguments, default):
-        try:
-            return read(*arguments)
-        except (OSError, ValueError) as error:
-            problems[what] += 1
-            complain(f"{path.name}: {what} not used: {' '.join(str(error).split())}")
-            return default
-
-    picture, assumption = attempt("picture", read_picture, path, default=(None, ""))
-    if assumption:
-        complain(f"{path.name}: {assumption}")
-    if picture is None:
+        picture, words = read_picture(image)
+        shown = view(image, picture)
+    except OSError as error:
+        log.refuse(text, "picture", error)
         return None
-    size, mask = options.size, np.full((options.size, options.size, 1), UNKNOWN, np.uint8)
-    if mask_path:
-        mask = attempt("mask", read_mask, mask_path, picture, size, options.ignore, default=mask)
-    box = attempt("box", read_box, row, picture, size, default=splitting.NO_BOX)
-    return splitting.Sample(*splitting.resize(picture, size), mask, box, label, split=row["split"])
+    known, mask = combine(notes, shown), None
+    for what, reason in known.problems:
+        log.refuse(text, what, reason)
+    try:
+        if mask_path:
+            mask = masks.read_mask(mask_path, shown, options.size, options.choice)
+        elif (pixels := draw_mask(notes, shown, options.size)) is not None:
+            mask = masks.drawn(pixels)
+    except (OSError, ValueError) as error:
+        log.refuse(text, "mask", error)
+    split = known.split
+    if not split and options.recursive and "/" in text:
+        split = SPLIT_WORDS.get(text.split("/")[0].casefold(), "")
+    sizes = {note.size for note in notes} - {None, (1, 1), shown.size}
+    log.note(text, {words: words, TURNED: shown.turn > 1, PAGES: shown.pages > 1})
+    log.note(text, {SEVERAL: known.objects > 1, RESIZED: sizes, FOLDER: split != known.split})
+    pixels = np.full((options.size, options.size), UNKNOWN, np.uint8)
+    if mask:
+        log.note(text, {f"masks: {words}": True for words in mask.words})
+        pixels = mask.pixels
+    box = splitting.NO_BOX if known.box is None else known.box * options.size
+    resized = splitting.resize(picture, options.size)
+    return splitting.Sample(*resized, pixels[..., None], box, split=split), known.label, mask
+
+
+def read_samples(images, mask_files, notes, options, log):
+    """([Sample], class names); UserError if nothing of something that the user gave was used."""
+    samples, labels, found = [], [], {}
+    for image, text in images.items():
+        about = notes.get(image, ())
+        if read := read_sample(image, text, mask_files.get(image), about, options, log):
+            samples.append(read[0])
+            labels.append(read[1])
+            if read[2]:
+                found[text] = read[2]
+    if not samples:
+        raise UserError(f"--images: expected a readable picture; {log.first['picture']}")
+    if mask_files and not found:
+        raise UserError(f"--masks: expected one that can be used; {log.first['mask']}")
+    says = [any(labels), any(s.has_box or s.split for s in samples)]
+    says += [any(note.has_outline for about in notes.values() for note in about)]
+    if options.table and not any(says):
+        first = log.first.get("box") or log.first.get("class") or "it holds nothing else than names"
+        raise UserError(f"--table: expected a box, class, split or outline to use; {first}")
+    if found:
+        line, warnings = masks.summarise(found, options.choice)
+        print(line)
+        for warning in warnings:
+            complain(f"warning: {warning}")
+    classes, numbers = number_classes(labels)
+    pairs = zip(samples, numbers, strict=True)
+    return [sample._replace(label=number) for sample, number in pairs], classes
+
+
+def number_classes(labels):
+    """(sorted class names, (N,) number of each label, -1 for ""), whatever their case."""
+    spelling = {}
+    for label, _ in Counter(label for label in labels if label).most_common():
+        spelling.setdefault(label.casefold(), label)
+
+    def order(key):
+        return (0, int(key), "") if key.isdecimal() else (1, 0, key)
+
+    keys = sorted(spelling, key=order)
+    numbers = [keys.index(label.casefold()) if label else -1 for label in labels]
+    return [spelling[key] for key in keys], numbers
+
+
+def to_deal(samples):
+    """(numbers of the samples to deal to all splits, what they have in common, in words).
+
+    They are those with a mask, if there is any mask, else those of which anything is known. Others
+    without a split go to train.
+    """
+    rest = [i for i, sample in enumerate(samples) if not sample.split]
+    if any(sample.has_mask for sample in samples):
+        return [i for i in rest if samples[i].has_mask], "with a mask and without a split"
+    known = [i for i in rest if samples[i].has_box or samples[i].label >= 0]
+    return known if len(known) >= len(SPLITS) else rest, "without a split"
+
+
+def place(samples, dealt, groups, options):
+    """{split: [Sample]} of which those with the numbers `dealt` are dealt, groups (N,) together."""
+    val, test = options.val_fraction, options.test_fraction
+    fractions = np.array([1 - val - test, val, test])
+    strata = [samples[i].label + 1 for i in dealt]
+    for labels in (strata, [0] * len(dealt)):  # each class by itself, if there are enough of it
+        generator = np.random.default_rng(options.seed)
+        parts = splitting.deal(labels, groups, fractions, generator)
+        if len(set(parts.tolist())) == len(SPLITS):
+            break
+    parts, splits = dict(zip(dealt, parts, strict=True)), {split: [] for split in SPLITS}
+    for i, sample in enumerate(samples):
+        splits[sample.split or SPLITS[parts.get(i, 0)]].append(sample)
+    return splits
 
 
 def split_up(samples, options):
-    """{split: [Sample]}: samples without a split are dealt, those without a mask to train.
+    """{split: [Sample]}; prints what became of near-duplicates. UserError if a split is empty.
 
-    Those that are then near-duplicates of val or test samples are left out of train.
+    They are only kept together where that leaves every split at least half of its images: frames of
+    a fixed camera, or things on a white ground, all look alike.
     """
-    rest = [i for i, sample in enumerate(samples) if not sample.split]
-    rest = [i for i in rest if samples[i].has_mask] or rest
-    chosen, val, test = [samples[i] for i in rest], options.val_fraction, options.test_fraction
-    labels, groups = [sample.label + 1 for sample in chosen], splitting.group(chosen)
-    generator = np.random.default_rng(options.seed)
-    parts = splitting.deal(labels, groups, np.array([1 - val - test, val, test]), generator)
-    parts, splits = dict(zip(rest, parts, strict=True)), {split: [] for split in SPLITS}
-    for i, sample in enumerate(samples):
-        splits[sample.split or SPLITS[parts.get(i, 0)]].append(sample)
-    return splitting.without_copies(splits)
+    dealt, words = to_deal(samples)
+    chosen = [samples[i] for i in dealt]
+    apart = place(samples, dealt, np.arange(len(dealt)), options)
+    for split, members in apart.items():
+        if not members:
+            found = f"none; of {len(samples)} images, {len(dealt)} {words} were dealt"
+            raise UserError(f"--out: expected at least one image in {split}, found {found}")
+    kinds = {"near-duplicates": splitting.copies, "identical images": splitting.identical}
+    for kind, alike in kinds.items() if not options.no_grouping else ():
+        groups = splitting.group(chosen, alike)
+        splits = splitting.without_copies(place(samples, dealt, groups, options), alike)
+        sizes = np.unique_counts(groups).counts
+        if all(2 * len(splits[split]) >= len(apart[split]) for split in SPLITS):
+            left_out = len(samples) - sum(map(len, splits.values()))
+            if left_out or (sizes > 1).any():
+                kept = f"{sizes[sizes > 1].sum()} kept together, groups: {(sizes > 1).sum()}"
+                print(f"{kind}: {kept}; left out of train: {left_out}")
+            return splits
+        found = f"{sizes.max(initial=0)} of {len(chosen)} are alike, too many to keep in one split"
+        print(f"{kind}: {found}; train and test may show the same")
+    return apart
 
 
 def parse(argv):
     """The options; raises UserError for values that do not fit together."""
     parser = Parser("prepare_folder.py", __doc__)
-    add = parser.add_argument
+    add, value = parser.add_argument, {"type": masks.parse_value, "nargs": "+", "metavar": "V"}
     add("--images", required=True, metavar="DIR", help="the folder of the pictures")
     add("--masks", metavar="DIR", help="the folder of their masks, of the same names")
-    add("--table", metavar="CSV", help="boxes, classes and splits")
-    add("--ignore", type=int, metavar="V", help="the value of unknown pixels in the masks")
+    text = "boxes, classes, splits and outlines"
+    add("--table", "--annotations", nargs="+", metavar="FILE", help=text)
+    add("--foreground", **value, help="the values of foreground in the masks (all but background)")
+    add("--ignore", **value, help="the values of unknown pixels in the masks (none)")
+    add("--recursive", action="store_true", help="also read the sub-folders")
+    text = "let near-duplicates go to different splits"
+    add("--no-grouping", action="store_true", help=text)
     splitting.add_flags(add)
     options = parser.parse_args(argv)
-    splitting.check_flags(options, "images", "masks", "table")
+    splitting.check_flags(options, "images", "masks")
+    options.table = [as_path(path, "--table") for path in options.table or ()]
+    options.choice = masks.Choice(*(tuple(v or ()) for v in (options.foreground, options.ignore)))
+    if both := set(options.choice.foreground) & set(options.choice.ignore):
+        raise UserError(f"--ignore: expected no value of --foreground, found {min(both)}")
     return options
 
 
 @command
 def main(argv):
     """Read the pictures, split them, write the splits and report."""
-    options = parse(argv)
-    out = options.out
-    splitting.check_output(out, options.force)
-    pictures = pictures_in(options.images, out)
-    table, classes = read_table(options.table) if options.table else ({}, [])
-    masks = pictures_in(options.masks, out) if options.masks else {}
-    problems, samples, used = Counter(), [], set()
-    with splitting.staged(out, options.force) as folder:
-        for stem, path in pictures.items():
-            used.add(name := path.name if path.name in table else stem)
-            row = table.get(name, dict.fromkeys(COLUMNS, ""))
-            label = classes.index(row["class"]) if row["class"] else -1
-            samples.append(read_sample(path, masks.get(stem), row, label, options, problems))
-        samples = [sample for sample in samples if sample]
-        problems["row without a picture"] += len(set(table) - used)
-        problems["mask without a picture"] += len(set(masks) - set(pictures))
+    options, log = parse(argv), folders.Log()
+    splitting.check_output(options.out, options.force)
+    images = folders.find_pictures(options.images, options)
+    found = folders.find_masks(images, options)
+    notes, read = folders.read_notes(images, options, log)
+    mask_files = folders.match_masks(images, found, log)
+    if options.choice != masks.Choice() and not mask_files:
+        raise UserError("--foreground, --ignore: expected masks, found none")
+    folders.print_others(options, {*images, *found}, read)
+    with splitting.staged(options.out, options.force) as folder:
+        samples, classes = read_samples(images, mask_files, notes, options, log)
         splits = split_up(samples, options)
-        problems["near-duplicate of val or test"] = len(samples) - sum(map(len, splits.values()))
+        used = sum(map(len, splits.values()))
+        log.problems["near-duplicate of val or test"] = len(samples) - used
         names = [*classes, *("class 0", "class 1")[len(classes) :]]
-        splitting.save(folder, splits, {"binary": names}, {"source": "tools/prepare_folder.py"})
-    splitting.print_summary(out, splits, names)
-    found = [f"{what}: {count}" for what, count in problems.items() if count]
-    print(f"not used: {', '.join(found) or 'nothing'}; written to {out}")
+        file = "binary" if len(classes) <= 2 else "classes"
+        splitting.save(folder, splits, {file: names}, {"source": "tools/prepare_folder.py"})
+    log.print_habits()
+    if file == "classes":
+        print(f'classes: {len(classes)}, for a task with Label("classes", {len(classes)})', end="")
+        print(f", because binary.h5 takes two ({examples(classes, 8)})")
+    splitting.print_summary(options.out, splits, names)
+    print(f"not used: {log.counts()}; written to {options.out}")
 
 
 if __name__ == "__main__":

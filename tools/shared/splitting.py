@@ -1,7 +1,10 @@
 """From samples to a data folder: what prepare_pets.py and prepare_folder.py share."""
 
+import errno
 import os
 import shutil
+import stat
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -17,6 +20,9 @@ from parts.targets import PETS, UNKNOWN, Label, PixelClasses
 from tools.shared.common import as_path
 
 NO_BOX = np.full(4, np.nan)
+SLACK = 2**15  # bytes of a file beside its values
+MOST_COLUMNS = 6  # of classes in a summary
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Sample(NamedTuple):
@@ -26,7 +32,7 @@ class Sample(NamedTuple):
     thumbnail: torch.Tensor  # of the source image, to find near-duplicates
     mask: np.ndarray  # uint8 (S, S, 1) in {0, 1, 255}
     box: np.ndarray = NO_BOX  # (4,) xmin, ymin, xmax, ymax in pixels; NaN = unknown
-    label: int = -1  # 0 or 1; -1 = unknown
+    label: int = -1  # 0 to K - 1; -1 = unknown
     breed: int = -1  # 0-36; -1 = unknown
     line: int = -1  # in the lists of its source, from 0; -1 = in none
     split: str = ""  # "" = to be dealt
@@ -75,6 +81,15 @@ def check_flags(options, *paths):
     options.val_fraction, options.test_fraction = val, test
 
 
+def identical(samples, others):
+    """Pairs (i, j) for which samples[i] and others[j] have the same thumbnail."""
+    places = defaultdict(list)
+    for j, other in enumerate(others):
+        places[other.thumbnail.numpy().tobytes()].append(j)
+    for i, sample in enumerate(samples):
+        yield from ((i, j) for j in places[sample.thumbnail.numpy().tobytes()])
+
+
 def copies(samples, others):
     """Pairs (i, j) for which samples[i] is a near-duplicate of others[j]."""
     if not samples or not others:
@@ -83,21 +98,24 @@ def copies(samples, others):
     return near_duplicates(*pair)
 
 
-def group(samples):
-    """(N,) numbers, the same for samples that are near-duplicates, directly or through others."""
+def group(samples, alike=None):
+    """(N,) numbers, the same for samples that are alike, directly or through others.
+
+    `alike` is `copies` or `identical`.
+    """
     groups = np.arange(len(samples))
-    for i, j in copies(samples, samples):
+    for i, j in (alike or copies)(samples, samples):
         if groups[i] != groups[j]:
             groups[groups == groups[j]] = groups[i]
     return groups
 
 
-def without_copies(splits):
-    """{split: [Sample]} without the near-duplicates in train of val and test samples.
+def without_copies(splits, alike=None):
+    """{split: [Sample]} without the samples in train that are like val or test samples.
 
     Samples whose split was given stay where they are.
     """
-    copied = {i for i, _ in copies(splits["train"], splits["val"] + splits["test"])}
+    copied = {i for i, _ in (alike or copies)(splits["train"], splits["val"] + splits["test"])}
     train = enumerate(splits["train"])
     return splits | {"train": [s for i, s in train if i not in copied or s.split]}
 
@@ -144,32 +162,63 @@ def staged(out, force):
     except BaseException:
         if replaced.exists():
             replaced.rename(out)
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced)
+
+
+def remove(folder):
+    """Delete a folder, if there is one, even if its folders were copied from a read-only disk."""
+    for root, _, _ in os.walk(folder):
+        os.chmod(root, stat.S_IRWXU)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def reserve(folder, sizes):
+    """Check that the disk takes files of these sizes in bytes; DataError if it does not.
+
+    HDF5 ends the whole program where a disk is full when it closes a file.
+    """
+    paths = [folder / f"reserved-{number}" for number in range(len(sizes))]
+    try:
+        for path, size in zip(paths, sizes, strict=True):
+            with open(path, "xb") as file:
+                os.posix_fallocate(file.fileno(), 0, size + SLACK)
+    except AttributeError:  # macOS and Windows cannot
+        pass
+    except OSError as error:
+        if error.errno in NO_SPACE:  # others: the file system cannot
+            needed = f"{sum(sizes) / 1e6:.1f} MB of free space"
+            raise DataError(f"{folder.parent}: expected {needed}, found less") from error
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def save(folder, splits, class_names, about):
     """Write the H5 files of {split: [Sample]} and check them; raises UserError or DataError.
 
     Args:
-        class_names: {file: names of its classes}; breeds.h5 is written if it is named here.
+        class_names: {file: names of its classes}; the labels go to those of "binary" and "classes"
+            that are named here, the breeds to "breeds" if it is.
         about: {name: value}, the attributes of every file.
     """
     for split, samples in splits.items():
         if not samples:
             found = f"none of {sum(map(len, splits.values()))}; change the fractions or the folds"
             raise UserError(f"--out: expected at least one image in {split}, found {found}")
+    pixels = [len(some) * some[0].mask.size for some in splits.values()]
+    reserve(folder, [size for count in pixels for size in (3 * count, count)])
+    for split, samples in splits.items():
         images, _, masks, boxes, labels, breeds, lines, _ = zip(*samples, strict=True)
         arrays = {
             "images": np.stack(images),
             "masks": np.stack(masks),
             "bboxes": np.stack(boxes).astype(np.float32),
-            "binary": np.array(labels, np.int8)[:, None],
-            "breeds": np.array(breeds, np.int8)[:, None],
         }
-        if "breeds" not in class_names:
-            del arrays["breeds"]
+        for file, values in (("binary", labels), ("classes", labels), ("breeds", breeds)):
+            if file in class_names:
+                arrays[file] = np.array(values, np.int16)[:, None]
         attributes = about | {"split": split}
         if max(lines) >= 0:
             attributes["source_lines"] = np.array(lines, np.uint16)  # HDF5 takes at most 64 KB
@@ -179,18 +228,24 @@ def save(folder, splits, class_names, about):
 
 def targets(class_names):
     """The targets of the files that are written, for a check."""
-    kinds = {"breed": Label("breeds", len(class_names.get("breeds", ())))}
+    kinds = {"breed": "breeds", "class": "classes"}
+    labels = {t: Label(f, len(class_names[f])) for t, f in kinds.items() if f in class_names}
     masks = PixelClasses("masks", len(class_names.get("masks", "01")))
-    return PETS | {"seg": masks} | (kinds if "breeds" in class_names else {})
+    return PETS | {"seg": masks} | labels
 
 
 def print_summary(out, splits, class_names):
     """A row for each split: samples, what is known of them, and megabytes (10^6 bytes) on disk."""
-    columns = ("samples", "masks", "boxes", *class_names, "MB")
-    print("split" + "".join(f" {column:>8}" for column in columns))
+    many = len(class_names) > MOST_COLUMNS
+    columns = ("samples", "masks", "boxes", *(["labels"] if many else class_names), "MB")
+    widths = [max(8, len(column)) for column in columns]
+    names = zip(columns, widths, strict=True)
+    print("split" + "".join(f" {column:>{width}}" for column, width in names))
     for split, samples in splits.items():
+        labels = Counter(s.label for s in samples if s.label >= 0)
         known = (sum(s.has_mask for s in samples), sum(s.has_box for s in samples))
-        labels = (sum(s.label == label for s in samples) for label in (0, 1))
+        known += (labels.total(),) if many else tuple(labels[i] for i in range(len(class_names)))
+        counts = zip((len(samples), *known), widths, strict=False)
         megabytes = sum(path.stat().st_size for path in (out / split).iterdir()) / 1e6
-        counts = "".join(f" {count:8}" for count in (len(samples), *known, *labels))
-        print(f"{split:5}{counts}{megabytes:9.1f}")
+        row = "".join(f" {count:{width}}" for count, width in counts)
+        print(f"{split:5}{row}{megabytes:9.1f}")
