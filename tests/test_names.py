@@ -4,10 +4,12 @@ import contextlib
 import copy
 import json
 import os
+import pickle
 import runpy
 import shutil
 import subprocess
 import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from PIL import Image
 from running import ROOT, arguments, history, name_of, run, without_pictures
 
 import engine
+from dataload import H5Dataset
+from engine.batches import Carried
 from engine.evaluation import predict as predict_outputs
 from engine.script import PICKLE
 from parts.errors import UserError
@@ -298,3 +302,19 @@ def test_classes_of_any_kind_are_restored_with_the_network(tmp_path):
     assert opened.parts == theirs.Parts.HEAD | theirs.Parts.TAIL and opened.inner.size == 5
     assert opened(torch.tensor(2)) == opened.method(torch.tensor(2)) == 20
     assert copy.deepcopy(opened).options == opened.options
+
+
+def test_the_function_of_a_derived_target_reaches_workers_that_are_no_forks(shared_data, tmp_path):
+    """As they open it: in a process that has not executed the script."""
+    path = tmp_path / "MTL_a.b.py"
+    path.write_text((ROOT / "examples/area.py").read_text())
+    module = engine.load(path)
+    targets = {name: task.target for name, task in module.TASKS.items()}
+    dataset = H5Dataset("train", shared_data, targets, memory_limit=0)
+    content = bytes(ForkingPickler.dumps(Carried(dataset)))
+    del sys.modules[module.__name__]
+    opened = pickle.loads(content)
+    expected, found = (each[[0, 3]][1]["area"] for each in (dataset, opened))
+    assert torch.equal(expected, found) and (found > 0).all()
+    function = opened.targets["area"].function
+    assert function.__module__ != module.__name__
