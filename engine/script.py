@@ -194,10 +194,10 @@ def parse(file, argv):
     """
     path = find(file)
     module = load(path)
-    defaults, summary = constants(module), (module.__doc__ or path.stem).strip().splitlines()[0]
+    defaults, text = constants(module), (module.__doc__ or "").strip() or path.stem
     with tokenize.open(path) as file:  # in its own encoding
         source = file.read()
-    options = parser_of(path.name, summary, source, defaults).parse_args(argv)
+    options = parser_of(path.name, text.splitlines()[0], source, defaults).parse_args(argv)
     chosen = {n: like(v, vars(options)[n]) for n, v in defaults.items() if n in vars(options)}
     if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
         chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen
@@ -209,7 +209,8 @@ def parse(file, argv):
         except UserError:
             raise
         except Exception as error:
-            flags, reason = ", ".join(map(flag, changed)), f"{type(error).__name__}: {error}"
+            flags = ", ".join(map(flag, changed))
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{flags}: {path.name} cannot be executed ({reason})") from error
     values = constants(module)
     check(values)

@@ -434,6 +434,18 @@ def test_no_checkpoint_is_written_after_a_bad_step(reference, shared_data, tmp_p
     assert is_like(reference, out)
 
 
+def test_a_lower_learning_rate_is_accepted_on_resume(shared_data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        make_bad(patch, "seg", 5, torch.nan, torch.nan)
+        patch.setattr(engine.run, "CHECKPOINT_SECONDS", 0)
+        run("MTL_main", shared_data, out, code=2)
+    run("MTL_main", shared_data, out, "--resume", "--learning-rate", "1e-3")
+    record = history(out)
+    assert record["learning_rate_changes"] == [[2, 1e-2, 1e-3]]
+    assert record["config"]["LEARNING_RATE"] == 1e-3
+
+
 def test_no_box_gives_a_nan_gradient():
     """Empty, inverted, equal, touching, apart and unknown boxes, each beside each."""
     boxes = torch.tensor([*itertools.product([0.0, 0.5, 1.0], repeat=4)])  # (81, 4)

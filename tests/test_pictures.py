@@ -142,6 +142,16 @@ def test_agreement_and_length_of_gradients_have_a_panel_each(figures):
     assert curves(right)["a"] == [[1, 2.0], [2, 1.0]] and right.get_yscale() == "log"
 
 
+def test_a_users_matplotlibrc_and_class_names_with_dollars(tmp_path):
+    with matplotlib.rc_context({"text.usetex": True, "font.family": "No Such Font"}):
+        record = {"best_epoch": 1, "train": {"seg_loss": [1.0]}}
+        record["val"] = {"seg_loss": [1.0], "seg_iou": [0.5]}
+        pictures.save_loss_picture(tmp_path / "x.png", record, "seg", SEG)
+        names = NAMES | {"bin": ("a$", "b$_{")}
+        pictures.save_test_picture(tmp_path / "y.png", IMAGE, sample(), {}, {}, TASKS, names)
+    assert matplotlib.image.imread(tmp_path / "x.png").std() > 0.05
+
+
 def test_the_files_are_pictures_of_at_least_800_pixels(tmp_path):
     test, loss = tmp_path / "test.png", tmp_path / "loss.png"
     pictures.save_test_picture(test, IMAGE, sample(), outputs(), SCORES, TASKS, NAMES)

@@ -324,8 +324,8 @@ def watched():
 
     class Watched(Optimiser):
         def __init__(self, parameters, *arguments):
-            self.everything = list(parameters)
-            super().__init__(self.everything, *arguments)
+            self.everything = [p for part in parameters.values() for p in part]
+            super().__init__(parameters, *arguments)
 
         def step(self):
             gradients = [weight.grad for weight in self.everything if weight.grad is not None]
@@ -343,11 +343,11 @@ def watched():
         }
         found[-1] |= {"rate": rate, "decays": decays}
 
-    hook = register_optimizer_step_pre_hook(watch)
-    with pytest.MonkeyPatch.context() as patch:
+    with contextlib.ExitStack() as stack:
+        stack.callback(register_optimizer_step_pre_hook(watch).remove)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(engine.training, "Optimiser", Watched)
         yield found
-    hook.remove()
 
 
 def test_a_step_follows_the_gradient_of_the_weighted_means_over_known_samples(striped, tmp_path):
