@@ -16,10 +16,11 @@ import torch
 from running import ROOT, without_pictures
 
 import engine
-from engine.report import Report, save_csv, summary_writer
+from engine.report import Report, summary_writer
 from engine.report import test_table as table_of  # else pytest takes it for a test
 from MTL_Utils import BBOX, SEG
 from parts.errors import UserError
+from parts.files import save_csv
 
 FLAGS = ["--device=cpu", "--epochs=2", "--batch-size=4", "--units=1", "--widths", *"8888"]
 
