@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import h5py
 import numpy as np
 import pytest
+import running
 import torch
 from running import SCRIPTS, run
 
@@ -138,3 +139,10 @@ def finished(shared_data, tmp_path_factory):
     folders = Finished(shared_data, tmp_path_factory)
     folders["MTL_main"]  # now, before a test that uses it changes anything in the engine
     return folders
+
+
+@pytest.fixture
+def without_pictures():
+    """Runs draw nothing."""
+    with running.without_pictures():
+        yield
