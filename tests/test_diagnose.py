@@ -13,9 +13,9 @@ from torch import nn
 import engine.results
 import engine.run
 from engine.processes import Processes
-from engine.training import TrainingStep, conflict
+from engine.training import TrainingStep
 from MTL_Utils import BBOX, BIN, FixedWeights
-from parts.gradients import GradientWeights, upgrad
+from parts.gradients import GradientWeights, conflict, upgrad
 
 TASKS = {"bbox": BBOX, "bin": BIN}
 EXAMPLE = "examples/weighting"

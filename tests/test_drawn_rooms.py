@@ -110,7 +110,7 @@ def test_one_view_after_another_is_one_view():
 
 
 def test_no_camera_sees_a_stretched_image():
-    with pytest.raises(AssertionError, match="no one pinhole camera"):
+    with pytest.raises(AssertionError, match="no camera sees a stretched image"):
         transformed(look()[1], [[2, 0], [0, 1]])
 
 

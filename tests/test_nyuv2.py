@@ -263,23 +263,6 @@ def test_the_network_answers_in_the_units_of_the_targets():
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
-def test_maps_are_drawn_below_the_picture_in_the_order_of_the_tasks():
-    picture = torch.full((3, 20, 30), 90, dtype=torch.uint8)
-    values = {
-        "depth": torch.tensor([1.0, 3.0]).repeat_interleave(30).expand(1, 40, 60),
-        "seg": torch.zeros(1, 40, 60, dtype=torch.uint8),  # class 0 is not tinted
-        "normals": torch.full((3, 40, 60), math.nan),
-    }
-    drawn, told = picture, []
-    for name, value in values.items():
-        drawn, words = nyuv2.everything[name].draw(drawn, value, CLASS_NAMES)
-        told.append(words)
-    assert told == ["depth 1 to 3", "", "normals unknown"]
-    assert drawn.shape == (3, 80, 30)
-    assert torch.equal(drawn[:, :20], picture) and torch.equal(drawn[:, 40:60], picture)
-    assert (drawn[:, 20:40, :14] == 0).all() and (drawn[:, 20:40, 16:] == 255).all()
-
-
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory):
     """12, 5 and 7 drawn rooms of 32 x 64 pixels."""

@@ -1,11 +1,16 @@
 """How each kind of target is read, and what of it is known."""
 
+import pickle
+import sys
+
 import numpy as np
 import pytest
 import torch
 from conftest import drawn, rewrite
 
+import engine
 from dataload import DataError, H5Dataset
+from engine.batches import Carried
 from parts.h5array import H5Array
 from parts.targets import PETS, Box, Derived, Label, PixelClasses, PixelValues, Values, with_sources
 
@@ -27,8 +32,8 @@ def planes(values, dtype):
 
 
 BOXES = [[8, 16, 16, 32], [NAN] * 4, [-0.0005, 0, 32.0005, 8]]
-DEPTHS = [100, (0, 300), 0]  # as stored; times 0.01 m, 0 means unknown
-CM = {"scale_factor": np.float32(0.01), "_FillValue": np.uint16(0)}
+DEPTHS = [100, (7, 300), 7]  # as stored; times 0.01 m, 7 means unknown
+CM = {"scale_factor": np.float32(0.01), "_FillValue": np.uint16(7)}
 KINDS = {  # kind, what is stored, its attributes, the first three targets, dtype of the targets
     "label of 3": (Label("x", 3), table([[2.0], [-1], [NAN]]), {}, [2, -1, -1], torch.int64),
     "label of 2": (Label("x"), table([1, -1, 0]), {}, [1.0, -1.0, 0.0], torch.float32),
@@ -66,7 +71,7 @@ KINDS = {  # kind, what is stored, its attributes, the first three targets, dtyp
     ),
     "normals": (
         PixelValues("x", 3), np.stack([planes(DEPTHS, "i2")] * 3, -1), {"scale_factor": 2},
-        [200.0, (0.0, 600.0), 0.0], torch.float32,
+        [200.0, (14.0, 600.0), 14.0], torch.float32,
     ),
 }  # fmt: skip
 
@@ -182,6 +187,18 @@ def test_sources_by_the_name_of_another_target_are_refused():
     ):
         with_sources({"area": AREA, "seg": PixelClasses("masks", 3)})
     assert with_sources({"area": AREA}).keys() == {"area", "seg"}
+
+
+def test_workers_that_are_spawned_find_what_a_script_defines(shared_data):
+    """Its module has a name that no other process can import."""
+    script = engine.load("examples.area")
+    kinds = {name: task.target for name, task in script.TASKS.items()}
+    dataset = H5Dataset("train", shared_data, kinds, memory_limit=0)
+    sent = pickle.dumps(Carried(dataset))
+    del sys.modules[script.__name__]
+    found = pickle.loads(sent)
+    assert found.targets["area"].function.__module__ != script.__name__
+    assert torch.equal(found[[1, 2]][1]["area"], dataset[[1, 2]][1]["area"])
 
 
 def test_a_split_that_stays_on_disk_is_read_sample_by_sample_only_where_it_must(
