@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import running
 import torch
-from running import SCRIPTS, run
+from recordings import recorded, striped  # noqa: F401 (fixtures)
+from running import LONGER, SCRIPTS, run
 
 from dataload import write_split
 from parts.targets import PETS, Label, PixelClasses, PixelValues, Values
@@ -146,3 +147,12 @@ def without_pictures():
     """Runs draw nothing."""
     with running.without_pictures():
         yield
+
+
+@pytest.fixture(scope="session")
+def reference(shared_data, tmp_path_factory):
+    """The folder of a longer run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    with running.without_pictures():
+        run("MTL_main", shared_data, out, *LONGER)
+    return out
