@@ -18,7 +18,7 @@ from engine.report import Report
 from engine.script import check_script
 from engine.setup import begin, build, data_folder, make_demo, marks, open_data, refuse_another
 from engine.training import known_counts, means
-from engine.weights import identity, same_source, take_weights, weights_file
+from engine.weights import identity, same_source, take_weights, told, weights_file
 from parts import files
 from parts.errors import UserError
 from parts.gradients import conflict
@@ -285,10 +285,9 @@ class Run:
             setattr(self, name, state.get(name, False))
         started = self.about["weights_from"] = state["about"]["weights_from"]
         if source and not same_source(source, started):
-            found = started["path"] if isinstance(started, dict) else started or "none"
             raise UserError(
                 f"--weights: expected the weights that the run in {self.folder} started from "
-                f"({found}), found {source['path']}; a run that exists takes no others"
+                f"({told(started)}), found {told(source)}; a run that exists takes no others"
             )
         before, now = state["about"]["config"]["LEARNING_RATE"], self.settings.LEARNING_RATE
         if before != now:

@@ -33,6 +33,13 @@ def same_source(one, other):
     return one["path"] == other
 
 
+def told(source):
+    """An identity in words; its file may have changed since, at the same path."""
+    if isinstance(source, dict):
+        return f"{source['path']} of checksum {source['checksum']}"
+    return source or "none"
+
+
 def take_weights(path, *networks):
     """Copy the weights of a file that fit by name and shape into networks of one class.
 

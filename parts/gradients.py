@@ -4,10 +4,11 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+
+from parts.weightings import FactorWeights
 
 
-class GradientWeights(nn.Module):
+class GradientWeights(FactorWeights):
     """Factors from the inner products of the tasks' gradients at the features that they share.
 
     The weighted loss is differentiated as a whole, so the heads feel the weights too. A negative
@@ -21,19 +22,8 @@ class GradientWeights(nn.Module):
     needs_gradients = True
 
     def __init__(self, weights, method):
-        super().__init__()
-        self.fixed, self.method = dict(weights), method
-        self.register_buffer("factors", torch.ones(len(weights)))
-
-    def forward(self, losses, known):
-        weights = self.weights()
-        return sum(weights[task] * loss for task, loss in losses.items())
-
-    def weights(self):
-        return {task: w * f for (task, w), f in zip(self.fixed.items(), self.factors, strict=True)}
-
-    def epoch_end(self, means):
-        """Nothing to learn from the epoch."""
+        super().__init__(weights)
+        self.method = method
 
     def from_gradients(self, matrix, present):
         """The weights (K,) of this batch, for `forward` and `weights` as well. A GPU waits once.

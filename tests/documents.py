@@ -18,6 +18,8 @@ def blocks(text, *kinds):
 
 def commands(block):
     """The single commands of a shell block, as lists of words; loops are unrolled."""
+    block = re.sub(r"\\\n\s*", " ", block)
+    block = re.sub(r"; do\n\s*(.*)\ndone", r"; do \1; done", block)
     lines = [line for whole in block.splitlines() for line in unrolled(whole)]
     return [shlex.split(part) for line in lines for part in line.split(" && ") if part.strip()]
 

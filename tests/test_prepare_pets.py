@@ -748,8 +748,9 @@ def fail_at_val(monkeypatch, error):
     opened, tried = h5py.File, []
 
     def fail(path, mode="r", **options):
-        if mode != "r" and Path(path).parent.name == "val":
-            tried.append(Path(path))
+        place = Path(getattr(path, "name", path))  # of an open file or a path
+        if mode != "r" and place.parent.name == "val":
+            tried.append(place)
             raise error
         return opened(path, mode, **options)
 

@@ -1,16 +1,11 @@
 """How each kind of target is read, and what of it is known."""
 
-import pickle
-import sys
-
 import numpy as np
 import pytest
 import torch
 from conftest import drawn, rewrite
 
-import engine
 from dataload import DataError, H5Dataset
-from engine.batches import Carried
 from parts.h5array import H5Array
 from parts.targets import PETS, Box, Derived, Label, PixelClasses, PixelValues, Values, with_sources
 
@@ -187,18 +182,6 @@ def test_sources_by_the_name_of_another_target_are_refused():
     ):
         with_sources({"area": AREA, "seg": PixelClasses("masks", 3)})
     assert with_sources({"area": AREA}).keys() == {"area", "seg"}
-
-
-def test_workers_that_are_spawned_find_what_a_script_defines(shared_data):
-    """Its module has a name that no other process can import."""
-    script = engine.load("examples.area")
-    kinds = {name: task.target for name, task in script.TASKS.items()}
-    dataset = H5Dataset("train", shared_data, kinds, memory_limit=0)
-    sent = pickle.dumps(Carried(dataset))
-    del sys.modules[script.__name__]
-    found = pickle.loads(sent)
-    assert found.targets["area"].function.__module__ != script.__name__
-    assert torch.equal(found[[1, 2]][1]["area"], dataset[[1, 2]][1]["area"])
 
 
 def test_a_split_that_stays_on_disk_is_read_sample_by_sample_only_where_it_must(

@@ -142,17 +142,8 @@ def test_every_page_and_script_is_named_in_the_readme():
 
 
 def test_every_paper_that_the_code_names_is_among_the_sources():
-    folders = (
-        "",
-        "parts/",
-        "engine/",
-        "tools/",
-        "tools/shared/",
-        "examples/",
-        "docs/",
-        "benchmarks/",
-    )
-    code = [path for folder in folders for path in ROOT.glob(f"{folder}*.py")]
+    places = "*.py parts/*.py engine/*.py tools/**/*.py examples/*.py docs/*.py benchmarks/*.py"
+    code = [path for place in places.split() for path in ROOT.glob(place)]
     named = r"arXiv:[\d.]+\d|https?://[^\s)\"',]+"
     papers = {paper for path in code for paper in re.findall(named, path.read_text("utf-8"))}
     papers = {paper.rstrip("/.") for paper in papers if not re.search("hdfgroup|w3.org", paper)}

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -295,20 +296,24 @@ def test_a_missing_file_is_always_an_error(wrecked, shared_data, tmp_path):
 
 
 def test_a_run_that_exists_takes_no_other_weights(trained, wrecked, shared_data, tmp_path):
-    """The same file, also at another place, is no other."""
-    (tmp_path / "copy.pt").write_bytes((trained / "main_model_lite.pt").read_bytes())
-    for path in (trained / "main_model_lite.pt", tmp_path / "copy.pt"):
+    """The same file, also at another place, is no other; another one at the same place is."""
+    mine, copied, other = (trained / "main_model_lite.pt", tmp_path / "copy.pt", tmp_path / "x.pt")
+    copied.write_bytes(mine.read_bytes())
+    for path in (mine, copied):
         flags = [*WRECK, "--resume", "--weights", str(path)]
         assert run("MTL_main", shared_data, wrecked[0], *flags).startswith("main is finished")
-    other = trained / "main_last.pt"
-    for out, flags, source in (
-        (wrecked[0], WRECK, trained / "main_model_lite.pt"),
-        (trained, ["--epochs", "12"], "none"),
+    copied.write_bytes(b"another")
+    other.write_bytes(b"one more")
+    checksums = [f"{zlib.crc32(path.read_bytes()):08x}" for path in (mine, copied, other)]
+    for out, flags, path, source in (
+        (wrecked[0], WRECK, copied, f"{mine} of checksum {checksums[0]}"),
+        (trained, ["--epochs", "12"], other, "none"),
     ):
-        flags = [*flags, "--resume", "--weights", str(other)]
+        found = f"{path} of checksum {checksums[1 if path == copied else 2]}"
+        flags = [*flags, "--resume", "--weights", str(path)]
         assert run("MTL_main", shared_data, out, *flags, code=2) == (
             f"MTL_main.py: --weights: expected the weights that the run in {out} started from "
-            f"({source}), found {other}; a run that exists takes no others\n"
+            f"({source}), found {found}; a run that exists takes no others\n"
         )
 
 
