@@ -277,6 +277,9 @@ class Options:
 def twice(x):
     return SIZE * x
 
+def local():
+    return lambda x: x
+
 class Network(nn.Module):
     def __init__(self):
         super().__init__()
@@ -302,6 +305,9 @@ def test_classes_of_any_kind_are_restored_with_the_network(tmp_path):
     assert opened.parts == theirs.Parts.HEAD | theirs.Parts.TAIL and opened.inner.size == 5
     assert opened(torch.tensor(2)) == opened.method(torch.tensor(2)) == 20
     assert copy.deepcopy(opened).options == opened.options
+    opened.act = theirs.local()  # a function without a name
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        torch.save(opened, tmp_path / "y.pt", pickle_module=PICKLE)
 
 
 def test_the_function_of_a_derived_target_reaches_workers_that_are_no_forks(shared_data, tmp_path):
