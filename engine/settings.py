@@ -9,6 +9,7 @@ script's own such as an Enum or a NamedTuple included, has no flag.
 
 import argparse
 import ast
+import functools
 import math
 from enum import Enum
 from pathlib import Path
@@ -43,13 +44,18 @@ RULES = {  # (test, expected) for the constants that the engine itself uses
 def constants(module):
     """{NAME: value} of the settings of a script, in the order in which they are defined.
 
-    What the script imports is not among them.
+    What the script imports is not among them, unless it also assigns to the name.
     """
-    body = ast.parse(Path(module.__file__).read_bytes()).body
-    imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
-    others = {*NOT_SETTINGS, *(a.asname or a.name for node in imports for a in node.names)}
-    names = (n for n in vars(module) if n.isupper() and n[0] != "_" and n not in others)
+    own = assigned(Path(module.__file__).read_bytes()).difference(NOT_SETTINGS)
+    names = (n for n in vars(module) if n in own and n.isupper() and n[0] != "_")
     return {name: plain(v) for name in names if is_setting(v := getattr(module, name))}
+
+
+@functools.cache
+def assigned(source):
+    """The names that a file assigns to, in whatever scope."""
+    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
+    return {node.id for node in names if isinstance(node.ctx, ast.Store)}
 
 
 def is_setting(value):

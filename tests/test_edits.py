@@ -72,7 +72,8 @@ def test_a_new_class_with_new_constants_trains_what_was_asked(fpn, shared_data, 
     record, state = history(out, "fpn"), load(out / "fpn_model_lite.pt")
     asked = {"FPN_WIDTH": 8, "MERGE": "max", "MIXED": 4, "LEVELS": (8, 16), "PRIMARY": "dice"}
     assert {name: record["config"][name] for name in asked} == asked
-    assert record["tasks"]["seg"]["primary"] == "dice" and "seg dice" in printed
+    assert record["tasks"]["seg"]["primary"] == "dice"
+    assert re.search(r"epoch 3/3: seg \d\.\d+/\d\.\d+, dice \d\.\d+;", printed)
     assert state["fpn.lateral.3.weight"].shape == (8, 16, 1, 1)
     assert state["fpn.mix.weight"].shape == (4, 8, 1, 1)
 
@@ -133,7 +134,7 @@ def test_a_constant_is_seen_wherever_it_is_read(tmp_path, case):
     before, edited = engine.load(path), engine.load(path, X=5)
     assert (edited.X, edited.seen, edited.__doc__) == (5, 5, "Doc.")
     assert getattr(before, "seen", None) != 5  # both live side by side
-    if "import" not in case or "failed" in case:
+    if case != "an import":  # which is none of the script's own
         script, settings, _ = parse(path, ["--x", "5"])
         assert (script.module.seen, settings.X) == (5, 5)
 

@@ -17,6 +17,7 @@ More of it.
 import math
 import enum
 from typing import NamedTuple
+from stat import *
 from stat import ST_SIZE as TAKEN
 
 # ---- constants: a banner ----
@@ -107,6 +108,12 @@ def test_constants_of_every_usual_form_are_settings(toy):
     """Annotated, computed, unpacked, a list, None and a dict; what is imported is none."""
     found = settings(toy())
     assert found == DEFAULTS and [*found] == [*DEFAULTS]
+
+
+def test_an_imported_name_that_the_script_assigns_to_is_its_own(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("from stat import *\nif ST_DEV:\n    from stat import ST_UID\nST_INO = 7\n")
+    assert (settings(path), settings(path, "--st-ino 5")) == ({"ST_INO": 7}, {"ST_INO": 5})
 
 
 def test_a_command_line_changes_nothing_but_its_own_run(toy):
