@@ -26,8 +26,9 @@ from dataload import SPLITS, write_split
 from engine.batches import loader
 from engine.script import ROOT, parse
 from engine.setup import build, open_data
-from engine.training import TrainingStep, gigaflop
+from engine.training import TrainingStep
 from parts.commandline import Parser, whole_number
+from parts.flops import gigaflop
 from parts.precision import native_bf16
 from tools.shared.common import choose_device, command
 

@@ -2,15 +2,15 @@
 
 settings.py     the constants of a script as settings, and their flags
 script.py       a script executed under given constants, and what it must define
+setup.py        what a run is made of, checked before its first step
 run.py          one run from data to artefacts, resumed where it stopped
 training.py     the training step and everything that learns
-batches.py      which samples a step sees, at which side, and how they reach the device
+batches.py      how samples reach the device
 evaluation.py   losses and metrics of a split
-processes.py    one process or many (torchrun), and the signals that stop a run
-artefacts.py    atomic file writes, whose files a folder holds, and the provenance of a result
+processes.py    one process or many (torchrun)
 results.py      what a finished run writes
-pictures.py     the loss curve, the test picture and the gradients' curves
-report.py       what a run prints; CSV and TensorBoard copies of its history
+pictures.py     the loss curve and the test picture
+report.py       what a run prints, and its copy for TensorBoard
 weights.py      starting from the weights of another run
 trained.py      a trained network, opened from a file of its run
 """

@@ -1,4 +1,4 @@
-"""Which samples a training step sees, at which side, and how they reach the device."""
+"""How samples reach the device."""
 
 import io
 import pickle

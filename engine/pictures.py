@@ -2,14 +2,11 @@
 
 import math
 import textwrap
-from itertools import cycle
 
 from matplotlib.ticker import MaxNLocator
 
-from parts.figures import DPI, Figure, drawn, plain_style, save, show
+from parts.figures import DPI, WIDTH, Figure, drawn, plain_style, save, show
 from parts.paint import BLUE, ORANGE
-
-WIDTH = 8.0  # inches; with fonts of 9 points readable when shown 800 pixels wide
 
 
 def save_test_picture(path, image, targets, outputs, scores, tasks, class_names):
@@ -65,29 +62,6 @@ def save_loss_picture(path, history, name, task):
         best = history["best_epoch"]
         _mark_best(left, best, val_losses[best - first])
         _mark_best(right, best, series[best - first])
-        save(figure, path)
-
-
-def save_conflict_picture(path, conflict):
-    """Cosines and norms of the tasks' gradients at the shared features, by epoch.
-
-    Args:
-        conflict: {"cosine TASK OTHER" or "norm TASK": value of every epoch}.
-    """
-    with plain_style():
-        figure = Figure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
-        for axis, kind in zip(figure.subplots(1, 2), ("cosine", "norm"), strict=True):
-            series = {n: values for n, values in conflict.items() if n.startswith(f"{kind} ")}
-            for (name, values), dashes in zip(series.items(), cycle(("-", "--", "-.", ":"))):
-                epochs = range(1, len(values) + 1)
-                axis.plot(epochs, values, dashes, label=name.removeprefix(f"{kind} "))
-            axis.set(xlabel="epoch", title=f"{kind} of the tasks' gradients")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axis.grid(alpha=0.3)
-            if series:
-                axis.legend()
-        figure.axes[0].axhline(0, color="grey", linestyle=":")
-        figure.axes[1].set_yscale("log")
         save(figure, path)
 
 

@@ -1,6 +1,5 @@
-"""What a run prints, and the copies of its history: CSV and TensorBoard."""
+"""What a run prints, and the copy of its history for TensorBoard."""
 
-import csv
 import math
 from pathlib import Path
 from statistics import median
@@ -8,7 +7,6 @@ from statistics import median
 from tqdm import tqdm
 
 from parts.errors import UserError
-from parts.files import replacing
 from parts.streams import STDERR
 
 
@@ -168,22 +166,6 @@ def test_table(history):
     heading = f"test: {history['data']['test']} images, weights of epoch {history['best_epoch']}"
     lines = (f"  {name:{width}}  {_number(value)}" for name, value in rows.items())
     return "\n".join([heading, *lines])
-
-
-def save_csv(history, path):
-    """One row per epoch: epoch, train_*, val_*, seconds; every digit of the history.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    columns = {"epoch": range(1, len(history["seconds"]) + 1)}
-    for part in ("train", "val"):
-        columns |= {f"{part}_{name}": series for name, series in history[part].items()}
-    columns["seconds"] = history["seconds"]
-    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _number(value):

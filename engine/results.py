@@ -5,13 +5,13 @@ import functools
 
 import torch
 
-from engine import artefacts
 from engine.evaluation import predict, sample_scores, values
-from engine.report import save_csv
 from engine.script import PICKLE
-from engine.training import TrainingStep, gigaflop
-from parts import files
+from engine.training import TrainingStep
+from parts import files, provenance
 from parts.errors import UserError
+from parts.files import save_csv
+from parts.flops import gigaflop
 
 
 def about(script, config, tasks, data, trainer):
@@ -29,8 +29,8 @@ def about(script, config, tasks, data, trainer):
         "class_names": _class_names(data),
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         "device": f"{device}{card}",
-        "commit": artefacts.commit(),
-        "versions": artefacts.versions(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
         "weights_from": None,
     }
 
@@ -161,7 +161,7 @@ def _draw_losses(history, tasks, path):
 
 
 def _draw_conflict(history, path):
-    from engine.pictures import save_conflict_picture
+    from parts.figures import save_conflict_picture
 
     save_conflict_picture(path, history["conflict"])
 

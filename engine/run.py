@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 
 from dataload import warnings
-from engine import artefacts, results
+from engine import results
 from engine.batches import keep_on_device, train_known
 from engine.evaluation import evaluate, values
 from engine.processes import Processes
 from engine.report import Report
 from engine.script import check_script
-from engine.setup import begin, build, data_folder, make_demo, open_data
-from engine.training import conflict, known_counts, means
-from engine.weights import identity, same_source, take_weights, weights_file
+from engine.setup import begin, build, data_folder, make_demo, marks, open_data, refuse_another
+from engine.training import known_counts, means
+from engine.weights import identity, same_source, take_weights, told, weights_file
 from parts import files
 from parts.errors import UserError
+from parts.gradients import conflict
 from parts.h5array import DataError
 from parts.sampling import epoch_batches
 from parts.signals import StopSignals
@@ -48,7 +49,7 @@ def execute(script, settings, options):
                 processes.use(options.device)
                 # before the data are read; Run.start does it again under the lock
                 wanted = Path(os.path.expanduser(settings.FILE_SAVE_PATH))
-                artefacts.refuse_another(wanted, script.name, options, processes.is_first)
+                refuse_another(wanted, script.name, options, processes.is_first)
                 draw = getattr(script.module, "demo", make_demo) if options.demo else None
                 folder = stack.enter_context(data_folder(settings.H5_SAVE_PATH, draw))
                 data = open_data(folder, tasks)
@@ -83,7 +84,7 @@ class Run:
         self.data, self.trainer = data, trainer
         self.tasks, self.processes = script.module.TASKS, trainer.processes
         self.report, self.folder, self.signals = report, folder, signals
-        self.last, self.finished = artefacts.marks(folder, self.name)
+        self.last, self.finished = marks(folder, self.name)
         config = vars(settings) | {"demo": options.demo, "processes": self.processes.size}
         config |= {"diagnose": options.diagnose} if options.diagnose else {}
         self.about = results.about(script, config, self.tasks, data, trainer)
@@ -103,7 +104,7 @@ class Run:
         has_checkpoint = self.last.is_file()
         (resumes,) = self.processes.max(options.resume and has_checkpoint)
         with self.processes.failing_alike():
-            artefacts.refuse_another(self.folder, self.name, options, self.processes.is_first)
+            refuse_another(self.folder, self.name, options, self.processes.is_first)
             weights = weights_file(options.weights) if options.weights else None
             source = identity(weights) if weights else None
             if not resumes:
@@ -284,10 +285,9 @@ class Run:
             setattr(self, name, state.get(name, False))
         started = self.about["weights_from"] = state["about"]["weights_from"]
         if source and not same_source(source, started):
-            found = started["path"] if isinstance(started, dict) else started or "none"
             raise UserError(
                 f"--weights: expected the weights that the run in {self.folder} started from "
-                f"({found}), found {source['path']}; a run that exists takes no others"
+                f"({told(started)}), found {told(source)}; a run that exists takes no others"
             )
         before, now = state["about"]["config"]["LEARNING_RATE"], self.settings.LEARNING_RATE
         if before != now:

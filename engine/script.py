@@ -1,8 +1,5 @@
 """One experiment: a script, executed under given constants, and what it must define."""
 
-import __future__
-
-import ast
 import copy
 import difflib
 import functools
@@ -13,7 +10,6 @@ import pickle
 import re
 import sys
 import tokenize
-from collections import UserDict
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import NamedTuple
@@ -21,6 +17,7 @@ from typing import NamedTuple
 from engine.settings import check, constants, is_setting, parser_of
 from parts.commandline import flag
 from parts.errors import UserError
+from parts.execution import Bound, statements
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = {  # by the engine itself
@@ -88,7 +85,8 @@ def load(place, **given):
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses and torch.compile look there
     linecache.checkcache(str(path))
-    names = Bound(vars(module), given)
+    kept = {n: copy.deepcopy(v) if is_setting(v) else v for n, v in given.items()}
+    names = Bound(vars(module), kept)
     executing.append(path)
     try:
         for code in statements(path):
@@ -127,31 +125,6 @@ def load_recorded(path, recorded):
         if not changed:
             return module
         given[changed[0]] = recorded[changed[0]]
-
-
-def statements(path):
-    """The code of each top-level statement of a file by itself.
-
-    In one piece, `global NAME` in any function makes the top level store NAME past `Bound`.
-    """
-    source = path.read_bytes()
-    future = compile(source, path, "exec").co_flags & __future__.annotations.compiler_flag
-    for number, node in enumerate(ast.parse(source, path).body):
-        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if number == 0 or not is_text:  # a later text alone is no docstring
-            yield compile(ast.Module([node], []), path, "exec", future)
-
-
-class Bound(UserDict):
-    """The top-level names of a script while it is executed: those that are given stay as given."""
-
-    def __init__(self, names, given):
-        super().__init__()
-        self.data = names
-        self.given = {n: copy.deepcopy(v) if is_setting(v) else v for n, v in given.items()}
-
-    def __setitem__(self, name, value):
-        self.data[name] = self.given.get(name, value)
 
 
 def find(place, *folders):
@@ -194,10 +167,10 @@ def parse(file, argv):
     """
     path = find(file)
     module = load(path)
-    defaults, summary = constants(module), (module.__doc__ or path.stem).strip().splitlines()[0]
+    defaults, text = constants(module), (module.__doc__ or "").strip() or path.stem
     with tokenize.open(path) as file:  # in its own encoding
         source = file.read()
-    options = parser_of(path.name, summary, source, defaults).parse_args(argv)
+    options = parser_of(path.name, text.splitlines()[0], source, defaults).parse_args(argv)
     chosen = {n: like(v, vars(options)[n]) for n, v in defaults.items() if n in vars(options)}
     if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
         chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen
@@ -209,7 +182,8 @@ def parse(file, argv):
         except UserError:
             raise
         except Exception as error:
-            flags, reason = ", ".join(map(flag, changed)), f"{type(error).__name__}: {error}"
+            flags = ", ".join(map(flag, changed))
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{flags}: {path.name} cannot be executed ({reason})") from error
     values = constants(module)
     check(values)

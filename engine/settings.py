@@ -9,13 +9,12 @@ script's own such as an Enum or a NamedTuple included, has no flag.
 
 import argparse
 import ast
-import io
 import math
-import tokenize
 from enum import Enum
 from pathlib import Path
 
 from parts.commandline import Parser, as_text, flag, options_for, whole_number
+from parts.comments import help_texts
 from parts.errors import UserError
 
 NOT_SETTINGS = ("TASKS",)
@@ -72,14 +71,6 @@ def plain(value):
     if isinstance(value, tuple | list):
         return type(value)(map(plain, value))
     return next((kind(value) for kind in SCALARS if isinstance(value, kind)), value)
-
-
-def _targets(node):
-    """The names that a top-level statement assigns to."""
-    if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
-        return []
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
 
 
 def check(values):
@@ -139,28 +130,3 @@ def parser_of(title, summary, source, defaults):
                 "rename the constant"
             ) from error
     return parser
-
-
-def help_texts(source):
-    """{NAME: (group title, help)} of the constants of a script, from its comments.
-
-    The comment beside a constant is its help. A comment line below an empty line or below the
-    banner "# ----" is the title of the constants that follow.
-    """
-    lines, beside, titles = source.splitlines(), {}, {0: "settings"}  # by line number, from 1
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        row, column = token.start
-        if token.type != tokenize.COMMENT or token.string.startswith("# --"):
-            continue
-        before = lines[row - 2].strip() if row > 1 else ""
-        if token.line[:column].strip():
-            beside[row] = token.string.lstrip("# ")
-        elif not before or before.startswith("# --"):
-            titles[row] = token.string.lstrip("# ")
-    found = {}
-    for node in ast.parse(source).body:
-        for name in _targets(node):
-            rows = range(node.lineno, node.end_lineno + 1)
-            title = titles[max(row for row in titles if row < node.lineno)]
-            found[name] = title, " ".join(beside[row] for row in rows if row in beside)
-    return found

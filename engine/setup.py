@@ -57,6 +57,27 @@ def open_data(folder, tasks):
     return data
 
 
+def marks(folder, name):
+    """The two files, checkpoint and history, by which a folder holds a run of this name."""
+    return folder / f"{name}_last.pt", folder / f"{name}_history.pt"
+
+
+def refuse_another(folder, name, options, is_first):
+    """Refuse a folder that holds a run, unless a flag says what becomes of it; raises UserError."""
+    last, history = marks(folder, name)
+    found = [path.name for path in (last, history) if path.is_file()]
+    if found and not (options.resume or options.overwrite):
+        raise UserError(
+            f"--file-save-path: expected no run of {name} in {folder}, found {found[0]}; continue "
+            "it with --resume, start anew with --overwrite, or choose another folder"
+        )
+    if options.resume and found == [history.name] and is_first:
+        raise UserError(
+            f"--resume: expected {last}, found a finished run without it; start anew with "
+            "--overwrite"
+        )
+
+
 def build(script, settings, options, train, processes):
     """The Trainer of a run, checked against the training data.
 

@@ -13,7 +13,7 @@ from engine.processes import Processes
 from engine.weights import weights_in
 from parts.errors import UserError
 from parts.files import load
-from parts.paint import draw_all
+from parts.paint import as_pixels, draw_all
 from parts.streams import STDERR
 
 WHOLE, LITE, LAST = "_model.pt", "_model_lite.pt", "_last.pt"
@@ -76,15 +76,6 @@ class TrainedNetwork:
     def draw(self, image, values):
         """An image uint8 (3, H, W) with {task: target or output} drawn on it, and words."""
         return draw_all(image, values, self.tasks, self.class_names)
-
-
-def as_pixels(image):
-    """An image as a NumPy array; UserError unless it is uint8 (H, W, 3)."""
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        found = f"{pixels.dtype} {pixels.shape}"
-        raise UserError(f"predict: expected an image uint8 (H, W, 3), found {found}")
-    return np.ascontiguousarray(pixels)
 
 
 def open_network(path, device=None):

@@ -1,14 +1,11 @@
 """Everything that learns: network, loss weighting, optimiser and weight average."""
 
-import copy
 import math
-from itertools import combinations
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.flop_counter import FlopCounterMode
 
 from engine.batches import loader
 from parts.average import WeightAverage
@@ -264,37 +261,3 @@ def known_counts(tasks, rows):
     count = len(tasks)
     sums = torch.tensor([row[count : 2 * count] for row in rows], dtype=torch.float64).sum(0)
     return dict(zip(tasks, map(int, sums.tolist()), strict=True))
-
-
-def conflict(tasks, rows):
-    """Means over the measurements of the gradients in the rows of an epoch.
-
-    Returns:
-        {"norm TASK": length of a task's gradient at the shared features,
-        "cosine TASK OTHER": cosine of the angle between two}; NaN where a task had no known target.
-    """
-    count = len(tasks)
-    measured = [row[2 * count + 1 :] for row in rows if len(row) > 2 * count + 1]
-    matrix = torch.tensor(measured, dtype=torch.float64).view(-1, count, count)
-    norms = matrix.diagonal(dim1=1, dim2=2).sqrt()  # (measurements, T)
-    norms = torch.where(norms > 0, norms, torch.nan)
-    cosines = matrix / norms[:, :, None] / norms[:, None]
-    found = {f"norm {task}": norms[:, i] for i, task in enumerate(tasks)}
-    for (i, task), (j, other) in combinations(enumerate(tasks), 2):
-        found[f"cosine {task} {other}"] = cosines[:, i, j]
-    return {name: series.nanmean().item() for name, series in found.items()}
-
-
-def gigaflop(step, images, targets):
-    """GFLOP of one image, forward and backward, by torch's counter.
-
-    Args:
-        step: a TrainingStep; a copy of it trains.
-        images, targets: a batch as the data set gives it.
-    """
-    step = copy.deepcopy(step).train()  # batch norm takes in the batch
-    counts = torch.full((len(step.tasks),), float(len(images)), device=images.device)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        step(images.float(), targets, counts)[0].backward()
-    return counter.get_total_flops() / len(images) / 1e9

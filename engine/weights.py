@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from engine.script import ROOT, pickle_from
+from parts.commandline import count_by_part
 from parts.errors import UserError
 from parts.files import load
 
@@ -30,6 +31,13 @@ def same_source(one, other):
     if isinstance(other, dict):
         return one["checksum"] == other["checksum"]
     return one["path"] == other
+
+
+def told(source):
+    """An identity in words; its file may have changed since, at the same path."""
+    if isinstance(source, dict):
+        return f"{source['path']} of checksum {source['checksum']}"
+    return source or "none"
 
 
 def take_weights(path, *networks):
@@ -58,19 +66,7 @@ def take_weights(path, *networks):
                 raise UserError(f"--weights: expected finite weights, found {name} in {path}")
         network.load_state_dict(fits, strict=False)
     line = f"--weights: took {len(fits)} of {len(own)} tensors from {path}"
-    return line + _left_out("not taken, so they start anew", own.keys() - fits.keys())
-
-
-def _left_out(what, keys):
-    """ "; WHAT: encoder.stem (2), bin (4)", the numbers of tensors by part; "" for no keys."""
-    counts = {}
-    for key in sorted(keys):
-        part = ".".join(key.split(".")[:-1][:2])
-        counts[part] = counts.get(part, 0) + 1
-    parts = [f"{part} ({count})" for part, count in counts.items()]
-    more = [f"{len(parts) - 6} more"] if len(parts) > 7 else []
-    shown = parts[: 6 if more else 7] + more
-    return f"; {what}: {', '.join(shown)}" if parts else ""
+    return line + count_by_part("not taken, so they start anew", own.keys() - fits.keys())
 
 
 def weights_in(path):

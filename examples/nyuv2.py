@@ -8,7 +8,6 @@
 docs/nyuv2.md says where the data are, and what each metric is.
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -215,17 +214,6 @@ def mirror_normals(normals):
     return normals.flip(3) * normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]
 
 
-def draw_below(kind, image, value, names):
-    """Draw a map below the picture and what is below it already: maps over maps would hide them.
-
-    Args:
-        kind: of the target, which draws the map; the others as for `Target.draw`.
-    """
-    height = round(image.shape[2] * value.shape[1] / value.shape[2])
-    drawn, words = kind.draw(image[:, :height], value, names)
-    return torch.cat([image, drawn], dim=1), words and f"{kind.file} {words}"
-
-
 # ---- tasks: the first one chooses the best epoch; a reference is a label in tools/compare.py ----
 everything = {
     "seg": Task(
@@ -254,7 +242,6 @@ everything = {
         mirror=mirror_normals,
     ),
 }
-everything = {n: replace(t, draw=partial(draw_below, t.target)) for n, t in everything.items()}
 TASKS = {name: everything[name] for name in LEARN if name in everything}
 
 

@@ -125,3 +125,15 @@ def as_text(value):
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items())
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def count_by_part(what, keys):
+    """ "; WHAT: encoder.stem (2), bin (4)", the numbers of tensors by part; "" for no keys."""
+    counts = {}
+    for key in sorted(keys):
+        part = ".".join(key.split(".")[:-1][:2])
+        counts[part] = counts.get(part, 0) + 1
+    parts = [f"{part} ({count})" for part, count in counts.items()]
+    more = [f"{len(parts) - 6} more"] if len(parts) > 7 else []
+    shown = parts[: 6 if more else 7] + more
+    return f"; {what}: {', '.join(shown)}" if parts else ""

@@ -3,10 +3,12 @@
 import contextlib
 import math
 import warnings
+from itertools import cycle
 
 import matplotlib.style
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from parts.files import replacing
 from parts.fonts import families
@@ -14,6 +16,7 @@ from parts.paint import draw_all
 
 __all__ = ["DPI", "Figure", "drawn", "plain_style", "save", "show"]
 DPI = 150
+WIDTH = 8.0  # inches; with fonts of 9 points readable when shown 800 pixels wide
 SHARP = 450  # least side in pixels of an image that lines are drawn on
 
 
@@ -50,3 +53,26 @@ def save(figure, path):
     """Write a figure as a PNG, as an atomic write; raises UserError."""
     with replacing(path) as temporary:
         figure.savefig(temporary)
+
+
+def save_conflict_picture(path, conflict):
+    """Cosines and norms of the tasks' gradients at the shared features, by epoch.
+
+    Args:
+        conflict: {"cosine TASK OTHER" or "norm TASK": value of every epoch}.
+    """
+    with plain_style():
+        figure = Figure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
+        for axis, kind in zip(figure.subplots(1, 2), ("cosine", "norm"), strict=True):
+            series = {n: values for n, values in conflict.items() if n.startswith(f"{kind} ")}
+            for (name, values), dashes in zip(series.items(), cycle(("-", "--", "-.", ":"))):
+                epochs = range(1, len(values) + 1)
+                axis.plot(epochs, values, dashes, label=name.removeprefix(f"{kind} "))
+            axis.set(xlabel="epoch", title=f"{kind} of the tasks' gradients")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.grid(alpha=0.3)
+            if series:
+                axis.legend()
+        figure.axes[0].axhline(0, color="grey", linestyle=":")
+        figure.axes[1].set_yscale("log")
+        save(figure, path)

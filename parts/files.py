@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, checkpoints, and folders that one program uses."""
 
 import contextlib
+import csv
 import glob
 import io
 import os
@@ -111,3 +112,19 @@ def locked(folder, name):
         with contextlib.suppress(OSError):  # Windows keeps a file that is open
             path.unlink()
         lock.release()
+
+
+def save_csv(history, path):
+    """One row per epoch: epoch, train_*, val_*, seconds; every digit of the history.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    columns = {"epoch": range(1, len(history["seconds"]) + 1)}
+    for part in ("train", "val"):
+        columns |= {f"{part}_{name}": series for name, series in history[part].items()}
+    columns["seconds"] = history["seconds"]
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))

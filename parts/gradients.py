@@ -4,10 +4,11 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+
+from parts.weightings import FactorWeights
 
 
-class GradientWeights(nn.Module):
+class GradientWeights(FactorWeights):
     """Factors from the inner products of the tasks' gradients at the features that they share.
 
     The weighted loss is differentiated as a whole, so the heads feel the weights too. A negative
@@ -21,19 +22,8 @@ class GradientWeights(nn.Module):
     needs_gradients = True
 
     def __init__(self, weights, method):
-        super().__init__()
-        self.fixed, self.method = dict(weights), method
-        self.register_buffer("factors", torch.ones(len(weights)))
-
-    def forward(self, losses, known):
-        weights = self.weights()
-        return sum(weights[task] * loss for task, loss in losses.items())
-
-    def weights(self):
-        return {task: w * f for (task, w), f in zip(self.fixed.items(), self.factors, strict=True)}
-
-    def epoch_end(self, means):
-        """Nothing to learn from the epoch."""
+        super().__init__(weights)
+        self.method = method
 
     def from_gradients(self, matrix, present):
         """The weights (K,) of this batch, for `forward` and `weights` as well. A GPU waits once.
@@ -187,3 +177,22 @@ def _first_least(values):
     """(N, ...) -> (...): the first index of the least value, but for rounding."""
     least = values.amin(0)
     return (values <= least + 1e-9 * least.abs() + 1e-15).int().argmax(0)
+
+
+def conflict(tasks, rows):
+    """Means over the measurements of the gradients in the rows of an epoch.
+
+    Returns:
+        {"norm TASK": length of a task's gradient at the shared features,
+        "cosine TASK OTHER": cosine of the angle between two}; NaN where a task had no known target.
+    """
+    count = len(tasks)
+    measured = [row[2 * count + 1 :] for row in rows if len(row) > 2 * count + 1]
+    matrix = torch.tensor(measured, dtype=torch.float64).view(-1, count, count)
+    norms = matrix.diagonal(dim1=1, dim2=2).sqrt()  # (measurements, T)
+    norms = torch.where(norms > 0, norms, torch.nan)
+    cosines = matrix / norms[:, :, None] / norms[:, None]
+    found = {f"norm {task}": norms[:, i] for i, task in enumerate(tasks)}
+    for (i, task), (j, other) in itertools.combinations(enumerate(tasks), 2):
+        found[f"cosine {task} {other}"] = cosines[:, i, j]
+    return {name: series.nanmean().item() for name, series in found.items()}

@@ -1,8 +1,11 @@
 """Painting on images (3, H, W), uint8 tensors. Colours are Okabe and Ito's, for colour-blind
 readers too."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+from parts.errors import UserError
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 WHITE, BLACK = "#FFFFFF", "#000000"
@@ -85,3 +88,12 @@ def draw_all(image, values, tasks, class_names):
 def dim(image, mask, share=0.55):
     """An image (3, H, W) that is darker by `share` outside a mask (H, W)."""
     return paint(image, ~mask, BLACK, share)
+
+
+def as_pixels(image):
+    """An image as a NumPy array; UserError unless it is uint8 (H, W, 3)."""
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        found = f"{pixels.dtype} {pixels.shape}"
+        raise UserError(f"predict: expected an image uint8 (H, W, 3), found {found}")
+    return np.ascontiguousarray(pixels)

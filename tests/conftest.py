@@ -6,8 +6,10 @@ from collections.abc import Mapping
 import h5py
 import numpy as np
 import pytest
+import running
 import torch
-from running import SCRIPTS, run
+from recordings import recorded, striped  # noqa: F401 (fixtures)
+from running import LONGER, SCRIPTS, run
 
 from dataload import write_split
 from parts.targets import PETS, Label, PixelClasses, PixelValues, Values
@@ -138,3 +140,19 @@ def finished(shared_data, tmp_path_factory):
     folders = Finished(shared_data, tmp_path_factory)
     folders["MTL_main"]  # now, before a test that uses it changes anything in the engine
     return folders
+
+
+@pytest.fixture
+def without_pictures():
+    """Runs draw nothing."""
+    with running.without_pictures():
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference(shared_data, tmp_path_factory):
+    """The folder of a longer run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    with running.without_pictures():
+        run("MTL_main", shared_data, out, *LONGER)
+    return out

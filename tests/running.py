@@ -19,6 +19,7 @@ from parts.files import replacing
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("MTL_*.py") if path.stem != "MTL_Utils")
 TINY = ["--epochs", "3", "--batch-size", "4", "--widths", "8", "8", "16", "16", "--units", "1"]
+LONGER = ["--epochs", "5"]  # of 3 steps each
 
 
 def path_of(script):
@@ -79,6 +80,21 @@ def without_pictures():
         count = mock.patch.object(engine.results, "_gigaflop", lambda *arguments: 0.0)
         stack.enter_context(count)
         yield
+
+
+def at_step(number, action):
+    """Do something after the `number`-th training step from now on, before it is looked at."""
+    from engine.run import Run
+
+    original, steps = Run.pause, []
+
+    def pause(self):
+        steps.append(1)
+        if len(steps) == number:
+            action()
+        return original(self)
+
+    return pause
 
 
 class Process:

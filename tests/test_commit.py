@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from engine import artefacts
+from parts import provenance
 
 ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -35,8 +35,8 @@ def code(tmp_path, monkeypatch):
     """A repository's folder without git, as after unpacking a zip in a folder of the user's."""
     root = tmp_path / "theirs" / "ours"
     (root / "engine").mkdir(parents=True)
-    (root / "engine" / "artefacts.py").write_text("1")
-    monkeypatch.setattr(artefacts, "__file__", str(root / "engine" / "artefacts.py"))
+    (root / "engine" / "provenance.py").write_text("1")
+    monkeypatch.setattr(provenance, "__file__", str(root / "engine" / "provenance.py"))
     return root
 
 
@@ -48,34 +48,34 @@ def commit_all(git, folder):
 
 
 def test_the_commit_and_whether_the_code_has_changed_since(git, code, monkeypatch):
-    assert artefacts.commit() is None
+    assert provenance.commit() is None
     number = commit_all(git, code)
-    assert artefacts.commit() == number and len(number) == 40
+    assert provenance.commit() == number and len(number) == 40
     (code / "new.txt").touch()
-    assert artefacts.commit() == number  # a file that git does not know is not code
-    (code / "engine" / "artefacts.py").write_text("2")
-    assert artefacts.commit() == f"{number}+"
+    assert provenance.commit() == number  # a file that git does not know is not code
+    (code / "engine" / "provenance.py").write_text("2")
+    assert provenance.commit() == f"{number}+"
     monkeypatch.setenv("PATH", "")
-    assert artefacts.commit() is None
+    assert provenance.commit() is None
 
 
 def test_a_work_tree_of_git_counts(git, code, tmp_path, monkeypatch):
     number = commit_all(git, code)
     git(code, "worktree", "add", "-q", str(tmp_path / "tree"))
-    monkeypatch.setattr(artefacts, "__file__", str(tmp_path / "tree" / "engine" / "artefacts.py"))
-    assert artefacts.commit() == number
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "tree" / "engine" / "provenance.py"))
+    assert provenance.commit() == number
 
 
 def test_another_repository_does_not_count(git, code, tmp_path, monkeypatch):
     """One around the folder, or one that the environment names."""
     theirs = commit_all(git, code.parent)
     assert git(code, "rev-parse", "HEAD") == theirs
-    assert artefacts.commit() is None
+    assert provenance.commit() is None
     monkeypatch.setenv("GIT_DIR", str(code.parent / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(code.parent))
-    assert artefacts.commit() is None
+    assert provenance.commit() is None
     monkeypatch.delenv("GIT_DIR")
     monkeypatch.delenv("GIT_WORK_TREE")
     ours = commit_all(git, code)
     monkeypatch.setenv("GIT_DIR", str(code.parent / ".git"))
-    assert artefacts.commit() == ours != theirs
+    assert provenance.commit() == ours != theirs

@@ -10,12 +10,11 @@ import torch
 from running import ROOT, history, load, run, same
 from torch import nn
 
-import engine.results
 import engine.run
 from engine.processes import Processes
-from engine.training import TrainingStep, conflict
+from engine.training import TrainingStep
 from MTL_Utils import BBOX, BIN, FixedWeights
-from parts.gradients import GradientWeights, upgrad
+from parts.gradients import GradientWeights, conflict, upgrad
 
 TASKS = {"bbox": BBOX, "bin": BIN}
 EXAMPLE = "examples/weighting"
@@ -33,12 +32,6 @@ class Toy(nn.Module):
 
     def forward(self, image):
         return self.decode(self.encoder(image))
-
-
-@pytest.fixture
-def without_pictures(monkeypatch):
-    """Runs end after their numbers."""
-    monkeypatch.setattr(engine.results, "write_others", lambda *arguments: None)
 
 
 def look(step, images, targets, counts):

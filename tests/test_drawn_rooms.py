@@ -58,6 +58,11 @@ def test_a_camera_that_looks_to_the_right():
     assert view.depth[20, 59] == pytest.approx(1 / (29.5 / 20))
 
 
+def test_what_is_behind_the_camera_is_not_seen():
+    view = render(*look(np.diag([-1.0, 1.0, -1.0])))
+    assert BED not in view.classes and view.depth[20, 30] == pytest.approx(1)
+
+
 def drawn(side=(40, 40)):
     rng = np.random.default_rng(5)
     room = draw_room(rng)
@@ -110,7 +115,7 @@ def test_one_view_after_another_is_one_view():
 
 
 def test_no_camera_sees_a_stretched_image():
-    with pytest.raises(AssertionError, match="no one pinhole camera"):
+    with pytest.raises(AssertionError, match="no camera sees a stretched image"):
         transformed(look()[1], [[2, 0], [0, 1]])
 
 

@@ -204,6 +204,7 @@ FAILS = {
     "assert X < 3, 'X is too large'": "AssertionError: X is too large",
     "Y = 1 // (X - 5)": "ZeroDivisionError: integer division or modulo by zero",
     "Y = {2: 'two'}[X]": "KeyError: 5",
+    "if X > 3: raise ValueError('two\\nlines')": "ValueError: two lines",
     "Y = X.upper() if X == 5 else X": "AttributeError: 'int' object has no attribute 'upper'",
 }
 

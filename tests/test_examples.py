@@ -16,7 +16,6 @@ import engine
 import engine.run
 import parts.demo_data
 from dataload import SPLITS, H5Dataset
-from engine import results
 from tools import check_data, compare, evaluate, gallery, predict
 
 NAMES = ("border", "breed", "area")
@@ -88,7 +87,7 @@ def test_breed_has_a_task_with_a_file_of_its_own(trained):
     record = history(out, "breed")
     assert list(record["tasks"]) == ["seg", "bbox", "bin", "breed"]
     assert record["tasks"]["breed"]["metrics"] == ["accuracy"]
-    assert len(record["class_names"]["breed"]) == 37
+    assert record["class_names"]["breed"] == parts.demo_data.CLASS_NAMES["breeds"]
     known = {name: record["train"][f"{name}_known"][0] for name in record["tasks"]}
     assert known["seg"] == 10 and known["bin"] == 11 and known["breed"] == 10
     assert known["bbox"] <= 11  # augmentation may move a box out of the frame
@@ -115,9 +114,10 @@ def test_area_is_computed_from_the_mask(trained):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(trained, tmp_path, monkeypatch, name):
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    trained, tmp_path, monkeypatch, without_pictures, name
+):
     data, whole = trained(name)
-    monkeypatch.setattr(results, "write_others", lambda *arguments: None)
     pause, steps = engine.run.Run.pause, []
 
     def stop(self):
@@ -241,14 +241,13 @@ def test_a_border_is_five_pixels_wide(small_demo, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["border", "breed"])
-def test_demo(small_demo, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(results, "write_others", lambda *arguments: None)
+def test_demo(small_demo, tmp_path, without_pictures, name):
     run(f"examples/{name}", "nowhere", tmp_path / "out", "--demo", "--epochs", "1")
     record = history(tmp_path / "out", name)
     assert record["data"] == dict(zip(SPLITS, COUNTS, strict=True)) and record["config"]["demo"]
 
 
-def test_a_derived_target_may_be_the_only_task(trained, tmp_path):
+def test_a_derived_target_may_be_the_only_task(trained, tmp_path, without_pictures):
     """And the first one, so that the least error chooses the epoch."""
     data, _ = trained("area")
     text = (ROOT / "examples" / "area.py").read_text()
@@ -266,7 +265,7 @@ def test_a_derived_target_may_be_the_only_task(trained, tmp_path):
     assert gallery.main([str(tmp_path / "out"), str(data), "--device", "cpu"]) == 0
 
 
-def test_images_and_masks_are_all_that_the_baseline_needs(shared_data, data_folder, tmp_path):
+def test_images_and_masks_are_all_that_the_baseline_needs(data_folder, tmp_path, without_pictures):
     for split in SPLITS:
         for name in ("bboxes", "binary"):
             (data_folder / split / f"{name}.h5").unlink()

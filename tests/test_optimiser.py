@@ -202,11 +202,29 @@ def test_the_rest_is_updated_by_adamw_and_vectors_do_not_decay():
         torch.testing.assert_close(mine, twin)
 
 
-@pytest.mark.parametrize("steps", range(1, 13))
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 12])
 def test_a_run_may_be_of_any_length(steps):
     net = network()
     learn(net, Optimiser(net.parameters(), 0.01, 0.0, total_steps=steps), steps)
     assert all(weight.isfinite().all() for weight in net.parameters())
+
+
+def test_a_group_learns_at_its_share_of_the_rate():
+    """Kernels, matrices too small for Muon, and vectors alike, weight decay included."""
+    shapes = (24, 16, 3, 3), (2, 24), (24,)
+    moves = []
+    for groups in ((1.0,), (0.1,), (1.0, 0.1)):
+        given = {f: [nn.Parameter(torch.ones(shape)) for shape in shapes] for f in groups}
+        optimiser = Optimiser(given, 0.01, 0.1, total_steps=10)
+        for parameters in given.values():
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=torch.manual_seed(0))
+        optimiser.step()
+        moves.append([[(p - 1).detach() for p in parameters] for parameters in given.values()])
+    (whole,), (tenth,), (both_whole, both_tenth) = moves
+    for full, part, in_both, part_in_both in zip(whole, tenth, both_whole, both_tenth, strict=True):
+        torch.testing.assert_close(part, full / 10, rtol=0.01, atol=1e-7)
+        assert torch.equal(in_both, full) and torch.equal(part_in_both, part)
 
 
 def test_the_rate_follows_one_cycle_to_its_end():
@@ -278,4 +296,4 @@ def test_a_step_reads_nothing_back_from_a_gpu():
                 parameter.grad = torch.ones_like(parameter)
             optimiser.step()
             optimiser.zero_grad()
-        assert optimiser.muon.momentum[0].device.type == "cuda"
+        assert optimiser.state_dict()["momentum"][0].device.type == "cuda"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+import parts.figures
 from engine import pictures, results
 from MTL_Utils import BBOX, BIN, SEG
 
@@ -33,7 +34,8 @@ def outputs():
 def figures(monkeypatch):
     """The figures that a picture function saves."""
     saved = []
-    monkeypatch.setattr(pictures, "save", lambda figure, path: saved.append(figure))
+    for module in (pictures, parts.figures):
+        monkeypatch.setattr(module, "save", lambda figure, path: saved.append(figure))
     return saved
 
 
@@ -136,10 +138,20 @@ def test_the_starting_weights_are_epoch_0_of_the_curves(figures):
 
 def test_agreement_and_length_of_gradients_have_a_panel_each(figures):
     found = {"norm a": [2.0, 1.0], "norm b": [0.1, 0.2], "cosine a b": [0.5, -0.5]}
-    pictures.save_conflict_picture("x.png", found)
+    parts.figures.save_conflict_picture("x.png", found)
     left, right = figures[0].axes
     assert curves(left)["a b"] == [[1, 0.5], [2, -0.5]]
     assert curves(right)["a"] == [[1, 2.0], [2, 1.0]] and right.get_yscale() == "log"
+
+
+def test_a_users_matplotlibrc_and_class_names_with_dollars(tmp_path):
+    with matplotlib.rc_context({"text.usetex": True, "font.family": "No Such Font"}):
+        record = {"best_epoch": 1, "train": {"seg_loss": [1.0]}}
+        record["val"] = {"seg_loss": [1.0], "seg_iou": [0.5]}
+        pictures.save_loss_picture(tmp_path / "x.png", record, "seg", SEG)
+        names = NAMES | {"bin": ("a$", "b$_{")}
+        pictures.save_test_picture(tmp_path / "y.png", IMAGE, sample(), {}, {}, TASKS, names)
+    assert matplotlib.image.imread(tmp_path / "x.png").std() > 0.05
 
 
 def test_the_files_are_pictures_of_at_least_800_pixels(tmp_path):

@@ -27,8 +27,8 @@ def planes(values, dtype):
 
 
 BOXES = [[8, 16, 16, 32], [NAN] * 4, [-0.0005, 0, 32.0005, 8]]
-DEPTHS = [100, (0, 300), 0]  # as stored; times 0.01 m, 0 means unknown
-CM = {"scale_factor": np.float32(0.01), "_FillValue": np.uint16(0)}
+DEPTHS = [100, (7, 300), 7]  # as stored; times 0.01 m, 7 means unknown
+CM = {"scale_factor": np.float32(0.01), "_FillValue": np.uint16(7)}
 KINDS = {  # kind, what is stored, its attributes, the first three targets, dtype of the targets
     "label of 3": (Label("x", 3), table([[2.0], [-1], [NAN]]), {}, [2, -1, -1], torch.int64),
     "label of 2": (Label("x"), table([1, -1, 0]), {}, [1.0, -1.0, 0.0], torch.float32),
@@ -66,7 +66,7 @@ KINDS = {  # kind, what is stored, its attributes, the first three targets, dtyp
     ),
     "normals": (
         PixelValues("x", 3), np.stack([planes(DEPTHS, "i2")] * 3, -1), {"scale_factor": 2},
-        [200.0, (0.0, 600.0), 0.0], torch.float32,
+        [200.0, (14.0, 600.0), 14.0], torch.float32,
     ),
 }  # fmt: skip
 

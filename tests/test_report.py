@@ -16,10 +16,11 @@ import torch
 from running import ROOT, without_pictures
 
 import engine
-from engine.report import Report, save_csv, summary_writer
+from engine.report import Report, summary_writer
 from engine.report import test_table as table_of  # else pytest takes it for a test
 from MTL_Utils import BBOX, SEG
 from parts.errors import UserError
+from parts.files import save_csv
 
 FLAGS = ["--device=cpu", "--epochs=2", "--batch-size=4", "--units=1", "--widths", *"8888"]
 
@@ -133,7 +134,8 @@ def on_a_terminal(monkeypatch, action):
 
 
 def test_a_terminal_shows_a_bar_with_losses_rate_and_time_left(shared_data, tmp_path, monkeypatch):
-    shown = on_a_terminal(monkeypatch, lambda: run(shared_data, tmp_path / "out"))
+    with without_pictures():
+        shown = on_a_terminal(monkeypatch, lambda: run(shared_data, tmp_path / "out"))
     assert re.search(r"\repoch 1/2 +0% ", shown)
     bar = r"epoch 2/2 100% .* images/s, seg \d\.\d+ bbox \d\.\d+ bin \d\.\d+, \d\d:\d\d left"
     assert re.search(bar, shown)
@@ -141,12 +143,11 @@ def test_a_terminal_shows_a_bar_with_losses_rate_and_time_left(shared_data, tmp_
 
 
 def test_quiet_is_silent_unless_something_is_wrong(shared_data, tmp_path, monkeypatch, capfd):
-    out = tmp_path / "out"
-    shown = on_a_terminal(monkeypatch, lambda: run(shared_data, out, "--quiet"))
-    assert shown == ""
-    assert (out / "main_history.pt").is_file()
-    other = str(tmp_path / "other")
-    run(shared_data, other, "--quiet", "--resume", "--epochs", "1")
+    out, other = tmp_path / "out", tmp_path / "other"
+    with without_pictures():
+        shown = on_a_terminal(monkeypatch, lambda: run(shared_data, out, "--quiet"))
+        assert shown == "" and (out / "main_history.pt").is_file()
+        run(shared_data, other, "--quiet", "--resume", "--epochs", "1")
     assert capfd.readouterr().err == (
         f"--resume: no checkpoint {other}/main_last.pt; starting anew\n"
     )

@@ -1,10 +1,9 @@
 """What a run writes after its numbers, none of which can cost them: the whole network, pictures."""
 
-import functools
-
 import pytest
 import torch
-from running import ROOT, Process, history, load, run, same, without_pictures
+from forked import in_a_new_process
+from running import ROOT, history, load, run, same, without_pictures
 
 import engine
 import engine.pictures
@@ -56,7 +55,6 @@ def evaluate_whole(path, data, out):
     tasks = engine.load("MTL_baseline").TASKS
     table = evaluate(network, H5Dataset("test", data), tasks, 4, Processes())
     torch.save(values(tasks, table), out)
-    raise SystemExit(0)
 
 
 def test_the_whole_network_has_its_constants_in_another_process(shared_data, tmp_path):
@@ -64,10 +62,7 @@ def test_the_whole_network_has_its_constants_in_another_process(shared_data, tmp
     printed = run(script, shared_data, out, "--gain", "3", "--epochs", "1")
     assert not warned(printed) and history(out, "odd")["config"]["GAIN"] == 3.0
     script.write_text(script.read_text().replace("GAIN = 1.0", "GAIN = 5.0"))  # a later default
-    given = out / "odd_model.pt", shared_data, tmp_path / "values.pt"
-    prepare = functools.partial(evaluate_whole, *given)
-    code, printed = Process("MTL_baseline", shared_data, tmp_path / "no", prepare=prepare).wait()
-    assert code == 0, printed
+    in_a_new_process(evaluate_whole, out / "odd_model.pt", shared_data, tmp_path / "values.pt")
     assert load(tmp_path / "values.pt") == pytest.approx(history(out, "odd")["test"], abs=1e-6)
 
 

@@ -5,89 +5,26 @@ import shutil
 import signal
 import sys
 import threading
-import time
-from pathlib import Path
 
 import h5py
 import pytest
 import torch
+from standins import calls, history_of, wait_for, with_config, write_scripts
 
-from engine.script import parse
-from engine.setup import open_data
 from engine.weights import identity
 from tools import run_all
-
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE = (ROOT / "MTL_main.py").read_text(encoding="utf-8")
-STAND_IN = """
-
-if __name__ == "__main__":  # copies a history instead of making one
-    import os, shutil, signal, sys, time
-    from pathlib import Path
-
-    def flag(name):
-        return sys.argv[len(sys.argv) - 1 - sys.argv[::-1].index(name) + 1]
-
-    out, here = Path(flag("--file-save-path")), Path("SCRIPTS")
-    name, seed = Path(__file__).stem.removeprefix("MTL_"), flag("--seed")
-
-    def stop(number, frame):
-        (out / f"{name}_last.pt").touch()
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
-    out.mkdir(parents=True, exist_ok=True)
-    with open(here / "calls", "a") as calls:
-        again = " again" if (out / f"{name}_last.pt").exists() else ""
-        quiet = " quiet" if "--quiet" in sys.argv else ""
-        weights = f" {flag('--weights')}" if "--weights" in sys.argv else ""
-        threads = os.environ.get("OMP_NUM_THREADS", "any")
-        assert "--resume" in sys.argv and Path(flag("--h5-save-path")).is_dir()
-        import beside  # as it would import engine
-
-        calls.write(f"{out.name}{again}{quiet}{weights} {threads}\\n")
-    if name == "OEQ":
-        sys.exit(7)
-    (here / f"ready_{out.name}").touch()
-    for _ in range(600):  # 30 s, if no one is there any more
-        if (here / "wait").exists():
-            time.sleep(0.05)
-    shutil.copy(here / f"{out.name}.pt", out / f"{name}_history.pt")
-    sys.exit()
-
-"""
 
 
 @pytest.fixture(scope="session")
 def history(shared_data):
-    """What a finished run of MTL_main records, as far as the tool looks at it."""
-    script, settings, _ = parse(ROOT / "MTL_main.py", ["--h5-save-path", str(shared_data)])
-    data = open_data(shared_data, script.module.TASKS)
-    return {
-        "config": vars(settings) | {"demo": False},
-        "data_fingerprint": {split: each.fingerprint() for split, each in data.items()},
-        "weights_from": None,
-        "seconds": [90.0, 30.0],
-    }
-
-
-def with_config(history, **changes):
-    return history | {"config": history["config"] | changes}
+    return history_of(shared_data)
 
 
 @pytest.fixture
 def scripts(history, tmp_path, monkeypatch):
     """A folder with stand-ins for four scripts, in place of the repository, and their histories."""
     folder = tmp_path / "scripts"
-    (folder / "examples").mkdir(parents=True)
-    head, imports, rest = SOURCE.partition("from torch import nn\n")
-    text = head + STAND_IN.replace("SCRIPTS", str(folder)) + imports + rest
-    for name in ("MTL_main", "MTL_baseline", "MTL_OEQ", "examples/alone"):
-        (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    (folder / "beside.py").touch()
-    for seed in range(3):
-        for name in ("main", "baseline", "alone", "my net.v2", "main_fold0", "main_fold1"):
-            torch.save(with_config(history, SEED=seed), folder / f"{name}_seed{seed}.pt")
+    write_scripts(folder, history)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_all, "ROOT", folder)
     monkeypatch.setattr("engine.script.ROOT", folder)
@@ -104,19 +41,6 @@ def series(scripts, shared_data, tmp_path):
         return run_all.main([*map(str, arguments), *out, "--", *place, *flags])
 
     return call
-
-
-def calls(scripts):
-    path = scripts / "calls"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def wait_for(scripts, *names):
-    """Until the runs of these names are waiting; a test must not hang for ever."""
-    end = time.monotonic() + 30
-    while not all((scripts / f"ready_{name}").exists() for name in names):
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_every_script_with_every_seed_once(scripts, series, tmp_path, capfd):
@@ -310,30 +234,51 @@ def test_weights_are_honoured_or_refused(scripts, series, history, tmp_path, cap
     chosen, files = ["--scripts", "main", "--seeds", "0"], [tmp_path / name for name in "abc"]
     for number, path in enumerate(files):
         path.write_bytes(bytes([min(number, 1)]))  # the last two hold the same
-    flags = [["--weights", str(path)] for path in files]
+    flags, known = [["--weights", str(path)] for path in files], [*map(identity, files)]
+    texts = ["{path} of checksum {checksum}".format(**each) for each in known]
     path = tmp_path / "out/main_seed0/main_history.pt"
 
-    source = identity(files[1])
-    torch.save(history | {"weights_from": source}, scripts / "main_seed0.pt")
+    def refused(before, now, flags):
+        capfd.readouterr()
+        assert series(*chosen, flags=flags) == 2
+        assert f"{path}: a run with --weights = {before}, not {now}; choose" in one_line(capfd)
+
+    torch.save(history | {"weights_from": known[1]}, scripts / "main_seed0.pt")
     assert series(*chosen, flags=flags[1]) == 0
     assert calls(scripts) == [f"main_seed0 {files[1]} any"]
     assert series(*chosen, flags=flags[1]) == series(*chosen, flags=flags[2]) == 0
-    capfd.readouterr()
-    assert series(*chosen, flags=flags[0]) == 2
-    expected = f"{path}: a run with --weights = {files[1]}, not {files[0]}; choose"
-    assert expected in one_line(capfd)
-    assert series(*chosen) == 2
-    assert f"a run with --weights = {files[1]}, not None; choose" in one_line(capfd)
+    refused(texts[1], texts[0], flags[0])
+    refused(texts[1], None, [])
+    files[1].write_bytes(b"trained again")
+    refused(texts[1], "{path} of checksum {checksum}".format(**identity(files[1])), flags[1])
     files[1].unlink()
     assert series(*chosen, flags=flags[1]) == 2
     assert "MTL_main.py: --weights: expected a file of weights, found no" in one_line(capfd)
     torch.save(history | {"weights_from": str(files[0])}, path)  # as older runs recorded it
     assert series(*chosen, flags=flags[0]) == 0
-    capfd.readouterr()
     torch.save(history, path)
-    assert series(*chosen, flags=flags[0]) == 2
-    assert f"a run with --weights = None, not {files[0]}; choose" in one_line(capfd)
+    refused(None, texts[0], flags[0])
     assert len(calls(scripts)) == 1
+
+
+def test_a_script_may_name_its_weights(scripts, series, history, tmp_path, capfd):
+    """In a constant; what the file holds counts, and not its place."""
+    files = [tmp_path / name for name in "ab"]
+    for path in files:
+        path.write_bytes(b"the same")
+    text = (scripts / "MTL_main.py").read_text(encoding="utf-8")
+    (scripts / "MTL_tuned.py").write_text(f"WEIGHTS = {str(files[0])!r}\n{text}", encoding="utf-8")
+    path = tmp_path / "out/tuned_seed0/tuned_history.pt"
+    path.parent.mkdir(parents=True)
+    there = with_config(history, WEIGHTS=str(files[1])) | {"weights_from": identity(files[1])}
+    torch.save(there, path)
+    chosen = ["--scripts", "tuned", "--seeds", "0"]
+    assert series(*chosen) == 0
+    files[0].write_bytes(b"another")
+    capfd.readouterr()
+    assert series(*chosen) == 2
+    assert f"a run with --weights = {files[1]} of checksum " in one_line(capfd)
+    assert calls(scripts) == []
 
 
 def test_mistakes_end_in_one_line_before_anything_runs(scripts, series, tmp_path, capfd):

@@ -16,6 +16,7 @@ from engine.evaluation import evaluate
 from engine.processes import Processes
 from engine.training import TrainingStep
 from parts.demo_data import make_demo
+from parts.flops import gigaflop
 
 SIZES = {"WIDTHS": (8, 8, 16, 16), "UNITS": 1}  # as running.TINY
 
@@ -200,7 +201,7 @@ def test_operations_are_counted_as_by_hand():
     module = engine.load("MTL_baseline")
     step = TrainingStep(Network(3, 2, 1), module.TASKS, module.weighting())
     images, targets = torch.zeros(5, 3, 8, 8), {"seg": torch.zeros(5, 1, 8, 8)}
-    assert training.gigaflop(step, images, targets) == 2 * (2 * 3 * 2 * 64) / 1e9
+    assert gigaflop(step, images, targets) == 2 * (2 * 3 * 2 * 64) / 1e9
 
 
 def test_the_training_step_is_compiled_on_request(shared_data, tmp_path, monkeypatch):

@@ -222,6 +222,14 @@ def test_a_file_of_any_encoding_and_line_ends(tmp_path, capsys, content):
     assert "é (default: 2)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("docstring", ["", '"""  """', '"\\n"'])
+def test_a_script_without_a_docstring_is_called_by_its_name(toy, capsys, docstring):
+    path = toy(TOY[: TOY.index("import math")], f"{docstring}\n")
+    with pytest.raises(SystemExit):
+        parse(path, ["--help"])
+    assert capsys.readouterr().out.startswith("usage: MTL_toy.py [flags]\n\nMTL_toy\n")
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_has_its_constants_in_titled_groups(name):
     path = ROOT / f"{name}.py"

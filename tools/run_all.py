@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine import script
 from engine.script import ROOT
 from engine.setup import data_folder, open_data
-from engine.weights import identity, same_source
+from engine.weights import identity, same_source, weights_file
 from parts import files
 from parts.commandline import Parser
 from parts.errors import UserError
@@ -35,6 +35,7 @@ from parts.signals import StopSignals
 from tools.shared.common import EXPERIMENTS, command, complain, make_folder
 
 OURS = ("--seed", "--file-save-path", "--resume", "--overwrite")  # set for every run by this tool
+PLACES = {"H5_SAVE_PATH", "FILE_SAVE_PATH", "WEIGHTS"}  # what lies there counts, not where
 OWN_GROUP = {"process_group": 0} if os.name == "posix" else {}  # shields the scripts from Ctrl-C
 
 
@@ -55,7 +56,7 @@ class Job:
         try:
             self.script, settings, options = script.parse(path, flags)
             script.check_script(self.script, settings)
-            self.weights = identity(options.weights) if options.weights else None
+            self.weights = weights_in_use(options.weights)
             self.data = None if options.demo else Path(settings.H5_SAVE_PATH).expanduser()
             if self.data:
                 with data_folder(self.data):
@@ -86,11 +87,11 @@ class Job:
         """
         history = self.read_history()
         found = {"diagnose": 0} | history["config"]
-        names = (name for name in self.config if name not in ("H5_SAVE_PATH", "FILE_SAVE_PATH"))
+        names = (name for name in self.config if name not in PLACES)
         pairs = [(name, found.get(name), self.config[name]) for name in names]
         source, other = self.weights, history["weights_from"]
         if not (same_source(source, other) if source else other is None):
-            pairs.append(("--weights", place_of(other), place_of(source)))
+            pairs.append(("--weights", described(other), described(source)))
         if self.data and all(before == now for _, before, now in pairs):
             pairs += changed_files(history["data_fingerprint"], self.fingerprint())
         differences = [
@@ -125,9 +126,14 @@ def changed_files(before, now):
             yield f"data in {split}/{file}", old.get(file), texts.get(file)
 
 
-def place_of(source):
-    """The path in what a history says of the file of --weights."""
-    return source["path"] if isinstance(source, dict) else source
+def weights_in_use(place):
+    """The identity of a file of weights, None for no file; UserError if it is not there."""
+    return identity(weights_file(place)) if place else None
+
+
+def described(source):
+    """What a history says of the file of --weights, in words."""
+    return "{path} of checksum {checksum}".format(**source) if isinstance(source, dict) else source
 
 
 def name_of(path):

@@ -1,4 +1,4 @@
-"""Atomic file writes, whose files a folder holds, and the provenance of a result."""
+"""What a result depends on besides its settings: the commit and the libraries."""
 
 import contextlib
 import importlib.metadata
@@ -7,30 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from parts.errors import UserError
-
 LIBRARIES = ("torch", "torchvision", "h5py", "numpy")
-
-
-def marks(folder, name):
-    """The two files, checkpoint and history, by which a folder holds a run of this name."""
-    return folder / f"{name}_last.pt", folder / f"{name}_history.pt"
-
-
-def refuse_another(folder, name, options, is_first):
-    """Refuse a folder that holds a run, unless a flag says what becomes of it; raises UserError."""
-    last, history = marks(folder, name)
-    found = [path.name for path in (last, history) if path.is_file()]
-    if found and not (options.resume or options.overwrite):
-        raise UserError(
-            f"--file-save-path: expected no run of {name} in {folder}, found {found[0]}; continue "
-            "it with --resume, start anew with --overwrite, or choose another folder"
-        )
-    if options.resume and found == [history.name] and is_first:
-        raise UserError(
-            f"--resume: expected {last}, found a finished run without it; start anew with "
-            "--overwrite"
-        )
 
 
 def versions():

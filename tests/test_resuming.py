@@ -1,0 +1,177 @@
+"""Signals that stop a run, and --resume, which continues it bit for bit or says why not."""
+
+import functools
+import re
+import signal
+import time
+
+import h5py
+import pytest
+import torch
+from conftest import COUNTS
+from running import LONGER, at_step, history, is_like, load, run, without_pictures
+
+import engine.run
+import engine.setup
+import ResBlock
+from parts import demo_data
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with without_pictures():
+        yield
+
+
+# --------------------------------------------------------------------------------------- signals
+
+
+def test_a_signal_stops_after_the_step(reference, shared_data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        stop = at_step(8, lambda: signal.raise_signal(signal.SIGINT))
+        patch.setattr(engine.run.Run, "pause", stop)
+        printed = run("MTL_main", shared_data, out, *LONGER, code=128 + signal.SIGINT)
+    assert printed.endswith("stopped by signal 2; continue with --resume\n")
+    assert load(out / "main_last.pt")["done"] == 2  # of the third epoch: eight steps in all
+    assert [path.name for path in out.iterdir()] == ["main_last.pt"]
+    run("MTL_main", shared_data, out, *LONGER, "--resume")
+    assert is_like(reference, out)
+
+
+def signal_during(split, number):
+    """`evaluate`, with a signal while it is at this split."""
+    original, length = engine.run.evaluate, COUNTS[split]
+
+    def patched(network, dataset, *arguments):
+        if len(dataset) == length:
+            signal.raise_signal(number)
+        return original(network, dataset, *arguments)
+
+    return patched
+
+
+def test_a_signal_during_validation_stops_after_it(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.run, "evaluate", signal_during("val", signal.SIGTERM))
+    printed = run("MTL_main", shared_data, tmp_path / "out", code=128 + signal.SIGTERM)
+    state = load(tmp_path / "out" / "main_last.pt")
+    assert len(state["history"]["seconds"]) == 1 and state["done"] == 0
+    assert "stopped by signal 15" in printed
+
+
+def test_a_signal_during_the_test_lets_the_run_end(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.run, "evaluate", signal_during("test", signal.SIGTERM))
+    run("MTL_main", shared_data, tmp_path / "out", "--epochs", "1")
+    assert (tmp_path / "out" / "main_history.pt").exists()
+
+
+def test_a_signal_before_training_ends_at_once(shared_data, tmp_path, monkeypatch, capfd):
+    original = engine.setup.H5Dataset
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(engine.setup, "H5Dataset", interrupted)
+    run("MTL_main", shared_data, tmp_path / "out", code=128 + signal.SIGINT)
+    assert capfd.readouterr().err == "ended at once by signal 2\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_second_signal_ends_at_once(shared_data, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(engine.run.StopSignals, "ECHO_SECONDS", 0)
+
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.001)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(engine.run.Run, "pause", at_step(5, twice))
+    run("MTL_main", shared_data, tmp_path / "out", code=128 + signal.SIGINT)
+    assert capfd.readouterr().err == "ended at once by signal 2\n"
+    assert load(tmp_path / "out" / "main_last.pt")["done"] == 0  # the one it began with
+
+
+# -------------------------------------------------------------------------------------- resuming
+
+
+def test_resuming_with_other_settings_names_every_difference(reference, shared_data):
+    before = (reference / "main_last.pt").read_bytes()
+    flags = ["--resume", "--seed", "1", "--epochs", "4"]
+    printed = run("MTL_main", shared_data, reference, *flags, code=2)
+    assert printed == (
+        f"MTL_main.py: --resume: {reference}/main_last.pt was made with LONGER = 5, not 4; "
+        "SEED = 0, not 1\n"
+    )
+    assert (reference / "main_last.pt").read_bytes() == before
+
+
+def test_resuming_with_other_data_is_refused(reference, data_folder):
+    with h5py.File(data_folder / "val" / "images.h5", "r+") as file:
+        file["images"][0] = 0
+    printed = run("MTL_main", data_folder, reference, *LONGER, "--resume", code=2)
+    checksum = r"5 samples of checksum \w{8}"
+    line = rf"\S+ --resume: \S+ was made with val/images.h5 = {checksum}, not {checksum}\n"
+    assert re.fullmatch(line, printed)
+
+
+def test_resuming_a_finished_run_touches_nothing(reference, data_folder, monkeypatch):
+    """The same data elsewhere are not other data."""
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in reference.iterdir()}
+    monkeypatch.delattr(engine.run, "evaluate")  # the test split is not looked at again
+    printed = run("MTL_main", data_folder, reference, *LONGER, "--resume")
+    assert printed == f"main is finished, nothing is left to do; see {reference}\n"
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in reference.iterdir()}
+    assert after == before
+
+
+def test_a_lost_history_is_written_again(reference, shared_data, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "main_last.pt").write_bytes((reference / "main_last.pt").read_bytes())
+    run("MTL_main", shared_data, out, *LONGER, "--resume")
+    assert is_like(reference, out)
+
+
+def test_resuming_without_a_checkpoint_starts_anew(shared_data, tmp_path):
+    printed = run("MTL_main", shared_data, tmp_path / "out", "--resume", "--epochs", "1")
+    assert printed.startswith(f"--resume: no checkpoint {tmp_path}/out/main_last.pt; starting anew")
+    assert len(history(tmp_path / "out")["train"]["seg_loss"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "main_last.pt: expected a checkpoint, found a damaged file"),
+        ([1, 2], "main_last.pt: expected a checkpoint, found another file"),
+        ({"name": "main"}, "main_last.pt: expected a checkpoint, found another file"),
+    ],
+)
+def test_resuming_from_no_checkpoint_is_refused(shared_data, tmp_path, content, message):
+    path = tmp_path / "main_last.pt"
+    torch.save(content, path) if content else path.write_bytes(b"not a checkpoint")
+    before = path.read_bytes()
+    printed = run("MTL_main", shared_data, tmp_path, "--resume", code=2)
+    assert message in printed and printed.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+def test_resuming_with_an_edited_network_is_refused(reference, shared_data, monkeypatch):
+    decoder = ResBlock.Decoder
+    monkeypatch.setattr(ResBlock, "Decoder", lambda widths, units: decoder(widths, units + 1))
+    printed = run("MTL_main", shared_data, reference, *LONGER, "--resume", code=2)
+    assert printed.endswith("main_last.pt was made with another network\n")
+
+
+def test_the_demo_resumes(tmp_path, monkeypatch):
+    """Its data are drawn again, and are the same."""
+    tiny = functools.partial(demo_data.make_demo, side=32, counts=(8, 4, 4))
+    monkeypatch.setattr(demo_data, "make_demo", tiny)
+    flags = ["--demo", "--epochs", "2"]
+    run("MTL_main", tmp_path, tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch:
+        stop = at_step(3, lambda: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(engine.run.Run, "pause", stop)
+        run("MTL_main", tmp_path, tmp_path / "out", *flags, code=128 + signal.SIGTERM)
+    run("MTL_main", tmp_path, tmp_path / "out", *flags, "--resume")
+    assert is_like(tmp_path / "whole", tmp_path / "out")
