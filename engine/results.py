@@ -58,6 +58,8 @@ def _summaries(tasks, network, train, device):
             "higher_is_better": task.higher_is_better,
             "metrics": [*metrics, *task.means],
             "means": {metric: list(parts) for metric, parts in task.means.items()},
+            "lower_is_better": list(task.lower_is_better),
+            "counted": list(task.counted or (task.primary,)),
             "reference": task.reference,
         }
     return found
