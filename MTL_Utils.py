@@ -49,6 +49,8 @@ class Task:
     primary: str  # the metric that chooses the best epoch and is shown first
     higher_is_better: bool = True  # whether that is so for the primary metric
     means: Mapping = field(default_factory=dict)  # {metric: metrics that it is the mean of}
+    lower_is_better: tuple = ()  # the other metrics of which that is so
+    counted: tuple = ()  # metrics that count in delta MTL; the primary one alone if empty
     reference: str | None = None  # NAME of the script that trains this task alone
     draw: Callable | None = None  # (image uint8 (3, H, W), value, names) -> (image, words)
     describe: Callable | None = None  # (output, (width, height), names) -> {name: value}

@@ -26,8 +26,8 @@ FORESTS = {  # picture: RUNS and --baseline of tools/compare.py
 FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0, 1), 0  # of masks.png, of front.png, of both
 SHARES = {"_m0.05": 32, "_m0.1": 64, "_m0.25": 161, "_m0.5": 322, "": 643}  # series: masks
 NETWORKS = {  # label: (ending of the series, NAME, colour of Okabe and Ito, line)
-    "MTL_OEQ from drawn pets": ("_drawn30k", "OEQ", "#CC79A7", "-"),
-    "MTL_main from drawn pets": ("_drawn30k", "main", "#56B4E9", "-"),
+    "MTL_OEQ, pre-trained": ("_drawn30k", "OEQ", "#CC79A7", "-"),
+    "MTL_main, pre-trained": ("_drawn30k", "main", "#56B4E9", "-"),
     "MTL_OEQ": ("", "OEQ", "#D55E00", "-"),
     "MTL_OEQ, mask alone": ("_mask_only", "OEQ", "#D55E00", ":"),
     "MTL_main": ("", "main", "#009E73", "-"),

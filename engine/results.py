@@ -39,9 +39,8 @@ def _class_names(data):
     """{target: names of its classes}, those of the first split that has its file."""
     found = {}
     for dataset in data.values():
-        found |= {
-            n: v for n, v in dataset.class_names.items() if n in dataset.arrays.keys() - found
-        }
+        new = dataset.arrays.keys() - found.keys()
+        found |= {n: names for n, names in dataset.class_names.items() if n in new}
     return data["train"].class_names | found
 
 
@@ -58,6 +57,8 @@ def _summaries(tasks, network, train, device):
             "higher_is_better": task.higher_is_better,
             "metrics": [*metrics, *task.means],
             "means": {metric: list(parts) for metric, parts in task.means.items()},
+            "lower_is_better": list(task.lower_is_better),
+            "counted": list(task.counted or (task.primary,)),
             "reference": task.reference,
         }
     return found

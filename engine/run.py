@@ -45,17 +45,16 @@ def execute(script, settings, options):
         try:
             with processes.failing_alike():
                 check_script(script, settings)
-                tasks = script.module.TASKS
                 processes.use(options.device)
                 # before the data are read; Run.start does it again under the lock
                 wanted = Path(os.path.expanduser(settings.FILE_SAVE_PATH))
                 refuse_another(wanted, script.name, options, processes.is_first)
                 draw = getattr(script.module, "demo", make_demo) if options.demo else None
                 folder = stack.enter_context(data_folder(settings.H5_SAVE_PATH, draw))
-                data = open_data(folder, tasks)
+                data = open_data(folder, script.module.TASKS)
                 trainer = build(script, settings, options, data["train"], processes)
                 report = Report(
-                    settings.EPOCHS, tasks, processes.is_first, options.quiet,
+                    settings.EPOCHS, script.module.TASKS, processes.is_first, options.quiet,
                     options.tensorboard,
                 )  # fmt: skip
                 out = files.output_folder(settings.FILE_SAVE_PATH)  # after all checks

@@ -53,11 +53,6 @@ class Script(NamedTuple):
         """The path for a history: from the repository's folder if it is in there."""
         return place_of(self.path)
 
-    @property
-    def title(self):
-        """The file's name, for messages."""
-        return self.path.name
-
 
 def load(place, **given):
     """A script as a module, executed as if these constants had been edited.

@@ -65,8 +65,8 @@ def take_weights(path, *networks):
             if not tensor.isfinite().all():
                 raise UserError(f"--weights: expected finite weights, found {name} in {path}")
         network.load_state_dict(fits, strict=False)
-    line = f"--weights: took {len(fits)} of {len(own)} tensors from {path}"
-    return line + count_by_part("not taken, so they start anew", own.keys() - fits.keys())
+    others = count_by_part("not taken, so they start anew", own.keys() - fits.keys())
+    return f"--weights: took {len(fits)} of {len(own)} tensors from {path}{others}"
 
 
 def weights_in(path):

@@ -222,6 +222,7 @@ everything = {
         metrics=seg_metrics,
         primary="miou",
         means={"miou": tuple(f"iou_{name}" for name in CLASS_NAMES)},
+        counted=("miou", "pixel_accuracy"),
         reference="only_seg",
     ),
     "depth": Task(
@@ -230,6 +231,8 @@ everything = {
         metrics=depth_metrics,
         primary="absolute_error",
         higher_is_better=False,
+        lower_is_better=("relative_error",),
+        counted=("absolute_error", "relative_error"),
         reference="only_depth",
     ),
     "normals": Task(
@@ -238,6 +241,8 @@ everything = {
         metrics=normals_metrics,
         primary="mean_angle",
         higher_is_better=False,
+        lower_is_better=("median_angle",),
+        counted=("mean_angle", "median_angle", "within_11", "within_22", "within_30"),
         reference="only_normals",
         mirror=mirror_normals,
     ),

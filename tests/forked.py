@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import torch
-from running import ROOT
+from running import PRELOAD, ROOT
 
-PRELOAD = ["engine.run", "engine.pictures", "MTL_main", "running"]  # as running.Process has it
 OURS = ("dataload", "MTL_Utils", "ResBlock", "parts", "engine", "tools", "examples")
 
 

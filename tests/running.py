@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("MTL_*.py") if path.stem != "MTL_Utils")
 TINY = ["--epochs", "3", "--batch-size", "4", "--widths", "8", "8", "16", "16", "--units", "1"]
 LONGER = ["--epochs", "5"]  # of 3 steps each
+PRELOAD = ["engine.run", "engine.pictures", "MTL_main", "running"]  # by what forks new processes
 
 
 def path_of(script):
@@ -109,7 +110,7 @@ class Process:
 
     def __init__(self, script, data, out, *flags, prepare=None, environment=()):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["engine.run", "engine.pictures", "MTL_main", "running"])
+        context.set_forkserver_preload(PRELOAD)
         out.parent.mkdir(parents=True, exist_ok=True)
         number = len(list(out.parent.glob(f"{out.name}.stderr*")))
         self.stderr = out.parent / f"{out.name}.stderr{number}"

@@ -18,7 +18,7 @@ def trainers(tmp_path):
     arguments = ROOT / "MTL_main.py", tmp_path, Processes({}), 4
     data, found = None, []
     for _ in range(2):
-        flags = ("--widths", "8", "8", "16", "16", "--dropout", "0")
+        flags = ("--widths", "8", "8", "16", "16", "--dropout", "0", "--clip-norm", "0.01")
         trainer, data = train_speed.make_trainer(*arguments, *flags)
         found.append(trainer)
     return *found, data

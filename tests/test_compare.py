@@ -23,6 +23,21 @@ def runs(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("runs"))
 
 
+def test_a_task_counts_several_metrics_each_in_its_own_direction(tmp_path, capsys):
+    outline = TASKS["outline"] | {"counted": ["overlap", "exact"], "lower_is_better": ["exact"]}
+    for name, overlap, exact in (
+        ("alone", [(1, 2)] * 6, [(1, 4)] * 6),
+        ("joint", [(3, 4)] * 6, [(1, 2)] * 6),
+    ):
+        history = make_history(name, overlap=overlap, exact=exact, depth=None)
+        save(history | {"tasks": {"outline": outline}}, tmp_path / name)
+    values, differences = tables(printed(capsys, tmp_path, "--all"))
+    assert "outline_exact (lower is better)" in values["joint"]
+    # .5 -> .75 is +50 %, and .25 -> .5, where lower is better, is -100 %
+    assert differences["delta MTL", "joint"]["difference"] == "-25.00 %"
+    assert differences["outline_exact", "joint"]["difference"] == "-0.2500"
+
+
 def test_the_tables_by_hand(runs, capsys):
     text = printed(capsys, runs)
     values, differences = tables(text)

@@ -166,7 +166,7 @@ def program(block):
 def test_every_command_program_and_diff_runs(document, small, shared_data, monkeypatch):
     place = Workplace(small, shared_data, monkeypatch, document in READ_ONLY)
     if document == "README.md":  # with pictures, masks and a table of a reader's own
-        _, stand_ins = blocks(TEXTS["docs/own_data.md"], "python")[1]
+        _, stand_ins = blocks(TEXTS["docs/own_data.md"], "python")[0]
         exec(compile(stand_ins, document, "exec"), {})
     if document == "docs/artefacts.md":  # it describes what others have left
         place.shell(["python", "MTL_main.py"])

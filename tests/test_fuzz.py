@@ -1,6 +1,6 @@
 """Hundreds of damaged files: each is refused in one line or read as what the layout says.
 
-The cases run in one forked process, so that a crash of the HDF5 library or a hang is seen too.
+The cases run in a process of their own, so that a crash of the HDF5 library or a hang is seen too.
 """
 
 import faulthandler
@@ -14,11 +14,12 @@ import h5py
 import numpy as np
 import torch
 from conftest import draw
+from running import PRELOAD
 
 from dataload import DataError, H5Dataset
 from parts.targets import PETS, Label, PixelClasses, PixelValues, Values
 
-COUNT, CASES = 6, 300  # samples in a split, damaged splits
+COUNT, CASES = 6, 200  # samples in a split, damaged splits
 SECONDS = 60  # for one case, far more than any needs on a busy machine
 MEMORY = 4 * 2**30  # bytes of address space that a case may add
 OTHERS = {
@@ -292,8 +293,8 @@ def outcome(folder, kinds, memory_limit):
 
 
 def run_cases(valid, scratch, numbers, report):
-    """What a forked process does: a line in `report` before and after each case."""
-    torch.set_num_threads(1)  # the threads of the first process are not in this one
+    """What that process does: a line in `report` before and after each case."""
+    torch.set_num_threads(1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     grown = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (grown, grown))
@@ -322,7 +323,9 @@ def test_damaged_files_are_refused_or_read_as_documented(tmp_path):
         shutil.copytree(tmp_path / "valid" / variant, folder / "split")
         assert outcome(folder, kinds, 0) == outcome(folder, kinds, 2**30) == "read"
     arguments = (tmp_path / "valid", tmp_path / "scratch", range(CASES), report)
-    process = multiprocessing.get_context("fork").Process(target=run_cases, args=arguments)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=run_cases, args=arguments)
     process.start()
     process.join()
     text = report.read_text()

@@ -70,5 +70,5 @@ def test_it_runs(notebook, tmp_path, monkeypatch):
     assert pictures == 4
     metrics = re.compile(r"^(\w+) +\d\.\d{3}$", re.MULTILINE)
     assert metrics.findall(text) == metrics.findall(committed)  # as it was committed
-    assert "usable" in text and '"class": ' in text
+    assert re.search(r"^\S+: usable$", text, re.MULTILINE) and '"class": ' in text
     assert (tmp_path / "runs/quickstart/fine_tune_test.png").is_file()

@@ -100,7 +100,7 @@ def test_resuming_with_other_settings_names_every_difference(reference, shared_d
     flags = ["--resume", "--seed", "1", "--epochs", "4"]
     printed = run("MTL_main", shared_data, reference, *flags, code=2)
     assert printed == (
-        f"MTL_main.py: --resume: {reference}/main_last.pt was made with LONGER = 5, not 4; "
+        f"MTL_main.py: --resume: {reference}/main_last.pt was made with EPOCHS = 5, not 4; "
         "SEED = 0, not 1\n"
     )
     assert (reference / "main_last.pt").read_bytes() == before

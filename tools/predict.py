@@ -62,7 +62,7 @@ def overlay(network, image, output):
     drawn, words = network.draw(torch.from_numpy(image).permute(2, 0, 1), output)
     picture = Image.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
     if words:
-        write(picture, f" {words} ", max(14, round(max(picture.size) / 24)))
+        write(picture, f" {words} ", max(14, round(max(image.shape[:2]) / 24)))
     return picture
 
 

@@ -101,10 +101,17 @@ def metrics(columns, split, everything=False):
         for metric in entry["metrics"]:
             names = [f"{task}_{n}" for n in entry.get("means", {}).get(metric, [metric])]
             known = split == "test" and all(name in table for table in tables for name in names)
-            sign, pooled = 1 if entry["higher_is_better"] else -1, tuple(names) if known else ()
+            sign, pooled = _sign(entry, metric), tuple(names) if known else ()
             found = Metric(f"{task}_{metric}", task, entry["reference"], sign, pooled)
             (first if metric == entry["primary"] else others).setdefault(found.name, found)
     return [*first.values(), *(others.values() if everything else ())]
+
+
+def _sign(entry, metric):
+    """1, or -1 if lower is better, for a metric of a task as summaries describe it."""
+    if metric == entry["primary"] or "lower_is_better" not in entry:  # of older runs
+        return 1 if entry["higher_is_better"] else -1
+    return -1 if metric in entry["lower_is_better"] else 1
 
 
 def value(run, metric, split):
@@ -151,20 +158,24 @@ def gain(ours, theirs, metric, split, relative=False):
 def delta_mtl(columns, label, split):
     """Mean relative gain of a column's tasks over their references in percent, as `gain`.
 
-    None if a reference is missing, or is the column itself.
+    That of a task is the mean over the metrics that it counts. None if a reference is missing, or
+    is the column itself.
     """
-    gains = []
-    for metric in metrics(columns, split):
-        if metric.task in columns[label][0]["tasks"]:
+    gains, tasks = {}, columns[label][0]["tasks"]
+    for metric in metrics(columns, split, everything=True):
+        entry, own = tasks.get(metric.task, {}), metric.name.removeprefix(f"{metric.task}_")
+        if own in entry.get("counted", [entry.get("primary")]):
             if metric.reference == label or metric.reference not in columns:
                 return None
             theirs = columns[metric.reference]
-            gains.append(gain(columns[label], theirs, metric, split, relative=True))
-    if None in gains:
-        return None
-    keys = set.intersection(*(set(runs) for _, runs in gains))
-    found = np.mean([each for each, _ in gains], axis=0)
-    return found, {key: np.mean([runs[key] for _, runs in gains]) for key in keys}
+            found = gain(columns[label], theirs, metric, split, relative=True)
+            if found is None:
+                return None
+            gains.setdefault(metric.task, []).append(found)
+    keys = set.intersection(*(set(runs) for each in gains.values() for _, runs in each))
+    found = np.mean([np.mean([f for f, _ in each], axis=0) for each in gains.values()], axis=0)
+    means = {k: [np.mean([runs[k] for _, runs in each]) for each in gains.values()] for k in keys}
+    return found, {key: np.mean(values) for key, values in means.items()}
 
 
 def reference(columns, metric, wanted=None):
