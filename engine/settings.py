@@ -8,8 +8,6 @@ script's own such as an Enum or a NamedTuple included, has no flag.
 """
 
 import argparse
-import ast
-import functools
 import math
 from enum import Enum
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 from parts.commandline import Parser, as_text, flag, options_for, whole_number
 from parts.comments import help_texts
 from parts.errors import UserError
+from parts.execution import assigned
 
 NOT_SETTINGS = ("TASKS",)
 SCALARS = (bool, int, float, str)
@@ -49,13 +48,6 @@ def constants(module):
     own = assigned(Path(module.__file__).read_bytes()).difference(NOT_SETTINGS)
     names = (n for n in vars(module) if n in own and n.isupper() and n[0] != "_")
     return {name: plain(v) for name in names if is_setting(v := getattr(module, name))}
-
-
-@functools.cache
-def assigned(source):
-    """The names that a file assigns to, in whatever scope."""
-    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
-    return {node.id for node in names if isinstance(node.ctx, ast.Store)}
 
 
 def is_setting(value):

@@ -3,6 +3,7 @@
 import __future__
 
 import ast
+import functools
 from collections import UserDict
 
 
@@ -17,6 +18,13 @@ def statements(path):
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if number == 0 or not is_text:  # a later text alone is no docstring
             yield compile(ast.Module([node], []), path, "exec", future)
+
+
+@functools.cache
+def assigned(source):
+    """The names that a file assigns to, in whatever scope."""
+    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
+    return {node.id for node in names if isinstance(node.ctx, ast.Store)}
 
 
 class Bound(UserDict):
