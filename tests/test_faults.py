@@ -101,10 +101,14 @@ def kill_before(name):
     os.replace = patched
 
 
+def content_and_time(path):
+    return path.read_bytes(), path.stat().st_mtime_ns
+
+
 def test_kills_while_the_results_are_written_are_mended(reference, shared_data, tmp_path):
     """The numbers come first, and those that are there stay as they are."""
     out, numbers = tmp_path / "out", ("model_lite.pt", "history.csv", "history.pt")
-    others, written = ("model.pt", "seg_loss.png", "test.png"), {}
+    others, written = ("model.pt", "seg_loss.png", "test.png"), []
     for name in ("history.csv", "model.pt", "test.png", "last.pt"):
         fault = functools.partial(kill_before, f"main_{name}")
         flags = [*LONGER, *(["--resume"] if out.exists() else [])]
@@ -115,10 +119,10 @@ def test_kills_while_the_results_are_written_are_mended(reference, shared_data, 
         left = {f"main_{ending}" for ending in [*numbers, *others][:done]}
         assert {path.name for path in out.glob("[!.]*")} == {*left, "main_last.pt"}
         if done >= len(numbers):
-            now = {ending: (out / f"main_{ending}").read_bytes() for ending in numbers}
+            now = [content_and_time(out / f"main_{ending}") for ending in numbers]
             assert now == (written := written or now)
     run("MTL_main", shared_data, out, *LONGER, "--resume")
-    assert written == {ending: (out / f"main_{ending}").read_bytes() for ending in numbers}
+    assert written == [content_and_time(out / f"main_{ending}") for ending in numbers]
     assert is_like(reference, out)
     assert not [*out.glob(".*")]  # nor has a kill left anything for good
 

@@ -234,4 +234,7 @@ def test_two_processes_take_the_same_steps_as_one(pair, striped, tmp_path):
             assert both["history"][part][name] == pytest.approx(values, rel=1e-3, nan_ok=True)
     for one, other in zip(*told_to, strict=True):  # both weightings hear of the same epochs
         assert one["ends"] == other["ends"] and len(one["ends"]) == 1
+    for mine, step in zip(steps_of(told_to[1]), steps_of(epochs), strict=True):  # and losses
+        for task, loss in step["weighting"]["losses"].items():
+            assert mine["weighting"]["losses"][task].item() == pytest.approx(loss.item(), rel=1e-3)
     assert epochs[0]["ends"][0] == pytest.approx(told_to[1][0]["ends"][0], rel=1e-4)
