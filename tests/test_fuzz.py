@@ -17,7 +17,7 @@ from conftest import draw
 from running import PRELOAD
 
 from dataload import DataError, H5Dataset
-from parts.targets import PETS, Label, PixelClasses, PixelValues, Values
+from parts.targets import PETS, Label, PixelClasses, PixelTarget, PixelValues, Values
 
 COUNT, CASES = 6, 200  # samples in a split, damaged splits
 SECONDS = 60  # for one case, far more than any needs on a busy machine
@@ -252,27 +252,21 @@ def corrupt(folder, kinds, number):
     return f"{way.__name__} of {name}"
 
 
-def is_finite_or_unknown(values):
-    return values.dtype == torch.float32 and not values.isinf().any()
-
-
 def check_sample(dataset, index):
     image, targets = dataset[index]
-    height, width = dataset.side
-    assert image.shape == (3, height, width) and image.dtype == torch.uint8
-    for name, classes in (("seg", 2), ("border", 3)):
-        if name in targets:
-            assert targets[name].shape == (1, height, width) and targets[name].dtype == torch.uint8
-            assert set(targets[name].unique().tolist()) <= {*range(classes), 255}
-    for name, shape in (("depth", (1, height, width)), ("age", (2,)), ("bbox", (4,))):
-        if name in targets:
-            assert targets[name].shape == shape and is_finite_or_unknown(targets[name])
+    assert image.shape == (3, *dataset.side) and image.dtype == torch.uint8
+    for name, kind in dataset.targets.items():
+        target, unknown = targets[name], kind.unknown(1, dataset.side)
+        unknown = (kind.batch(unknown) if isinstance(kind, PixelTarget) else unknown)[0]
+        assert target.shape == unknown.shape and target.dtype == unknown.dtype
+        if kind.classes:
+            allowed = {*range(kind.classes), unknown.flatten()[0].item()}
+            assert set(target.unique().tolist()) <= allowed
+        else:
+            assert not target.isinf().any()
     box = targets.get("bbox", torch.tensor([torch.nan]))
     if not box.isnan().all():
         assert box.min() >= 0 and box.max() <= 1 and (box[:2] < box[2:]).all()
-    for name, classes in (("bin", 2), ("breed", 3)):
-        if name in targets:
-            assert targets[name].shape == () and targets[name].item() in range(-1, classes)
 
 
 def outcome(folder, kinds, memory_limit):

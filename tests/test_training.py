@@ -22,7 +22,7 @@ import engine
 import engine.evaluation
 import parts.precision
 from dataload import H5Dataset
-from engine.batches import loader, train_known
+from engine.batches import train_known
 from parts.sampling import epoch_batches
 
 
@@ -98,18 +98,6 @@ def test_training_images_are_augmented_and_others_never(shared_data, tmp_path):
         known = {values.float().numpy().tobytes() for values in originals}
         given = [s[what] if what == "image" else s["targets"][what] for s in steps_of(epochs)]
         assert not known & {values.float().numpy().tobytes() for values in torch.cat(given)}
-
-
-def test_batches_from_disk_are_those_from_memory(shared_data):
-    batches = [[3, 1], [0, 11], [7, 7]]
-    found = []
-    for limit in (0, 2**30):
-        dataset = H5Dataset("train", shared_data, memory_limit=limit)
-        assert dataset.in_memory == bool(limit)
-        found.append(list(loader(dataset, batches, torch.device("cpu"))))
-    for (images, targets), (others, other_targets) in zip(*found, strict=True):
-        assert torch.equal(images, others)
-        assert all(torch.equal(targets[task], other_targets[task]) for task in TASKS)
 
 
 def test_a_sample_is_drawn_if_a_task_of_the_script_knows_it(striped):
