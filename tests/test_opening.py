@@ -8,6 +8,7 @@ import pytest
 import torch
 from bright import SIDE, record, save_run, upper_half, white
 from PIL import Image
+from predicting import bright, call, model  # noqa: F401 (fixtures)
 from running import ROOT, load
 from torchvision.ops import box_iou
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from bright import BLUE, ORANGE, save_run, upper_half, white
 from PIL import Image
+from predicting import bright, call, model  # noqa: F401 (fixtures)
 from running import ROOT
 
 from tools.shared import pictures

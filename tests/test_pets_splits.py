@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pets_folder import drawn, out, root  # noqa: F401 (fixtures)
 from pets_source import (
     BREED,
     BREEDS,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+from pets_folder import drawn, out, root  # noqa: F401 (fixtures)
 from pets_source import (
     assert_one_line,
     boxed_names,

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from pets_folder import drawn, out, root  # noqa: F401 (fixtures)
 from pets_source import (
     BOXED,
     BREEDS,

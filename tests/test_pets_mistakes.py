@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pets_folder import drawn, out, root  # noqa: F401 (fixtures)
 from pets_source import (
     BREEDS,
     assert_one_line,
