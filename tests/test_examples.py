@@ -68,7 +68,7 @@ def test_border_has_metrics_of_three_classes(trained):
     names = ["iou_0", "iou_1", "iou_2", "pixel_accuracy", "miou"]
     assert record["tasks"]["seg"] == {
         "primary": "miou", "higher_is_better": True, "reference": None, "metrics": names,
-        "means": {"miou": ["iou_0", "iou_1", "iou_2"]},
+        "means": {"miou": ["iou_0", "iou_1", "iou_2"]}, "counted": ["miou"], "lower_is_better": [],
     }  # fmt: skip
     assert record["class_names"] == {"seg": ("background", "pet", "border")}
     assert record["train"]["seg_known"] == [12, 12]  # others in the place of the two unknown ones
