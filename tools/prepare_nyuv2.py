@@ -37,6 +37,7 @@ from parts.drawn_rooms import CLASS_NAMES
 from parts.duplicates import thumbnails
 from parts.errors import UserError
 from parts.h5array import DataError
+from parts.h5file import new_h5_file
 from tools.shared import splitting
 from tools.shared.common import as_path, command, complain
 
@@ -201,7 +202,7 @@ def write(folder, samples, side, signs, about):
         with ExitStack() as stack:
             stored = {}
             for name, (tail, dtype, attributes) in LAYOUT.items():
-                file = stack.enter_context(h5py.File(folder / f"{name}.h5", "x"))
+                file = stack.enter_context(new_h5_file(folder / f"{name}.h5"))
                 file.attrs.update(about | {"split": folder.name, "source_lines": numbers})
                 stored[name] = file.create_dataset(name, (len(samples), *side, *tail), dtype)
                 stored[name].attrs.update(attributes)
