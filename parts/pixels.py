@@ -41,6 +41,10 @@ class PixelClasses(PixelTarget):
 
     per_pixel, dtype = 1, torch.uint8
 
+    def __post_init__(self):
+        if not 2 <= self.classes <= UNKNOWN - 1:
+            raise ValueError(f"classes: expected 2-{UNKNOWN - 1}, found {self.classes}")
+
     @property
     def default_names(self):
         binary = ("background", "foreground") if self.classes == 2 else super().default_names

@@ -121,6 +121,10 @@ class Label(Target):
     file: str
     classes: int = 2
 
+    def __post_init__(self):
+        if self.classes < 2:
+            raise ValueError(f"classes: expected two or more, found {self.classes}")
+
     def check_shape(self, array, images):
         check_column(array, images, 1)
 
@@ -177,7 +181,8 @@ class Label(Target):
     def describe(self, output, size, names):
         """The most probable class and its probability."""
         number, probability = self.most_probable(output)
-        return {"class": names[number], "probability": round(probability, 4)}
+        probability = min(round(probability, 4), 0.9999)  # no rounding makes it certain
+        return {"class": names[number], "probability": probability}
 
 
 @dataclass(frozen=True)

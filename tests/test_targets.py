@@ -150,6 +150,7 @@ def test_what_json_tells():
     assert BIN.describe(torch.tensor([-2.0]), (1, 1), NAMES) == {
         "class": "cat", "probability": 0.8808
     }  # fmt: skip
+    assert BIN.describe(torch.tensor([20.0]), (1, 1), NAMES)["probability"] == 0.9999
     logits = torch.tensor([0.0, math.log(3), 0.0])
     told = Label("x", 3).describe(logits, (1, 1), ("a", "b", "c"))
     assert told == {"class": "b", "probability": 0.6}
@@ -222,3 +223,9 @@ def test_a_task_asks_its_target_unless_it_says_otherwise():
     assert own.known(torch.tensor([[NAN] * 4])).tolist() == [False]
     with pytest.raises(AttributeError):
         task.primary = "other"
+
+
+@pytest.mark.parametrize(("kind", "classes"), [(PixelClasses, 1), (PixelClasses, 255), (Label, 1)])
+def test_a_number_of_classes_that_cannot_be_is_refused(kind, classes):
+    with pytest.raises(ValueError, match=f"^classes: expected .*, found {classes}$"):
+        kind("file", classes=classes)
