@@ -190,18 +190,20 @@ def test_evaluation_does_not_depend_on_the_batch_size(shared_data, batch_size):
             assert pairs.shape == (12, 2)
 
 
-def test_operations_are_counted_as_by_hand():
-    """A 1 x 1 convolution of 3 to 2 channels on 8 x 8 pixels: 2 * 3 * 2 * 64 operations forward,
-    as many for the gradient of its weights; the image needs none."""
+@pytest.mark.parametrize(("channels", "groups", "operations"), [(2, 1, 6), (3, 3, 3)])
+def test_operations_are_counted_as_by_hand(channels, groups, operations):
+    """1 x 1 convolutions of 8 x 8 pixels: 2 * operations * 64 forward, as many for the gradient of
+    the weights; the image needs none."""
 
     class Network(torch.nn.Conv2d):
         def forward(self, image):
             return {"seg": super().forward(image).sum(1, keepdim=True)}
 
     module = engine.load("MTL_baseline")
-    step = TrainingStep(Network(3, 2, 1), module.TASKS, module.weighting())
+    network = Network(3, channels, 1, groups=groups)
+    step = TrainingStep(network, module.TASKS, module.weighting())
     images, targets = torch.zeros(5, 3, 8, 8), {"seg": torch.zeros(5, 1, 8, 8)}
-    assert gigaflop(step, images, targets) == 2 * (2 * 3 * 2 * 64) / 1e9
+    assert gigaflop(step, images, targets) == 2 * (2 * operations * 64) / 1e9
 
 
 def test_the_training_step_is_compiled_on_request(shared_data, tmp_path, monkeypatch):
