@@ -1,4 +1,4 @@
-"""Draw the figures of results.md and notebook.md from the files in results/, into docs/ or another folder.
+"""Draw the figures of the documents from the files in results/, into docs/ or another folder.
 
 python docs/draw_results.py [FOLDER]
 """
