@@ -79,6 +79,7 @@ def two_heads():
     yield arrow(f"M375,{MIDDLE + 20} C375,200 420,190 440,216", ORANGE, "6 3")
     yield arrow(f"M465,{MIDDLE + 28} V216", BLUE)
     yield arrow(f"M375,{MIDDLE + 20} C375,200 345,190 325,216")
+    yield arrow(f"M455,{MIDDLE + 28} C450,190 365,180 346,216", BLUE)
     yield arrow("M405,235 H362", BLUE)
     yield arrow(f"M710,{MIDDLE + 50} V285 H300 V254")
     yield arrow("M525,235 H588")

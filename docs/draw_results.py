@@ -1,4 +1,4 @@
-"""Draw the figures of results.md from the files in results/, into docs/ or another folder.
+"""Draw the figures of the documents from the files in results/, into docs/ or another folder.
 
 python docs/draw_results.py [FOLDER]
 """
@@ -20,7 +20,7 @@ from tools.shared.forest import save_picture
 from tools.shared.intervals import limits
 
 FORESTS = {  # picture: RUNS and --baseline of tools/compare.py
-    "compare.png": (("128", "OEQ from drawn pets=128_drawn"), "main"),
+    "compare.png": (("128", "OEQ, pre-trained=128_drawn"), "main"),
     "weightings.png": (("128_weighting",), "main"),
 }
 FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0, 1), 0  # of masks.png, of front.png, of both
@@ -35,7 +35,11 @@ NETWORKS = {  # label: (ending of the series, NAME, colour of Okabe and Ito, lin
 }
 APART = 0.013  # least distance of two labels in masks.png, in IoU
 WEIGHTS = (0, 0.1, 0.3, 1)  # of box and class, in front.png
-PANELS = {"seg_iou": "seg", "bbox_iou": "bbox", "bin_accuracy": "bin"}  # metric: its task
+PANELS = {  # title in front.png: metric, its task
+    "mask IoU": ("seg_iou", "seg"),
+    "box IoU": ("bbox_iou", "bbox"),
+    "accuracy of cat or dog": ("bin_accuracy", "bin"),
+}
 
 
 @cache
@@ -77,7 +81,7 @@ def draw_masks(axis):
     axis.set_ylabel("seg IoU, test")
 
 
-def draw_front(axis, metric, task):
+def draw_front(axis, title, metric, task):
     """A metric on validation images in a cell for each pair of fixed weights of box and class."""
     grid = np.full((len(WEIGHTS), len(WEIGHTS)), np.nan)
     for name in dict.fromkeys(run["name"] for _, run in series("128_front")):
@@ -93,8 +97,8 @@ def draw_front(axis, metric, task):
             axis.text(place, row, f"{value:.3f}", ha="center", va="center", color=colour)
     axis.set_xticks(range(len(WEIGHTS)), WEIGHTS)
     axis.set_yticks(range(len(WEIGHTS)), WEIGHTS)
-    axis.set(xlabel="weight of the class", ylabel="weight of the box")
-    axis.set_title(f"{metric.replace('_', ' ')}, validation", fontsize=10)
+    axis.set(xlabel="weight of the class's loss", ylabel="weight of the box's loss")
+    axis.set_title(title, fontsize=10)
 
 
 def best(runs, metric):
@@ -115,8 +119,8 @@ def main(folder=ROOT / "docs"):
         draw_masks(figure.subplots())
         save(figure, folder / "masks.png")
         figure = Figure((9, 3.2), dpi=110, layout="constrained")
-        for axis, (metric, task) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
-            draw_front(axis, metric, task)
+        for axis, (title, panel) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
+            draw_front(axis, title, *panel)
         save(figure, folder / "front.png")
 
 

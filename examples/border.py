@@ -99,7 +99,7 @@ def augmentation():
 
 
 def demo(folder):
-    """Draw the data of --demo, with a border of five pixels around the drawn pets."""
+    """Draw the data of --demo, with a border of five pixels around the synthetic pets."""
     make_demo(folder)
     for split in SPLITS:
         with h5py.File(folder / split / "masks.h5", "r+") as file:

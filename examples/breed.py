@@ -99,7 +99,7 @@ def augmentation():
 
 
 def demo(folder):
-    """Draw the data of --demo: coat and pattern make 37 kinds of drawn pets."""
+    """Draw the data of --demo: coat and pattern make 37 kinds of synthetic pets."""
     make_demo(folder, breeds=True)
 
 

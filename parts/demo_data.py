@@ -1,4 +1,4 @@
-"""Data sets of drawn pets in the layout of dataload.py, drawn by as many processes as help.
+"""Data sets of synthetic pets in the layout of dataload.py, drawn by as many processes as help.
 
     make_demo(folder)                                           the data set of `--demo`
     make_demo(folder, counts=(3000, 96, 96), style="varied")    for pre-training

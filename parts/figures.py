@@ -4,6 +4,7 @@ import contextlib
 import math
 import warnings
 from itertools import cycle
+from statistics import fmean
 
 import matplotlib.style
 import torch.nn.functional as F
@@ -55,8 +56,16 @@ def save(figure, path):
         figure.savefig(temporary)
 
 
+def smoothed(values):
+    """The mean around each value, over about a tenth of all of them; NaN are left out."""
+    reach = len(values) // 20
+    around = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    known = ([value for value in part if not math.isnan(value)] for part in around)
+    return [fmean(part) if part else math.nan for part in known]
+
+
 def save_conflict_picture(path, conflict):
-    """Cosines and norms of the tasks' gradients at the shared features, by epoch.
+    """Cosines and norms of the tasks' gradients at the shared features, by epoch and smoothed.
 
     Args:
         conflict: {"cosine TASK OTHER" or "norm TASK": value of every epoch}.
@@ -67,7 +76,9 @@ def save_conflict_picture(path, conflict):
             series = {n: values for n, values in conflict.items() if n.startswith(f"{kind} ")}
             for (name, values), dashes in zip(series.items(), cycle(("-", "--", "-.", ":"))):
                 epochs = range(1, len(values) + 1)
-                axis.plot(epochs, values, dashes, label=name.removeprefix(f"{kind} "))
+                label = " and ".join(name.split()[1:])
+                (line,) = axis.plot(epochs, smoothed(values), dashes, label=label)
+                axis.plot(epochs, values, color=line.get_color(), alpha=0.2)
             axis.set(xlabel="epoch", title=f"{kind} of the tasks' gradients")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)

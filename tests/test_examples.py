@@ -30,7 +30,7 @@ UNKNOWN = {  # {file: {sample: what is written there}}, in each split
 
 @pytest.fixture(scope="module")
 def small_demo():
-    """Drawn pets, but few and small."""
+    """Synthetic pets, but few and small."""
     draw = functools.partial(parts.demo_data.make_demo, side=32, counts=COUNTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts.demo_data, "make_demo", draw)
@@ -226,7 +226,7 @@ def test_compare(trained, capsys, name):
 
 
 def test_a_border_is_five_pixels_wide(small_demo, tmp_path):
-    """A pixel is border if the drawn pets have another class within two pixels of it."""
+    """A pixel is border if the synthetic pets have another class within two pixels of it."""
     engine.load("examples.border").demo(tmp_path / "data")
     small_demo(tmp_path / "plain")
     masks, plain = (

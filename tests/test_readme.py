@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from documents import PATHS, TEXTS, blocks, commands
@@ -122,17 +123,23 @@ def test_the_figures_in_a_scripts_header_are_those_of_the_results(name):
     assert dict(re.findall(r"(seg IoU|box IoU|accuracy) (0\.\d+)", header)) == figures("128", name)
 
 
-def test_the_tables_of_the_comparisons_are_what_their_commands_print(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    document, compared = TEXTS["docs/notebook.md"], 0
-    for _, block in blocks(document, "sh"):
-        for words in commands(block):
-            if words[1] == "tools/compare.py" and "results/" in words[2]:
-                assert compare.main(words[2:]) == 0
-                table = capsys.readouterr().out.split("\n\n")[0]
-                assert table.strip() in document, " ".join(words)
-                compared += 1
-    assert compared
+ROW = re.compile(r"^\|.*\| `([\w.]+)` \| (\w+) \| (\d)-(\d) \| (.*) \|$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", ROW.findall(TEXTS["docs/notebook.md"]), ids=" ".join)
+def test_the_tables_of_the_notebook_are_those_of_the_results(row):
+    """File, network and folds, and of seed 0 "validation / test" of each metric."""
+    place, name, first, last, cells = row
+    runs = [run for _, run in histories.find([str(ROOT / "results" / f"{place}.jsonl")])]
+    runs = [run for run in runs if (run["name"], run["seed"]) == (name, 0)]
+    runs = [run for run in runs if int(first) <= run["fold"] <= int(last)]
+    assert len(runs) == int(last) - int(first) + 1
+    known, expected = {m.name: m for m in metrics({"": runs}, "test", everything=True)}, []
+    for metric in WORDS:
+        values = [run["best"].get(metric) for run in runs]
+        tested = metric in known and pooled(runs, known[metric], "test")[0]
+        expected.append(f"{fmean(values):.3f} / {tested:.3f}" if tested else "")
+    assert [cell.strip() for cell in cells.split("|")] == expected
 
 
 def test_every_page_and_script_is_named_in_the_readme():
