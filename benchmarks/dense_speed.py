@@ -5,7 +5,7 @@
 The plain loop has the same network, losses and precision, the batch in memory, and AdamW: no
 augmentation, no clipping, no averaged weights, no Muon. Every variant has a process of its own, so
 that its peak memory is its own; medians over the steps are printed as a Markdown table. The
-pictures are drawn rooms; their unknown pixels cost what known ones cost.
+pictures are synthetic rooms; unknown pixels cost as much as known ones.
 """
 
 import multiprocessing

@@ -21,7 +21,7 @@ from parts.commandline import Parser
 from parts.errors import UserError
 from tools.shared.common import EXPERIMENTS, as_path, command
 from tools.shared.comparison import estimate, limits
-from tools.shared.evaluated import evaluated, open_split
+from tools.shared.evaluated import evaluate_split, open_split
 
 
 class Views(nn.Module):
@@ -55,7 +55,7 @@ def primary_rows(weights, split):
         raise UserError(f"{dataset.folder}: expected the run's data, {expected}, found {other}")
     for mirrored in (False, True):
         trained.network = Views(network, trained.tasks, mirrored)
-        for name, pairs in evaluated(trained, dataset).items():
+        for name, pairs in evaluate_split(trained, dataset).items():
             metric = trained.tasks[name].primary
             found[f"{name} {metric}", mirrored] = pairs[metric][:, None].numpy()
     return history["name"], there["images"], found

@@ -19,7 +19,7 @@ class Report:
     Args:
         epochs: of the whole run.
         tasks: {name: Task}.
-        prints: whether this process prints; true in one process only.
+        prints: whether this process prints; only the first one does.
         quiet: print warnings only.
         tensorboard: also write scalars per epoch and the test picture for TensorBoard.
 

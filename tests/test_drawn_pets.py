@@ -1,4 +1,4 @@
-"""The drawn pets: exactly labelled, and not separable by colour."""
+"""The synthetic pets: exactly labelled, and not separable by colour."""
 
 import hashlib
 

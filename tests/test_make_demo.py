@@ -1,4 +1,4 @@
-"""Data sets of drawn pets: the same whoever draws them, whole or not there at all."""
+"""Data sets of synthetic pets: the same whoever draws them, whole or not there at all."""
 
 import multiprocessing
 import os

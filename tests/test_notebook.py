@@ -44,7 +44,7 @@ def test_the_committed_notebook_shows_its_outputs(notebook):
 
 
 def test_the_network_of_the_last_picture_has_learned(notebook):
-    """The pictures are of a network that finds the pet, and the drawn pets' masks."""
+    """The pictures are of a network that finds the pet, and the synthetic pets' masks."""
     text, _ = printed(notebook)
     assert re.search(r"^dog \[", text, re.MULTILINE)
     assert float(re.search(r"^seg_iou +(\S+)", text, re.MULTILINE)[1]) > 0.5

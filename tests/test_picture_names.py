@@ -68,6 +68,6 @@ def test_the_closest_of_two_names_counts():
 def test_masks_beside_their_images():
     texts = ["1.jpg", "1_mask.png", "2.jpg", "2_label.png", "mask.jpg", "3_mask.jpg"]
     assert masks_among(texts) == {"1_mask.png"}
-    assert masks_among(texts, is_said=True) == {"1_mask.png", "2_label.png"}
+    assert masks_among(texts, are_included=True) == {"1_mask.png", "2_label.png"}
     assert masks_among(["1.jpg", "1.png", "2.png"]) == set()
-    assert masks_among(["1.jpg", "1.png", "2.png"], is_said=True) == {"1.png"}
+    assert masks_among(["1.jpg", "1.png", "2.png"], are_included=True) == {"1.png"}
