@@ -1,4 +1,4 @@
-"""What a second, mirrored view of the test images gives each network, and which is better without.
+"""What a second, mirrored view of the test images gains, and which network is better without it.
 
     python benchmarks/mirrored_view.py runs/128 [--split val]
 
@@ -77,7 +77,7 @@ def main(argv):
     """Evaluate the runs and print the table; raises UserError."""
     parser = Parser("mirrored_view.py", __doc__)
     parser.add_argument("runs", metavar="RUNS", help="a folder of finished runs, one seed a fold")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="(test)")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="default: test")
     options = parser.parse_args(argv)
     rows = defaultdict(lambda: defaultdict(dict))  # {network: {(metric, mirrored): {fold: rows}}}
     for weights in sorted(as_path(options.runs, "RUNS").glob("**/*_model_lite.pt")):

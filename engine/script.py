@@ -59,7 +59,7 @@ def load(place, **given):
 
     `load("MTL_main.py", WIDTHS=(8, 16)).Network()` is the network that `--widths 8 16` trains. The
     source is executed with each given constant bound to its value from its definition on, so
-    whatever reads it sees it. Every call executes the file again, into a module of its own.
+    everything that reads it sees it. Every call executes the file again, as a new module.
 
     Args:
         place: path of the script, or the name by which Python imports it.

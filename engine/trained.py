@@ -68,8 +68,8 @@ class TrainedNetwork:
         """The same from an output of `output`, for a picture of `size` (width, height)."""
         found = {}
         for name, task in self.tasks.items():
-            told = task.describe(output[name], size, self.class_names[name])
-            for key, value in told.items():
+            described = task.describe(output[name], size, self.class_names[name])
+            for key, value in described.items():
                 found[f"{name}_{key}" if key in found else key] = value  # names may repeat
         return found
 

@@ -49,6 +49,9 @@ def whole_number(low, high):
     return parse
 
 
+SEEDS = whole_number(0, 2**32 - 1)  # the type of a random seed
+
+
 def flag(name):
     """--h5-save-path for H5_SAVE_PATH."""
     return "--" + name.lower().replace("_", "-")

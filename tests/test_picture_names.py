@@ -57,11 +57,11 @@ def test_what_is_not_unique_is_not_used():
 def test_the_closest_of_two_names_counts():
     used, unused = match(["x.jpg"], ["x_mask.png", "x.png"])
     assert used == {"x.jpg": "x.png"}
-    assert unused == {"x_mask.png": "the picture is that of x.png too"}
+    assert unused == {"x_mask.png": "its picture also fits x.png"}
     used, unused = match(["1.jpg"], ["cat/1.jpg", "dog/1.jpg"])
     assert not used and unused == {
-        "cat/1.jpg": "the picture is that of dog/1.jpg too",
-        "dog/1.jpg": "the picture is that of cat/1.jpg too",
+        "cat/1.jpg": "its picture also fits dog/1.jpg",
+        "dog/1.jpg": "its picture also fits cat/1.jpg",
     }
 
 

@@ -89,7 +89,7 @@ def main(argv):
     """Read and check the runs, and print or write what the flags ask for; raises UserError."""
     parser = Parser("compare.py", __doc__)
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUNS", help="file or folder of runs; LABEL=RUNS names it")
+    add("runs", nargs="+", metavar="RUNS", help="file or folder of runs; LABEL=PATH renames them")
     add(
         "--split", choices=("test", "val"), default="test", help="the split to show (default: test)"
     )
@@ -97,7 +97,7 @@ def main(argv):
     add("--baseline", metavar="COLUMN", help=text)
     add("--only", nargs="+", metavar="COLUMN", help="show only these columns")
     add("--all", action="store_true", help="show all metrics, not only the primary ones")
-    text = "require equal val and test data and numbers of steps only"
+    text = "accept different training data, with an equal number of steps"
     add("--train-may-differ", action="store_true", help=text)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", metavar="FOLDER", help="also write compare.md and compare.png")

@@ -173,9 +173,9 @@ def split_up(samples, options):
             found = f"none; of {len(samples)} images, {len(chosen)} {words} were divided"
             raise UserError(f"--out: expected at least one image in {split}, found {found}")
     kinds = {"near-duplicates": splitting.copies, "identical images": splitting.identical}
-    for kind, alike in kinds.items() if not options.no_grouping else ():
-        groups = splitting.group([samples[i] for i in chosen], alike)
-        splits = splitting.without_copies(place(samples, chosen, groups, options), alike)
+    for kind, find_pairs in kinds.items() if not options.no_grouping else ():
+        groups = splitting.group([samples[i] for i in chosen], find_pairs)
+        splits = splitting.without_copies(place(samples, chosen, groups, options), find_pairs)
         sizes = np.unique_counts(groups).counts
         if all(2 * len(splits[split]) >= len(apart[split]) for split in SPLITS):
             left_out = len(samples) - sum(map(len, splits.values()))

@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts.commandline import Parser, whole_number
+from parts.commandline import SEEDS, Parser
 from parts.drawn_rooms import CLASS_NAMES
 from parts.duplicates import thumbnails
 from parts.errors import UserError
@@ -178,14 +178,14 @@ def find_axes(samples, side):
 
 def divide(samples, side, settings):
     """(train, val) lists of the samples, with near-duplicates in the same one."""
-    alike = []
+    images = []
     for sample in tqdm(samples, desc="comparing", unit=" images", disable=None, leave=False):
         pixels = np.rint(read(sample, "image", side) * 255).clip(0, 255).astype(np.uint8)
         small = thumbnails(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
-        alike.append(SimpleNamespace(thumbnail=small))
+        images.append(SimpleNamespace(thumbnail=small))
     fractions = np.array([1 - settings.val_share, settings.val_share])
     generator = np.random.default_rng(settings.seed)
-    parts = splitting.distribute([0] * len(samples), splitting.group(alike), fractions, generator)
+    parts = splitting.distribute([0] * len(samples), splitting.group(images), fractions, generator)
     divided = [[s for s, own in zip(samples, parts, strict=True) if own == part] for part in (0, 1)]
     if not all(divided):
         found = f"{len(divided[1])} of {len(samples)} samples in val (duplicates stay together)"
@@ -223,8 +223,9 @@ def parse(argv):
     add = parser.add_argument
     add("--root", required=True, metavar="DIR", help="folder with train/ and val/")
     add("--out", required=True, metavar="DATA", help="folder to create")
-    add("--val-share", type=float, default=0.1, metavar="X", help="share of train for val (0.1)")
-    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="random seed (0)")
+    text = "share of train for val (default: 0.1)"
+    add("--val-share", type=float, default=0.1, metavar="X", help=text)
+    add("--seed", type=SEEDS, default=0, metavar="N", help="random seed (default: 0)")
     add("--val-is-test", action="store_true", help="keep train whole, and use test as val too")
     settings = parser.parse_args(argv)
     if not 0 < settings.val_share < 1:

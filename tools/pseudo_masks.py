@@ -78,9 +78,7 @@ def main(argv):
     """Write OUT and report; raises UserError or DataError."""
     parser = Parser("pseudo_masks.py", __doc__)
     parser.add_argument("model", metavar="MODEL", help="a file of a run, as for predict.py")
-    parser.add_argument(
-        "data", metavar="DATA", help="data folder with training images without a mask"
-    )
+    parser.add_argument("data", metavar="DATA", help="data folder, some images without a mask")
     parser.add_argument("--out", required=True, metavar="OUT", help="folder to create")
     options = parser.parse_args(argv)
     data, out = as_path(options.data, "DATA"), as_path(options.out, "--out").resolve()

@@ -77,7 +77,7 @@ class Names:
             for _, name in claim:
                 rivals = [other for other in closest if other != name]
                 if rivals:
-                    problems[name] = f"the picture is that of {rivals[0]} too"
+                    problems[name] = f"its picture also fits {rivals[0]}"
         return chosen, problems
 
 

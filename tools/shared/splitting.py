@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dataload import SPLITS, DataError, H5Dataset, write_split
-from parts.commandline import whole_number
+from parts.commandline import SEEDS, whole_number
 from parts.duplicates import near_duplicates, thumbnails
 from parts.errors import UserError
 from parts.targets import PETS, UNKNOWN, Label, PixelClasses
@@ -63,7 +63,7 @@ def add_flags(add):
     for split in ("val", "test"):
         text = f"share of the images for {split} (default: 0.2)"
         add(f"--{split}-fraction", type=float, metavar="X", help=text)
-    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="random seed (0)")
+    add("--seed", type=SEEDS, default=0, metavar="N", help="random seed (default: 0)")
     add(
         "--force", action="store_true", help="replace an existing DATA when the new one is complete"
     )
@@ -100,24 +100,24 @@ def copies(samples, others):
     return near_duplicates(*pair)
 
 
-def group(samples, alike=None):
+def group(samples, find_pairs=copies):
     """(N,) numbers, the same for samples that are alike, directly or through others.
 
-    `alike` is `copies` or `identical`.
+    `find_pairs` is `copies` or `identical`.
     """
     groups = np.arange(len(samples))
-    for i, j in (alike or copies)(samples, samples):
+    for i, j in find_pairs(samples, samples):
         if groups[i] != groups[j]:
             groups[groups == groups[j]] = groups[i]
     return groups
 
 
-def without_copies(splits, alike=None):
+def without_copies(splits, find_pairs=copies):
     """{split: [Sample]} without the samples in train that are like val or test samples.
 
     Samples whose split was given stay where they are.
     """
-    copied = {i for i, _ in (alike or copies)(splits["train"], splits["val"] + splits["test"])}
+    copied = {i for i, _ in find_pairs(splits["train"], splits["val"] + splits["test"])}
     train = enumerate(splits["train"])
     return splits | {"train": [s for i, s in train if i not in copied or s.split]}
 
