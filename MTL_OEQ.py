@@ -1,5 +1,5 @@
-"""MTL_OEQ: MTL_main improved. It has a finer first level, its heads see what the other heads have
-found, and outside training it averages its outputs for the image and for the mirrored image.
+"""MTL_OEQ: MTL_main improved. It has a finer first level, its heads see the outputs of other heads,
+and outside training it averages the outputs for the image and its mirror image.
 
 Measured at 128 x 128, 60 epochs, five folds, one seed (docs/results.md), on 510 test images:
 seg IoU 0.805, box IoU 0.615, accuracy 0.855; 3 minutes a run on one core (AMD EPYC, Zen 5). Fold 0:
@@ -18,23 +18,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # not there under PYTH
 import engine
 from MTL_Utils import BBOX, BIN, SEG, FixedWeights
 from parts.augment import Augment
-from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, foreground_weights
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
 # paths
-H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
+H5_SAVE_PATH = "data/pets"  # data folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/OEQ"  # folder for weights, history and pictures
 
 # training
 EPOCHS = 250  # passes over the training split
-DEMO_EPOCHS = 40  # EPOCHS with --demo
-BATCH_SIZE = 32  # images per step, of all processes together
-LEARNING_RATE = 1e-2  # peak of the one-cycle schedule
-SIDES = (0.5, 0.75, 1.0)  # progressive resizing: share of the full side, per equal part of EPOCHS
-WEIGHT_DECAY = 0.2  # decoupled, as in AdamW
-EMA_DECAY = 0.998  # per step, of the averaged weights, which are validated, tested and saved
-CLIP_NORM = 5.0  # the gradient is scaled down to this norm
-SEED = 0  # of initial weights, batches, augmentation and dropout
+DEMO_EPOCHS = 40  # number of epochs with --demo
+BATCH_SIZE = 32  # images per step, over all processes
+LEARNING_RATE = 1e-2  # peak learning rate of the one-cycle schedule
+SIDES = (0.5, 0.75, 1.0)  # image side in each equal part of training, as a share of the full side
+WEIGHT_DECAY = 0.2  # decoupled weight decay, as in AdamW
+EMA_DECAY = 0.998  # decay per step of the averaged weights, which are validated, tested and saved
+CLIP_NORM = 5.0  # largest gradient norm; larger gradients are scaled down to it
+SEED = 0  # random seed
 
 # losses
 LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # weight of each task's loss
@@ -43,14 +43,14 @@ LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # weight of each task's lo
 STEM = 2  # stride of the first convolution
 WIDTHS = (16, 32, 64, 128, 256)  # channels at stride 2, 4, 8, 16, 32
 UNITS = 1  # residual units per block
-DROPOUT = 0.3  # share of the class head's inputs, in training
+DROPOUT = 0.3  # dropout probability of the class head's inputs
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
 SCALE = (0.75, 1.6)  # smallest and largest magnification
-STRETCH = 1.2  # largest ratio between the magnifications of width and height
-SHIFT = 0.15  # largest shift, as a share of the side
-COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a share
+STRETCH = 1.2  # largest factor by which the aspect ratio changes
+SHIFT = 0.15  # largest shift, as a share of the image side
+COLOUR = 0.4  # largest relative change of brightness, contrast and saturation
 ERASE = 0.2  # share of the images in which a rectangle is erased
 
 
@@ -77,11 +77,11 @@ class Network(nn.Module):
         """The outputs from the features that the tasks share."""
         levels, deepest = self.seg.levels(features), features[-1]
         seg = self.seg.logits(levels[-1])
-        bbox, head = self.bbox.attend(levels[0])  # at stride 16, decoded from the deepest level
+        bbox, attention = self.bbox.box_and_attention(levels[0])  # at stride 16
         return {
             "seg": seg,
             "bbox": bbox,
-            "bin": self.bin((deepest, presence(seg, deepest)), (levels[0], head)),
+            "bin": self.bin((deepest, foreground_weights(seg, deepest)), (levels[0], attention)),
         }
 
 

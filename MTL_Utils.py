@@ -13,9 +13,9 @@ Outputs and targets, for a batch of B (the kinds of target are those of parts/ta
 
 A loss function returns the loss of every sample, fp32 (B,): 0 and without gradient where nothing is
 known. A metric function returns {name: (B, 2)}: numerator and denominator of every sample, fp64;
-0 and 0 where nothing is known. The ratios of their sums over a split are the metrics, so they do
-not depend on the batch size. What is unknown is masked, not dropped, so that no shape depends on
-the data and a GPU need not wait for the CPU.
+0 and 0 where nothing is known. A metric is the ratio of their sums over a split, so it does not
+depend on the batch size. Unknown values are masked, not dropped, so that no shape depends on the
+data and a GPU need not wait for the CPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,17 +40,17 @@ from parts.weightings import (  # noqa: F401  offered here, beside the losses
 class Task:
     """Everything about one task. The first task of a script chooses the best epoch.
 
-    `draw`, `describe` and `mirror` are those of the target's kind (parts/target.py) unless given.
+    `draw`, `describe` and `mirror` default to those of the target's kind (parts/target.py).
     """
 
-    target: Target  # its kind: the file, what is allowed and unknown, how augmentation moves it
+    target: Target  # its kind: file, valid and unknown values, how augmentation moves it
     loss: Callable  # (output, target) -> fp32 (B,), finite and without gradient where unknown
     metrics: Callable  # (output, target) -> {metric: fp64 (B, 2)}, 0 and 0 where unknown
     primary: str  # the metric that chooses the best epoch and is shown first
-    higher_is_better: bool = True  # whether that is so for the primary metric
+    higher_is_better: bool = True  # of the primary metric
     means: Mapping = field(default_factory=dict)  # {metric: metrics that it is the mean of}
-    lower_is_better: tuple = ()  # the other metrics of which that is so
-    counted: tuple = ()  # metrics that count in delta MTL; the primary one alone if empty
+    lower_is_better: tuple = ()  # other metrics that are better when lower
+    counted: tuple = ()  # metrics that count in delta MTL; only the primary one if empty
     reference: str | None = None  # NAME of the script that trains this task alone
     draw: Callable | None = None  # (image uint8 (3, H, W), value, names) -> (image, words)
     describe: Callable | None = None  # (output, (width, height), names) -> {name: value}
@@ -62,13 +62,13 @@ class Task:
                 object.__setattr__(self, name, getattr(self.target, name))
 
     def known(self, target):
-        """Targets (B, ...) -> bool (B,): whether anything of them is known."""
+        """Targets (B, ...) -> bool (B,): whether any part of each is known."""
         return self.target.known(target)
 
     def ratios(self, sums):
-        """{metric: numerator / denominator} of {metric: (2,) sums}, and `means`; NaN for 0 / 0.
+        """{metric: numerator / denominator} from {metric: (2,) sums}, and `means`; NaN for 0 / 0.
 
-        A mean is taken over those of its metrics that are defined.
+        A mean is taken over its defined metrics.
         """
         pairs = torch.stack(list(sums.values()))
         values = dict(zip(sums, (pairs[:, 0] / pairs[:, 1]).tolist(), strict=True))
@@ -85,7 +85,7 @@ class Task:
 def seg_loss(logits, target):
     """Binary cross-entropy plus soft Dice loss (Milletari et al. 2016, arXiv:1606.04797).
 
-    Both are taken over the known pixels of a sample.
+    Both cover the known pixels of a sample.
 
     Shape: logits (B, 1, H, W), target (B, 1, H, W) in {0, 1, 255} -> (B,).
     """
@@ -113,7 +113,7 @@ def bbox_loss(boxes, target):
 def distance_iou(boxes, others):
     """DIoU of each pair, as in torchvision's `distance_box_iou_loss`, for any boxes.
 
-    That function picks the boxes that overlap by a mask, and a GPU has to wait for their number.
+    That function selects overlapping boxes with a mask, so a GPU has to wait for their number.
 
     Shape: (B, 4) and (B, 4) xyxy -> (B,) in [-1, 1].
     """
@@ -126,7 +126,7 @@ def distance_iou(boxes, others):
 
 
 def _area(sides):
-    """(B, 2) -> (B,); its gradient reads nothing back, as that of prod would."""
+    """(B, 2) -> (B,), without prod, whose gradient makes a GPU wait."""
     return sides[:, 0] * sides[:, 1]
 
 
@@ -150,7 +150,7 @@ def class_loss(logits, target):
 
 
 def pixel_class_loss(logits, target):
-    """Cross-entropy over K classes, the mean over the known pixels of a sample.
+    """Mean cross-entropy over the known pixels of a sample, for K classes.
 
     Shape: logits (B, K, H, W), target uint8 (B, 1, H, W) in {0, ..., K - 1, 255} -> (B,).
     """
@@ -162,7 +162,7 @@ def pixel_class_loss(logits, target):
 def value_loss(output, target):
     """Mean absolute error over the known values of a sample.
 
-    Shape: output and target (B, ...) of as many values, NaN in the target -> (B,).
+    Shape: output and target (B, ...) with equally many values, NaN = unknown -> (B,).
     """
     target = target.reshape(len(target), -1)
     valid = ~target.isnan()
@@ -177,9 +177,9 @@ def value_loss(output, target):
 def seg_metrics(logits, target):
     """Segmentation metrics over the known pixels at a probability threshold of 0.5.
 
-    `iou` foreground IoU pooled over pixels, `image_iou` mean foreground IoU per image (1 where
-    truth and prediction are both empty), `background_iou` pooled over pixels (its mean with `iou`
-    is the two-class mIoU), `dice` and `pixel_accuracy` pooled over pixels.
+    `iou`, `background_iou` (their mean is the two-class mIoU), `dice` and `pixel_accuracy` are
+    pooled over pixels; `image_iou` is the mean foreground IoU per image (1 where truth and
+    prediction are both empty).
 
     Shape: logits (B, 1, H, W), target (B, 1, H, W) in {0, 1, 255} -> {name: (B, 2)}.
     """
@@ -200,7 +200,7 @@ def seg_metrics(logits, target):
 
 
 def bbox_metrics(boxes, target):
-    """`iou` mean IoU and `iou_above_half` share of IoU > 0.5, over the known boxes.
+    """`iou`, the mean IoU, and `iou_above_half`, the share of IoU > 0.5, over the known boxes.
 
     Shape: boxes and target (B, 4) xyxy in [0, 1] -> {name: (B, 2)}.
     """
@@ -215,10 +215,10 @@ def bbox_metrics(boxes, target):
 
 
 def bin_metrics(logits, target):
-    """Counts for accuracy and balanced accuracy over the known labels, at a threshold of 0.5.
+    """`accuracy`, `recall_0` and `recall_1` over the known labels, at a threshold of 0.5.
 
-    `recall_0` and `recall_1` are the shares of class 0 and class 1 that are recognised; their mean
-    is the balanced accuracy.
+    The recalls are the shares of class 0 and class 1 that are predicted correctly; their mean is
+    the balanced accuracy.
 
     Shape: logits and target (B,) -> {name: (B, 2)}.
     """
@@ -242,7 +242,7 @@ def class_metrics(logits, target):
 def pixel_class_metrics(logits, target):
     """`iou_0` ... `iou_{K-1}`, the IoU of each class, and `pixel_accuracy`, over the known pixels.
 
-    The mean of the IoUs over the classes that occur is the mIoU (`means` of a Task).
+    The mIoU is their mean over the classes that occur (`means` of a Task).
 
     Shape: logits (B, K, H, W), target (B, 1, H, W) in {0, ..., K - 1, 255} -> {name: (B, 2)}.
     """
@@ -259,7 +259,7 @@ def pixel_class_metrics(logits, target):
 def value_metrics(output, target):
     """`absolute_error`, the mean over all known values.
 
-    Shape: output and target (B, ...) of as many values, NaN in the target -> {name: (B, 2)}.
+    Shape: output and target (B, ...) with equally many values, NaN = unknown -> {name: (B, 2)}.
     """
     target = target.reshape(len(target), -1)
     valid = ~target.isnan()

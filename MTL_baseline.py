@@ -21,19 +21,19 @@ from ResBlock import Decoder, Encoder
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
 # paths
-H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
+H5_SAVE_PATH = "data/pets"  # data folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/baseline"  # folder for weights, history and pictures
 
 # training
 EPOCHS = 250  # passes over the training split
-DEMO_EPOCHS = 40  # EPOCHS with --demo
-BATCH_SIZE = 32  # images per step, of all processes together
-LEARNING_RATE = 1e-2  # peak of the one-cycle schedule
-SIDES = (0.5, 0.75, 1.0)  # progressive resizing: share of the full side, per equal part of EPOCHS
-WEIGHT_DECAY = 0.2  # decoupled, as in AdamW
-EMA_DECAY = 0.998  # per step, of the averaged weights, which are validated, tested and saved
-CLIP_NORM = 5.0  # the gradient is scaled down to this norm
-SEED = 0  # of initial weights, batches, augmentation and dropout
+DEMO_EPOCHS = 40  # number of epochs with --demo
+BATCH_SIZE = 32  # images per step, over all processes
+LEARNING_RATE = 1e-2  # peak learning rate of the one-cycle schedule
+SIDES = (0.5, 0.75, 1.0)  # image side in each equal part of training, as a share of the full side
+WEIGHT_DECAY = 0.2  # decoupled weight decay, as in AdamW
+EMA_DECAY = 0.998  # decay per step of the averaged weights, which are validated, tested and saved
+CLIP_NORM = 5.0  # largest gradient norm; larger gradients are scaled down to it
+SEED = 0  # random seed
 
 # losses
 LOSS_WEIGHTS = {"seg": 1.0}  # weight of each task's loss
@@ -45,9 +45,9 @@ UNITS = 1  # residual units per block
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
 SCALE = (0.75, 1.6)  # smallest and largest magnification
-STRETCH = 1.2  # largest ratio between the magnifications of width and height
-SHIFT = 0.15  # largest shift, as a share of the side
-COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a share
+STRETCH = 1.2  # largest factor by which the aspect ratio changes
+SHIFT = 0.15  # largest shift, as a share of the image side
+COLOUR = 0.4  # largest relative change of brightness, contrast and saturation
 ERASE = 0.2  # share of the images in which a rectangle is erased
 
 

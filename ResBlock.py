@@ -1,7 +1,7 @@
 """The residual block (He et al. 2016, arXiv:1512.03385), the encoder and decoder
-built of it, and the heads.
+built from it, and the heads.
 
-B is the batch size, (H, W) the side of the image in pixels, both a multiple of `Encoder.stride`.
+B is the batch size, (H, W) the size of the image in pixels, multiples of `Encoder.stride`.
 """
 
 from itertools import pairwise
@@ -17,16 +17,15 @@ class ResidualBlock(nn.Module):
     """`size` residual units after (up) or beginning with (down) a change of resolution.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h / 2, w / 2) for "down", (.., 2 h, 2 w) for
-    "up". "down" needs even h and w. "up" reduces the channels before it upsamples, so that
-    nothing wide is computed at the finer resolution; `skip`, in the shape of the result, is added
-    there and passes through the units.
+    "up". "down" needs even h and w. "up" reduces the channels before it upsamples, to save work
+    at the finer resolution; `skip`, in the shape of the result, is added before the units.
 
     Args:
-        in_channels, out_channels: of the whole block.
+        in_channels, out_channels: channels of the input and the output.
         size: number of residual units, at least 1.
         sampling: "down" or "up", by a factor of 2.
-        mode: "normal" (two 3 x 3 convolutions a unit) or "bottleneck" (1 x 1 to a quarter of the
-            channels, 3 x 3, 1 x 1 back).
+        mode: "normal" (two 3 x 3 convolutions per unit) or "bottleneck" (1 x 1 to a quarter of
+            the channels, 3 x 3, 1 x 1 back).
 
     Raises:
         ValueError: unknown sampling or mode, or a size below 1.
@@ -55,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """relu(shortcut(x) + f(x)) with two 3 x 3 convolutions in f, the last norm starting at zero."""
+    """relu(shortcut(x) + f(x)) with two 3 x 3 convolutions in f, whose last norm starts at zero."""
 
     def __init__(self, in_channels, out_channels, stride=1):
         super().__init__()
@@ -65,7 +64,7 @@ class ResidualUnit(nn.Module):
             *conv_norm(out_channels, out_channels, 3),
         )
         self.shortcut = shortcut(in_channels, out_channels, stride)
-        nn.init.zeros_(self.residual[-1].weight)  # the unit begins as its shortcut
+        nn.init.zeros_(self.residual[-1].weight)  # the unit starts as its shortcut
 
     def forward(self, x):
         return F.relu(self.shortcut(x) + self.residual(x), inplace=True)
@@ -106,8 +105,8 @@ def shortcut(in_channels, out_channels, stride):
 class Encoder(nn.Module):
     """A stem, one convolution, then one ResidualBlock "down" per further width.
 
-    Shape: image (B, 3, H, W) in [0, 255], uint8 or float -> a list of features, first
-    (B, widths[0], H / stem, W / stem), last (B, widths[-1], H / stride, W / stride).
+    Shape: image (B, 3, H, W) in [0, 255], uint8 or float -> a list of features, from
+    (B, widths[0], H / stem, W / stem) to (B, widths[-1], H / stride, W / stride).
 
     Args:
         widths: channels at stride `stem`, 2 `stem`, 4 `stem`, ...
@@ -117,7 +116,7 @@ class Encoder(nn.Module):
 
     Raises:
         SettingError: fewer than two widths, a width below 2, or units or stem below 1.
-        ValueError: H or W is no multiple of `stride`.
+        ValueError: H or W is not a multiple of `stride`.
     """
 
     def __init__(self, widths, units, stem=4, mode="normal"):
@@ -150,13 +149,13 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """From the encoder's features back to every pixel, with a skip connection per level.
 
-    Shape: features as Encoder returns them -> (B, channels, H, W). The last factor is a pixel
-    shuffle (Shi et al. 2016, arXiv:1609.05158): channels x stem x stem numbers per position at
+    Shape: features as Encoder returns them -> (B, channels, H, W). The last step is a pixel
+    shuffle (Shi et al. 2016, arXiv:1609.05158) of channels x stem x stem numbers per position at
     stride `stem`.
 
     Args:
         widths, units, stem, mode: as the Encoder's.
-        channels: numbers per pixel: 1 logit for two classes, K for more, or values.
+        channels: outputs per pixel: 1 logit for two classes, K for more, or C values.
     """
 
     def __init__(self, widths, units, stem=4, mode="normal", channels=1):
@@ -172,7 +171,7 @@ class Decoder(nn.Module):
         return self.logits(self.levels(features)[-1])
 
     def levels(self, features):
-        """The decoded features, coarse to fine: (B, widths[-2], 2 h, 2 w) of the deepest h and w to
+        """The decoded features, coarse to fine: (B, widths[-2], 2 H / stride, 2 W / stride) to
         (B, widths[0], H / stem, W / stem)."""
         decoded = [features[-1]]
         for block, skip, feature in zip(self.blocks, self.skips, features[-2::-1], strict=True):
@@ -181,14 +180,14 @@ class Decoder(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """Logits from means of features under weight maps.
+    """Class logits from weighted means of features.
 
-    Shape: pairs of features (B, C, h, w) and a map (B, 1, h, w) >= 0 -> (B,), or (B, classes) for
-    more than one class. The means of the pairs are concatenated. No gradient flows into the maps.
+    Shape: pairs of features (B, C, h, w) and weights (B, 1, h, w) >= 0 -> (B,), or (B, classes) for
+    more than one logit. The means are concatenated. No gradient flows into the weights.
 
     Args:
         channels: the sum of the C of all pairs.
-        dropout: share of the means that is dropped in training.
+        dropout: probability that a mean is dropped in training.
         classes: number of logits.
     """
 
@@ -208,13 +207,13 @@ class ClassHead(nn.Module):
 
 
 def weighted_mean(x, weight):
-    """Mean of features (B, C, h, w) under weights (B, 1, h, w) >= 0: (B, C)."""
-    weight = weight.float() + 1e-3  # an empty map counts as a uniform one
+    """Mean of features (B, C, h, w) with weights (B, 1, h, w) >= 0: (B, C)."""
+    weight = weight.float() + 1e-3  # all-zero weights count as equal ones
     return (x * (weight / weight.sum((2, 3), keepdim=True))).sum((2, 3))
 
 
-def presence(logits, like):
-    """Mask logits (B, 1, H, W) as mean probabilities (B, 1, h, w) on the grid of features."""
+def foreground_weights(logits, like):
+    """Mean foreground probability (B, 1, h, w), from mask logits (B, 1, H, W), per feature cell."""
     return F.adaptive_avg_pool2d(logits.sigmoid(), like.shape[-2:])
 
 
@@ -222,11 +221,11 @@ class BoxHead(nn.Module):
     """One box from features: (B, C, h, w) -> (B, 4) xyxy in [0, 1].
 
     Every position votes for a box around itself, as in FCOS (Tian et al. 2019, arXiv:1904.01355):
-    four positive distances to its sides. A softmax over the positions weighs the votes. Corners
-    are clamped to the frame, so a box is always valid: 0 <= xmin < xmax <= 1, the same for y.
+    four positive distances to its sides. A softmax over the positions weights the votes. Corners
+    are clamped to the image, so a box is always valid: 0 <= xmin < xmax <= 1, the same for y.
     """
 
-    SMALLEST = 1e-3  # distance from the centre to a side, so that no box loses its area
+    SMALLEST = 1e-3  # distance from the centre to a side, so that no box is empty
 
     def __init__(self, channels):
         super().__init__()
@@ -236,10 +235,10 @@ class BoxHead(nn.Module):
         nn.init.constant_(self.votes.bias, -1.5)  # softplus(-1.5) = 0.2 of the side
 
     def forward(self, x):
-        return self.attend(x)[0]
+        return self.box_and_attention(x)[0]
 
-    def attend(self, x):
-        """Boxes (B, 4), and the attention (B, 1, h, w) that weighs the votes, of sum 1."""
+    def box_and_attention(self, x):
+        """Boxes (B, 4), and the weights (B, 1, h, w) of the votes, which sum to 1."""
         votes = self.votes(self.hidden(x)).float().flatten(2)  # (B, 5, h w)
         attention = votes[:, :1].softmax(2)
         centre = grid_centres(*x.shape[-2:], x.device)  # (2, h w)

@@ -9,11 +9,10 @@
         binary.h5   "binary"  (N, 1) or (N,)           0 or 1; NaN or -1 = not known
         NAME.h5     "NAME"                             what the target of a task says
 
-Only the files that the targets name are opened; where a split lacks one, nothing of it is known
-there. Datasets are found by name; a file that holds a single dataset may call it anything. The
-attribute `class_names` of a dataset names its classes. Files are opened read-only and without
-locks, so any number of runs share one folder, on a read-only disk too. To check a folder of your
-own:
+Only the files that the targets name are opened; where a split lacks one, that target is unknown.
+Datasets are found by name; a file's only dataset may have any name. The attribute `class_names` of
+a dataset names its classes. Files are opened read-only and without locks, so any number of runs can
+share one folder, even on a read-only disk. To check a folder of your own:
 
     python tools/check_data.py DATA_FOLDER
 
@@ -47,9 +46,9 @@ SLAB = 256  # samples that are processed at a time
 class H5Dataset(Dataset):
     """One split of the H5 layout above.
 
-    `dataset[i]` is `(image, targets)` as the module docstring describes them, and `dataset[[i, j]]`
-    the same with a leading batch dimension, from one indexing operation per array, images in
-    channels_last format. `DataLoader(dataset, batch_size=8)` works as with any data set;
+    `dataset[i]` is `(image, targets)` as the module docstring describes them. `dataset[[i, j]]` is
+    the same with a leading batch dimension and images in channels_last format, read with one
+    indexing operation per array. `DataLoader(dataset, batch_size=8)` works as with any data set;
     `DataLoader(dataset, sampler=lists_of_numbers, batch_size=None)` is faster.
 
     Args:
@@ -61,18 +60,18 @@ class H5Dataset(Dataset):
             and spawn, because no file stays open between two batches.
 
     Attributes:
-        targets: {name: kind}, and the sources of those that are derived.
-        arrays: {"images" or name: `H5Array`}, of the files that there are.
+        targets: {name: kind}, including the sources of derived targets.
+        arrays: {"images" or name: `H5Array`} of the files that exist.
         side: (H, W) in pixels.
         class_names: {name: names of the classes}, () for targets without classes.
         in_memory: whether images and other pixels are held in memory.
-        complete: the names of the targets of which everything is known, to the last pixel.
-        known: {name: bool (N,)}, on the CPU: whether anything of it is known for each sample.
+        complete: the names of the targets that are fully known, to the last pixel.
+        known: {name: bool (N,)}, on the CPU: whether any part of each sample's target is known.
         source_lines: the line of each sample in the lists of its source; None if not recorded.
 
     Raises:
-        DataError: a file is damaged or its content violates the layout, or there is no images.h5;
-            uint8 images that stay on disk are read only when they are needed.
+        DataError: a file is damaged or violates the layout, or there is no images.h5; uint8 images
+            that stay on disk are read only when needed.
         IndexError: no sample has this number, or a list is empty.
     """
 
@@ -113,7 +112,7 @@ class H5Dataset(Dataset):
             self._kept[name] = kind.unknown(self.length, self.side)
 
     def _find_known(self, name):
-        """Bool (N,): whether anything of a target is known, which `_load_pixels` has not found."""
+        """Bool (N,): whether any part of a target is known, if `_load_pixels` has not found out."""
         kind = self.targets[name]
         if not isinstance(kind, Derived):
             none = torch.zeros(self.length, dtype=torch.bool)
@@ -126,8 +125,8 @@ class H5Dataset(Dataset):
         return torch.cat(found)
 
     def _load_pixels(self, name, array, kind):
-        """All pixels as one tensor; if they stay on disk, None after a check."""
-        if name == "images" and not self.in_memory and kind.takes_all(array.dtype):
+        """All pixels as one tensor; None if they stay on disk, after a check."""
+        if name == "images" and not self.in_memory and kind.accepts_all(array.dtype):
             return None
         kept, known, complete = None, [], True
         for start, values in array.slabs(partial(kind.convert, array)):
@@ -178,7 +177,7 @@ class H5Dataset(Dataset):
         """The images or one target, for valid sample numbers."""
         kept, kind = self._kept[name], self.kinds[name]
         if kept is not None:
-            # copies whole samples, where `[indices]` copies bytes: 6 to 17 times as fast
+            # copies whole samples, 6 to 17 times as fast as `[indices]`, which copies bytes
             found = kept.index_select(0, torch.tensor(numbers, device=kept.device))
         elif name in self.arrays:
             array = self.arrays[name]
@@ -219,7 +218,7 @@ class H5Dataset(Dataset):
 
     @cached_property
     def summary(self):
-        """Checksum, thumbnails (N, 3, 24, 24) and largest value of the images, from one pass."""
+        """Checksum, thumbnails (N, 3, 24, 24) and largest value of the images, in one pass."""
         checksum, small, largest = 0, [], 0
         for images in self.slabs("images"):
             checksum = zlib.crc32(images, checksum)
@@ -240,8 +239,8 @@ class H5Dataset(Dataset):
 
 
 def split_arrays(folder, targets):
-    """{"images" or name: H5Array} of the files that a split has for {name: kind of target}, the
-    headers not read yet; DataError if there is no folder."""
+    """{"images" or name: H5Array} of a split's files for {name: kind of target}, their headers not
+    read yet; DataError if there is no folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the split '{folder.name}' there")
     files = {name: kind.file for name, kind in targets.items() if kind.file}
@@ -250,14 +249,14 @@ def split_arrays(folder, targets):
 
 
 def check_splits(datasets, needed=()):
-    """Refuse a {split: H5Dataset} whose splits do not fit together.
+    """Check that the splits of a {split: H5Dataset} fit together.
 
     Args:
         needed: names of the targets that must be known for some sample of every split.
 
     Raises:
-        DataError: sides or class names differ between splits (both files are named), or nothing is
-            known of a needed target in some split.
+        DataError: sides or class names differ between splits (both files are named), or a needed
+            target is unknown throughout a split.
     """
     one, *others = datasets.values()
     for other in others:
@@ -287,7 +286,7 @@ def warnings(datasets):
         for name, kind in dataset.targets.items():
             if name in dataset.arrays:
                 path = dataset.arrays[name].path
-                yield from (f"{path}: {line}" for line in kind.doubts(dataset, name))
+                yield from (f"{path}: {line}" for line in kind.likely_mistakes(dataset, name))
             elif kind.file:
                 path = dataset.folder / f"{kind.file}.h5"
                 yield f"{path}: expected targets of '{name}', found no such file; none is known"
@@ -305,6 +304,6 @@ def shared_pictures(datasets):
                 found.setdefault(i, f"sample {i} of {split} is sample {j} of {other}")
         if found:
             path, example = dataset.arrays["images"].path, next(iter(found.values()))
-            text = f"found {len(found)} that another split has too, or nearly so: {example}"
+            text = f"found {len(found)} that repeat those of another: {example}"
             yield f"{path}: expected images of this split alone, {text}"
         earlier.append((split, own))

@@ -5,7 +5,7 @@
 The plain loop has the same network, losses and precision, the batch in memory, and AdamW: no
 augmentation, no clipping, no averaged weights, no Muon. Every variant has a process of its own, so
 that its peak memory is its own; medians over the steps are printed as a Markdown table. The
-pictures are drawn rooms; their unknown pixels cost what known ones cost.
+pictures are synthetic rooms; unknown pixels cost as much as known ones.
 """
 
 import multiprocessing
@@ -101,10 +101,10 @@ def main(argv):
     parser = Parser("dense_speed.py", __doc__)
     add = parser.add_argument
     add("--side", type=int, nargs=2, default=[288, 384], help="height and width (288 384)")
-    add("--batch-size", type=whole_number(2, 4096), default=8, help="8")
-    add("--methods", nargs="+", default=["fixed", "pcgrad"], help="of the example (fixed pcgrad)")
+    add("--batch-size", type=whole_number(2, 4096), default=8, help="default: 8")
+    add("--methods", nargs="+", default=["fixed", "pcgrad"], help="default: fixed pcgrad")
     add("--steps", type=whole_number(1, 10**6), default=7, help="timed steps of each variant (7)")
-    add("--device", help="cpu, cuda, ... (CUDA where there is one)")
+    add("--device", help="cpu, cuda, ... (default: CUDA if available)")
     options = parser.parse_args(argv)
     device = choose_device(options.device).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.platform()

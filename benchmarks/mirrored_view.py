@@ -1,4 +1,4 @@
-"""What a second, mirrored view of the test images gives each network, and which is better without.
+"""What a second, mirrored view of the test images gains, and which network is better without it.
 
     python benchmarks/mirrored_view.py runs/128 [--split val]
 
@@ -21,7 +21,7 @@ from parts.commandline import Parser
 from parts.errors import UserError
 from tools.shared.common import EXPERIMENTS, as_path, command
 from tools.shared.comparison import estimate, limits
-from tools.shared.evaluated import evaluated, open_split
+from tools.shared.evaluated import evaluate_split, open_split
 
 
 class Views(nn.Module):
@@ -55,7 +55,7 @@ def primary_rows(weights, split):
         raise UserError(f"{dataset.folder}: expected the run's data, {expected}, found {other}")
     for mirrored in (False, True):
         trained.network = Views(network, trained.tasks, mirrored)
-        for name, pairs in evaluated(trained, dataset).items():
+        for name, pairs in evaluate_split(trained, dataset).items():
             metric = trained.tasks[name].primary
             found[f"{name} {metric}", mirrored] = pairs[metric][:, None].numpy()
     return history["name"], there["images"], found
@@ -77,7 +77,7 @@ def main(argv):
     """Evaluate the runs and print the table; raises UserError."""
     parser = Parser("mirrored_view.py", __doc__)
     parser.add_argument("runs", metavar="RUNS", help="a folder of finished runs, one seed a fold")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="(test)")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="default: test")
     options = parser.parse_args(argv)
     rows = defaultdict(lambda: defaultdict(dict))  # {network: {(metric, mirrored): {fold: rows}}}
     for weights in sorted(as_path(options.runs, "RUNS").glob("**/*_model_lite.pt")):

@@ -2,9 +2,9 @@
 
 settings.py     the constants of a script as settings, and their flags
 script.py       a script executed under given constants, and what it must define
-setup.py        what a run is made of, checked before its first step
+setup.py        data, network and loss weighting of a run, checked before its first step
 run.py          one run from data to artefacts, resumed where it stopped
-training.py     the training step and everything that learns
+training.py     the training step, optimiser and weight average
 batches.py      how samples reach the device
 evaluation.py   losses and metrics of a split
 processes.py    one process or many (torchrun)
@@ -26,8 +26,8 @@ if "ipykernel" not in sys.modules:  # outside a notebook, pictures go to files o
 def main(file, argv=None):
     """Run the experiment in a script, with flags from the command line.
 
-    `engine.main(__file__)` in a script makes the file the experiment, so a copy of it is another
-    one. In a notebook, `engine.main("MTL_main.py", ["--demo"])` does the same.
+    `engine.main(__file__)` makes a script an experiment, and every copy of it another one.
+    In a notebook, `engine.main("MTL_main.py", ["--demo"])` does the same.
 
     Args:
         file: the script.

@@ -18,8 +18,8 @@ def train_known(tasks, train):
     return known[0], torch.stack(known).any(0)
 
 
-class Carried:
-    """A data set that workers can open which are no forks, with the functions of a script in it."""
+class PicklableDataset:
+    """A data set that spawned workers can unpickle, even with functions of a script in it."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -37,7 +37,7 @@ def loader(dataset, batches, device):
     """Yield batches (images, targets) on the device; with workers if the data are on disk."""
     on_host = dataset.device.type == "cpu"
     samples = DataLoader(
-        Carried(dataset),
+        PicklableDataset(dataset),
         sampler=batches,  # lists of sample numbers: dataset[[i, j]] is a batch
         batch_size=None,
         num_workers=0 if dataset.in_memory else WORKERS,

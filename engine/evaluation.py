@@ -72,7 +72,7 @@ def values(tasks, table):
 
 def sample_scores(table, task):
     """(N,) primary metric of every sample, from {"loss" or metric: (N, 2)}; NaN where unknown."""
-    perfect = float(task.higher_is_better)  # where all are 0 / 0, nothing was to be found
+    perfect = float(task.higher_is_better)  # where all are 0 / 0, there was nothing to find
     parts = [table[part] for part in task.means.get(task.primary, (task.primary,))]
     ratios = torch.stack([pairs[:, 0] / pairs[:, 1] for pairs in parts])  # (parts, N)
     scores = ratios.nanmean(0).nan_to_num(perfect)

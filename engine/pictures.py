@@ -5,7 +5,7 @@ import textwrap
 
 from matplotlib.ticker import MaxNLocator
 
-from parts.figures import DPI, WIDTH, Figure, drawn, plain_style, save, show
+from parts.figures import DPI, WIDTH, Figure, draw_enlarged, plain_style, save, show
 from parts.paint import BLUE, ORANGE
 
 
@@ -22,7 +22,7 @@ def save_test_picture(path, image, targets, outputs, scores, tasks, class_names)
     panels = {"image": ({}, ""), "truth": (targets, ""), "prediction": (outputs, ", ".join(known))}
     with plain_style():
         figure = Figure(dpi=DPI, layout="constrained")
-        pictures = [drawn(image, answers, tasks, class_names) for answers, _ in panels.values()]
+        pictures = [draw_enlarged(image, a, tasks, class_names) for a, _ in panels.values()]
         widths, rows = [picture.shape[2] for picture, _ in pictures], 1
         axes = figure.subplots(1, 3, width_ratios=widths)
         for axis, (picture, words), (title, (_, text)) in zip(

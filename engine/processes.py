@@ -14,7 +14,7 @@ TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for ever
 
 
 class Processes:
-    """The processes of a run as this one sees them; a context manager that joins their group.
+    """The group of processes of a run; a context manager in which this process is a member.
 
     Args:
         environment: what torchrun has set; {} for a program that is always one process.
@@ -93,8 +93,8 @@ class Processes:
         return numbers.tolist()
 
     @contextlib.contextmanager
-    def failing_alike(self):
-        """A block that ends the run in all processes if it fails in any of them.
+    def failing_together(self):
+        """A block that, if it fails in any process, ends the run in all of them.
 
         The block itself must not communicate.
 

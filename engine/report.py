@@ -19,7 +19,7 @@ class Report:
     Args:
         epochs: of the whole run.
         tasks: {name: Task}.
-        prints: whether this process prints; true in one process only.
+        prints: whether this process prints; only the first one does.
         quiet: print warnings only.
         tensorboard: also write scalars per epoch and the test picture for TensorBoard.
 
@@ -50,7 +50,7 @@ class Report:
             self.writer = self.writer_class(str(folder), purge_step=done + 1)
 
     def bar(self, epoch, batches, done):
-        """A tqdm bar over the images of an epoch, `done` batches of which are finished."""
+        """A tqdm bar over the images of an epoch, with `done` batches finished."""
         size = len(batches[0])
         return tqdm(
             file=STDERR,

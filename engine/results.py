@@ -14,7 +14,7 @@ from parts.files import save_csv
 from parts.flops import gigaflop
 
 
-def about(script, config, tasks, data, trainer):
+def describe_run(script, config, tasks, data, trainer):
     """The part of a history that is known before training; checkpoints hold it too."""
     train, device = data["train"], trainer.processes.device
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
@@ -46,7 +46,7 @@ def _class_names(data):
 
 @torch.inference_mode()
 def _summaries(tasks, network, train, device):
-    """{task: what a reader of the history needs to know about it}."""
+    """{task: its metrics, as readers of the history need them}."""
     images, targets = train[[0]]
     outputs = network.eval()(images.to(device))
     found = {}
@@ -73,8 +73,8 @@ def _gigaflop(trainer, train):
     return gigaflop(alone, images.to(device), targets)
 
 
-def tested(about, trainer, table, data):
-    """`about` with the results of the test split, one row per sample."""
+def with_test_results(about, trainer, table, data):
+    """The `describe_run` of a run with its results on the test split, one row per sample."""
     rows = {
         f"{name}_{metric}": pairs.cpu()
         for name, metrics in table.items()
@@ -98,15 +98,13 @@ def paths(folder, name, tasks):
     return [folder / f"{name}_{ending}" for ending in endings]
 
 
-def write_numbers(folder, tasks, data, report, history, network):
-    """Write weights and history, and print the test metrics.
+def write_numbers(folder, tasks, history, network):
+    """Write weights and history.
 
     Args:
         folder: of the run.
         tasks: {name: Task}.
-        data: {split: H5Dataset}.
-        report: prints what was written.
-        history: complete; its file, the last, marks the numbers as written.
+        history: complete; its file, written last, shows that all numbers are written.
         network: with the weights of the best epoch.
     """
     lite, table, record, *_ = paths(folder, history["name"], tasks)
@@ -115,10 +113,11 @@ def write_numbers(folder, tasks, data, report, history, network):
     files.save(history, record)
 
 
-def write_others(folder, tasks, data, report, history, network, table):
-    """Write the whole network and the pictures; what cannot be written costs that file alone.
+def write_others(folder, tasks, history, network, data, report, table):
+    """Print the test metrics and write the whole network and the pictures, or warn.
 
-    The arguments are those of `write_numbers`, and the `evaluate` of the test split.
+    The arguments are those of `write_numbers`, {split: H5Dataset}, the Report of the run, and what
+    `evaluate` gives for the test split.
     """
     report.table(history)
     on_cpu = copy.deepcopy(network).cpu().eval()  # so that the files open without a GPU

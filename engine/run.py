@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 
 from dataload import warnings
-from engine import results
+from engine import results, setup
 from engine.batches import keep_on_device, train_known
 from engine.evaluation import evaluate, values
 from engine.processes import Processes
 from engine.report import Report
 from engine.script import check_script
-from engine.setup import begin, build, data_folder, make_demo, marks, open_data, refuse_another
 from engine.training import known_counts, means
-from engine.weights import identity, same_source, take_weights, told, weights_file
+from engine.weights import describe_source, identity, same_source, take_weights, weights_file
 from parts import files
 from parts.errors import UserError
 from parts.gradients import conflict
@@ -43,16 +42,16 @@ def execute(script, settings, options):
         processes = stack.enter_context(Processes())
         signals = stack.enter_context(StopSignals())
         try:
-            with processes.failing_alike():
+            with processes.failing_together():
                 check_script(script, settings)
                 processes.use(options.device)
                 # before the data are read; Run.start does it again under the lock
                 wanted = Path(os.path.expanduser(settings.FILE_SAVE_PATH))
-                refuse_another(wanted, script.name, options, processes.is_first)
-                draw = getattr(script.module, "demo", make_demo) if options.demo else None
-                folder = stack.enter_context(data_folder(settings.H5_SAVE_PATH, draw))
-                data = open_data(folder, script.module.TASKS)
-                trainer = build(script, settings, options, data["train"], processes)
+                setup.refuse_existing_run(wanted, script.name, options, processes.is_first)
+                draw = getattr(script.module, "demo", setup.make_demo) if options.demo else None
+                folder = stack.enter_context(setup.data_folder(settings.H5_SAVE_PATH, draw))
+                data = setup.open_data(folder, script.module.TASKS)
+                trainer = setup.build(script, settings, options, data["train"], processes)
                 report = Report(
                     settings.EPOCHS, script.module.TASKS, processes.is_first, options.quiet,
                     options.tensorboard,
@@ -83,18 +82,16 @@ class Run:
         self.data, self.trainer = data, trainer
         self.tasks, self.processes = script.module.TASKS, trainer.processes
         self.report, self.folder, self.signals = report, folder, signals
-        self.last, self.finished = marks(folder, self.name)
+        self.last, self.finished = setup.run_files(folder, self.name)
         config = vars(settings) | {"demo": options.demo, "processes": self.processes.size}
         config |= {"diagnose": options.diagnose} if options.diagnose else {}
-        self.about = results.about(script, config, self.tasks, data, trainer)
+        self.about = results.describe_run(script, config, self.tasks, data, trainer)
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}
         self.best, self.done, self.rows, self.seconds = None, 0, [], 0.0
         self.complete = False  # whether all files are written
 
     def start(self, options):
-        """Load the state of the checkpoint, or write the first one.
-
-        So a disk that takes no files is noticed before training.
+        """Load the checkpoint, or write the first one, so that a full disk shows before training.
 
         Raises:
             UserError: the folder holds a run and neither --resume nor --overwrite is given, or the
@@ -102,12 +99,12 @@ class Run:
         """
         has_checkpoint = self.last.is_file()
         (resumes,) = self.processes.max(options.resume and has_checkpoint)
-        with self.processes.failing_alike():
-            refuse_another(self.folder, self.name, options, self.processes.is_first)
+        with self.processes.failing_together():
+            setup.refuse_existing_run(self.folder, self.name, options, self.processes.is_first)
             weights = weights_file(options.weights) if options.weights else None
             source = identity(weights) if weights else None
             if not resumes:
-                begin(self.script.module, self.trainer)
+                setup.apply_start(self.script.module, self.trainer)
             if source and not resumes:
                 networks = self.trainer.network, self.trainer.average.module
                 self.report.say(take_weights(weights, *networks))
@@ -119,7 +116,7 @@ class Run:
                     f"--resume: expected {self.last} for every process, found it for some only"
                 )
         if options.resume and not has_checkpoint:
-            self.report.warn(f"--resume: no checkpoint {self.last}; starting anew")
+            self.report.warn(f"--resume: no checkpoint {self.last}; starting a new run")
         if self.processes.is_first:
             written = results.paths(self.folder, self.name, self.tasks)
             files.remove_leftovers([self.last, *written])
@@ -149,7 +146,7 @@ class Run:
             self.report.say(f"{self.name} is finished, nothing is left to do; see {self.folder}")
             return
         self._announce()
-        with self.processes.failing_alike():  # only the first process searches
+        with self.processes.failing_together():  # only the first process searches
             for line in warnings(self.data) if self.processes.is_first else ():
                 self.report.warn(f"warning: {line}")
         keep_on_device(self.data.values(), self.processes.device)
@@ -159,7 +156,7 @@ class Run:
         self._validate_start()
         while len(self.history["seconds"]) < self.settings.EPOCHS:
             self._epoch()
-            signal, is_due = self._pauses()
+            signal, is_due = self._pause_reasons()
             if signal or is_due:
                 self._checkpoint()
             if signal:
@@ -177,19 +174,19 @@ class Run:
             self.report.start_values(found)
 
     def pause(self):
-        """Whether training pauses for a signal or a checkpoint, for all processes alike."""
-        return any(self._pauses())
+        """Whether training pauses for a signal or a checkpoint; the same in all processes."""
+        return any(self._pause_reasons())
 
-    def _pauses(self):
+    def _pause_reasons(self):
         """The signal that asks for a stop or 0, and whether a checkpoint is due."""
         ended = len(self.history["seconds"]) == self.settings.EPOCHS
         is_due = ended or time.monotonic() - self.saved > CHECKPOINT_SECONDS
         return self.processes.max(self.signals.received, is_due)
 
     def _epoch(self):
-        """The rest of an epoch's training and, unless that pauses, its validation.
+        """The rest of an epoch's training and, unless it pauses, the validation.
 
-        A signal during validation takes effect after it, because validation is short.
+        A signal during validation takes effect afterwards, because validation is short.
         """
         start, epoch = time.monotonic(), len(self.history["seconds"]) + 1
         train, settings = self.data["train"], self.settings
@@ -253,14 +250,14 @@ class Run:
         return tuple(-math.inf if math.isnan(value) else value for value in pair)
 
     def _settings(self):
-        """What must be the same for a run and its resumption, the data included."""
+        """What must not change when the run is resumed, including the data."""
         settings = {k: v for k, v in self.about["config"].items() if k not in FREE_SETTINGS}
         for split, found in self.about["data_fingerprint"].items():
             settings |= {f"{split}/{file}.h5": text for file, text in found.items()}
         return settings
 
     def _checkpoint(self):
-        with self.processes.failing_alike():
+        with self.processes.failing_together():
             if self.processes.is_first:
                 state = {"about": self.about, "settings": self._settings()}
                 progress = {name: getattr(self, name) for name in PROGRESS}
@@ -268,7 +265,7 @@ class Run:
         self.saved = time.monotonic()
 
     def _load(self, state, source):
-        """Load the state of a checkpoint; `source` is that of --weights, which must be its own."""
+        """Load a checkpoint's state; `source` of --weights, if given, must be the recorded one."""
         if not isinstance(state, dict) or "settings" not in state:
             raise UserError(f"{self.last}: expected a checkpoint, found another file")
         found, settings = state["settings"], self._settings()
@@ -286,7 +283,8 @@ class Run:
         if source and not same_source(source, started):
             raise UserError(
                 f"--weights: expected the weights that the run in {self.folder} started from "
-                f"({told(started)}), found {told(source)}; a run that exists takes no others"
+                f"({describe_source(started)}), found {describe_source(source)}; only a new run "
+                "takes others"
             )
         before, now = state["about"]["config"]["LEARNING_RATE"], self.settings.LEARNING_RATE
         if before != now:
@@ -300,18 +298,19 @@ class Run:
     def _finish(self):
         """Test the best epoch and write everything: the numbers, then the other files.
 
-        If a kill has come between the two, the numbers stay as they are.
+        Numbers that a killed run has written stay as they are.
         """
         network = self.trainer.average.module
         network.load_state_dict(self.best)
         table = self._evaluate(network, "test")
-        with self.processes.failing_alike():
+        with self.processes.failing_together():
             if self.processes.is_first:
-                run = self.folder, self.tasks, self.data, self.report
+                run = self.folder, self.tasks
                 if not self._has_numbers():
-                    tested = results.tested(self.about, self.trainer, table, self.data)
+                    tested = results.with_test_results(self.about, self.trainer, table, self.data)
                     results.write_numbers(*run, self.history | tested, network)
-                results.write_others(*run, files.load(self.finished), network, table)
+                saved = files.load(self.finished)
+                results.write_others(*run, saved, network, self.data, self.report, table)
         self.complete = True
         self._checkpoint()
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from engine.settings import check, constants, is_setting, parser_of
 from parts.commandline import flag
 from parts.errors import UserError
-from parts.execution import Bound, statements
+from parts.execution import OverridingNamespace, statements
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = {  # by the engine itself
@@ -59,7 +59,7 @@ def load(place, **given):
 
     `load("MTL_main.py", WIDTHS=(8, 16)).Network()` is the network that `--widths 8 16` trains. The
     source is executed with each given constant bound to its value from its definition on, so
-    whatever reads it sees it. Every call executes the file again, into a module of its own.
+    everything that reads it sees it. Every call executes the file again, as a new module.
 
     Args:
         place: path of the script, or the name by which Python imports it.
@@ -67,7 +67,7 @@ def load(place, **given):
 
     Raises:
         UserError: there is no such file or constant, a value is out of range, or the script
-            changes a given constant after its definition.
+            changes a given constant after defining it.
     """
     path = find(place)
     check(given)
@@ -81,7 +81,7 @@ def load(place, **given):
     sys.modules[name] = module  # dataclasses and torch.compile look there
     linecache.checkcache(str(path))
     kept = {n: copy.deepcopy(v) if is_setting(v) else v for n, v in given.items()}
-    names = Bound(vars(module), kept)
+    names = OverridingNamespace(vars(module), kept)
     executing.append(path)
     try:
         for code in statements(path):
@@ -95,8 +95,8 @@ def load(place, **given):
             raise UserError(f"{path.name}: expected a constant {constant}, found none{hint}")
         if getattr(module, constant) is not value or repr(value) != repr(given[constant]):
             raise UserError(
-                f"{flag(constant)}: expected {path.name} to leave {constant} as it defines it, "
-                "found that it changes it afterwards; use another name for the changed value"
+                f"{flag(constant)}: expected {path.name} not to change {constant} after defining "
+                "it, found that it does; use another name for the changed value"
             )
     others = {name: value for name, value in given.items() if not is_setting(value)}
     origins[name] = place_of(path), constants(module) | others
@@ -106,8 +106,8 @@ def load(place, **given):
 def load_recorded(path, recorded):
     """The module of a script under the constants that a history or a pickle has recorded.
 
-    They are given one by one, in the order of their definition, as long as one differs: those that
-    are computed from others follow, also where the script builds them step by step.
+    They are set one by one, in the order of their definition, until none differs, so that constants
+    that are computed from others, even step by step, follow.
 
     Args:
         recorded: {NAME: value}; what the script does not have is left out.
@@ -126,11 +126,11 @@ def find(place, *folders):
     """The resolved path of a script, from its path or its name as a module.
 
     Args:
-        folders: for a script that a file names, which may have moved since: where else its name is
-            looked for. A relative path is then one from the repository's folder.
+        folders: where else to look for a script that a file names, as it may have moved since. A
+            relative path then starts from the repository's folder.
 
     Raises:
-        UserError: there is no such file; names the paths that were looked for.
+        UserError: there is no such file; names the paths that were tried.
     """
     path = Path(place).expanduser()
     dotted = Path(f"{str(place).replace('.', '/')}.py")  # of "MTL_main" or "examples.breed"
@@ -166,7 +166,7 @@ def parse(file, argv):
     with tokenize.open(path) as file:  # in its own encoding
         source = file.read()
     options = parser_of(path.name, text.splitlines()[0], source, defaults).parse_args(argv)
-    chosen = {n: like(v, vars(options)[n]) for n, v in defaults.items() if n in vars(options)}
+    chosen = {n: as_type_of(v, vars(options)[n]) for n, v in defaults.items() if n in vars(options)}
     if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
         chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen
     check(chosen)
@@ -186,13 +186,13 @@ def parse(file, argv):
     return Script(path, module), SimpleNamespace(**values), options
 
 
-def like(default, value):
-    """The value of a flag in the type of the constant: a tuple for a tuple."""
+def as_type_of(default, value):
+    """The value of a flag, as a tuple if the constant is one."""
     return tuple(value) if isinstance(default, tuple) else value
 
 
 def check_script(script, settings):
-    """Refuse a script that lacks what every run needs; UserError names what is missing."""
+    """UserError names what a script lacks that every run needs."""
     for kind, names in NEEDED.items():
         defined = vars(settings if kind == "constant" else script.module)
         missing = [name for name in names if name not in defined]
@@ -207,14 +207,14 @@ def check_script(script, settings):
 
 
 def check_tasks(tasks, weights, outputs, targets):
-    """Refuse a script whose tasks, weights, outputs and targets do not match.
+    """Check that a script's tasks, weights, outputs and targets match.
 
     Args:
         weights: {task: float}.
         tasks, outputs, targets: the names of each.
 
     Raises:
-        UserError: names the task and what it lacks.
+        UserError: they do not; names the task and what it lacks.
     """
     for task in tasks:
         for what, where, names in (
@@ -237,14 +237,14 @@ def check_tasks(tasks, weights, outputs, targets):
             )
 
 
-# ---- whole networks as files: what a script defines is found by executing the script again ----
+# ---- whole networks as files: opening one executes the script again ----
 
 
 class Pickler(pickle.Pickler):
-    """A Pickler for which a script's classes are attributes of the script, executed anew.
+    """A Pickler that stores a script's classes as attributes of the script, to be executed again.
 
-    A class is usually pickled by the name of its module, which a script outside the import path, or
-    with a dot in its name, does not have, and which forgets the constants of the run.
+    A class is usually pickled by the name of its module. A script outside the import path or with
+    a dot in its name has none, and the name says nothing of the constants of the run.
     """
 
     def reducer_override(self, item):

@@ -3,8 +3,8 @@
 A constant is a top-level name in capitals whose value is a number, text, bool, None, or a tuple,
 list or dict of these. Its flag is the name in lower case (`--h5-save-path`), the comment beside it
 is the flag's help, and a comment line above a block is the title of a group of flags. A flag does
-what an edit of the constant would do (script.py); a constant of any other type, a class of the
-script's own such as an Enum or a NamedTuple included, has no flag.
+what editing the constant would do (script.py). A constant of any other type, such as an Enum or a
+NamedTuple, has no flag.
 """
 
 import argparse
@@ -58,12 +58,12 @@ def is_setting(value):
 
 
 def is_scalar(value):
-    """Whether the value is a number, text, bool or None; an Enum's member is more than that."""
+    """Whether the value is a number, text, bool or None, and not a member of an Enum."""
     return value is None or (isinstance(value, SCALARS) and not isinstance(value, Enum))
 
 
 def plain(value):
-    """The value in types that torch.load opens with weights_only=True, none of NumPy's."""
+    """The value in plain types, not NumPy's, which torch.load opens with weights_only=True."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -72,7 +72,7 @@ def plain(value):
 
 
 def check(values):
-    """Refuse {NAME: value} of constants that the engine itself uses, if out of range; UserError."""
+    """UserError if one of {NAME: value} that the engine itself uses is out of range."""
     for name, value in values.items():
         accepts, expected = RULES.get(name, (lambda value: True, ""))
         if not _accepted(accepts, value):
@@ -94,16 +94,16 @@ def parser_of(title, summary, source, defaults):
     given.
 
     Args:
-        title, summary, source: the file's name, what it is in one line, and its text.
+        title, summary, source: the file's name, its description in one line, and its text.
         defaults: {NAME: value} of its constants.
     """
     parser = Parser(title, summary, usage="%(prog)s [flags]")
     run = parser.add_argument_group("the run")
     existing = run.add_mutually_exclusive_group()
     for group, name, text in (
-        (run, "demo", "train on a small synthetic data set, drawn on the spot"),
+        (run, "demo", "train on a small synthetic data set, drawn for the run"),
         (existing, "resume", "continue where a run stopped"),
-        (existing, "overwrite", "start over in a folder that holds a run of this script"),
+        (existing, "overwrite", "replace the run of this script that the folder holds"),
         (run, "quiet", "print warnings and errors only"),
         (run, "tensorboard", "also write scalars and pictures for TensorBoard"),
         (run, "compile", "compile the training step with torch.compile"),
@@ -111,9 +111,9 @@ def parser_of(title, summary, source, defaults):
         group.add_argument(f"--{name}", action="store_true", help=text)
     if "WEIGHTS" not in defaults:
         run.add_argument("--weights", metavar="FILE", help="start from the weights of another run")
-    text = "record the tasks' gradients every N steps; changes no weights (default: 0, never)"
+    text = "measure how much the tasks' gradients conflict, every N steps (default: 0, never)"
     run.add_argument("--diagnose", metavar="N", type=whole_number(0, 10**9), default=0, help=text)
-    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
+    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA if available)")
     groups, comments = {}, help_texts(source)
     for name, value in defaults.items():
         title, text = comments.get(name, ("settings", ""))
@@ -124,7 +124,7 @@ def parser_of(title, summary, source, defaults):
             group.add_argument(flag(name), **options)
         except argparse.ArgumentError as error:
             raise UserError(
-                f"{name}: expected a constant whose flag is its own, found {flag(name)} taken; "
+                f"{name}: expected a constant whose flag is free, found {flag(name)} taken; "
                 "rename the constant"
             ) from error
     return parser

@@ -1,4 +1,4 @@
-"""What a run is made of, checked before its first step: data, network, loss weighting."""
+"""Data, network and loss weighting of a run, checked before its first step."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from parts.targets import with_sources
 
 @contextlib.contextmanager
 def data_folder(path, draw=None):
-    """The folder of the data, or a temporary one that `draw(folder)` fills on the spot.
+    """The folder of the data, or a temporary one that `draw(folder)` fills.
 
     Raises:
         UserError: there is no such folder.
@@ -39,7 +39,7 @@ def data_folder(path, draw=None):
 
 
 def make_demo(folder):
-    """Draw the pets of --demo, for a script without a `demo(folder)` of its own."""
+    """Draw the synthetic pets of --demo, for a script without its own `demo(folder)`."""
     from parts.demo_data import make_demo  # only now, because other runs draw nothing
 
     make_demo(folder)
@@ -57,23 +57,23 @@ def open_data(folder, tasks):
     return data
 
 
-def marks(folder, name):
-    """The two files, checkpoint and history, by which a folder holds a run of this name."""
+def run_files(folder, name):
+    """Checkpoint and history of a run of this name, the files by which a folder holds it."""
     return folder / f"{name}_last.pt", folder / f"{name}_history.pt"
 
 
-def refuse_another(folder, name, options, is_first):
-    """Refuse a folder that holds a run, unless a flag says what becomes of it; raises UserError."""
-    last, history = marks(folder, name)
+def refuse_existing_run(folder, name, options, is_first):
+    """UserError if the folder holds a run, without --resume or --overwrite."""
+    last, history = run_files(folder, name)
     found = [path.name for path in (last, history) if path.is_file()]
     if found and not (options.resume or options.overwrite):
         raise UserError(
             f"--file-save-path: expected no run of {name} in {folder}, found {found[0]}; continue "
-            "it with --resume, start anew with --overwrite, or choose another folder"
+            "it with --resume, start over with --overwrite, or choose another folder"
         )
     if options.resume and found == [history.name] and is_first:
         raise UserError(
-            f"--resume: expected {last}, found a finished run without it; start anew with "
+            f"--resume: expected {last}, found a finished run without it; start over with "
             "--overwrite"
         )
 
@@ -114,8 +114,8 @@ def build(script, settings, options, train, processes):
     return trainer
 
 
-def begin(module, trainer):
-    """Give a new run the weights of its script's `start(network)`, if it defines one; UserError."""
+def apply_start(module, trainer):
+    """Run the script's `start(network)`, if it has one, on a new run's network; UserError."""
     if hasattr(module, "start"):
         try:
             module.start(trainer.network)
@@ -125,7 +125,7 @@ def begin(module, trainer):
 
 
 def check_interface(network, weighting, diagnose):
-    """Refuse a network without the parts at which gradients are measured, if they are."""
+    """UserError if gradients are to be measured and the network has no encoder or decode."""
     asks = "--diagnose" if diagnose else type(weighting).__name__
     lacks = [name for name in ("encoder", "decode") if not callable(getattr(network, name, None))]
     if lacks and (diagnose or getattr(weighting, "needs_gradients", False)):
@@ -136,12 +136,12 @@ def check_interface(network, weighting, diagnose):
 
 
 def check_side(network, full, settings, images):
-    """Refuse a network without stride, and sides that it or its batch norm cannot take."""
+    """UserError for a network without stride, or sides that it or its batch norm cannot take."""
     stride = getattr(network, "stride", None)
     if not isinstance(stride, int):
         raise UserError(
-            "Network: expected an attribute 'stride', the number of which the sides of an image "
-            f"must be multiples, found {stride}"
+            "Network: expected a whole number as attribute 'stride', of which image sides must be "
+            f"multiples, found {stride}"
         )
     if full[0] % stride or full[1] % stride:
         raise UserError(

@@ -35,7 +35,7 @@ class TrainedNetwork:
         self.network, self.tasks, self.history, self.device = network, tasks, history, device
         self.side = tuple(history["side"])
         names = history.get("class_names", {})
-        if not isinstance(names, dict):  # of an older run: those of the only labels there were
+        if not isinstance(names, dict):  # older runs name the classes of their only label
             labels = [name for name, task in tasks.items() if not task.target.per_pixel]
             labels = [name for name in labels if tasks[name].target.classes == len(names)]
             names = dict.fromkeys(labels, names)
@@ -54,7 +54,7 @@ class TrainedNetwork:
         return self.outputs(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
 
     def predict(self, image):
-        """What the tasks say about one image, uint8 (H, W, 3) RGB of any size.
+        """The predictions for one image, uint8 (H, W, 3) RGB of any size.
 
         Returns:
             {name: value}: for the pets "mask" (uint8 (H, W), 255 on the animal), "mask_area" (share
@@ -68,8 +68,8 @@ class TrainedNetwork:
         """The same from an output of `output`, for a picture of `size` (width, height)."""
         found = {}
         for name, task in self.tasks.items():
-            told = task.describe(output[name], size, self.class_names[name])
-            for key, value in told.items():
+            described = task.describe(output[name], size, self.class_names[name])
+            for key, value in described.items():
                 found[f"{name}_{key}" if key in found else key] = value  # names may repeat
         return found
 
@@ -81,10 +81,10 @@ class TrainedNetwork:
 def open_network(path, device=None):
     """The TrainedNetwork in a file of a run.
 
-    The run's script, executed under the run's constants, builds the network. Its weights are those
+    The run's script, executed with the run's constants, builds the network. Its weights are those
     of NAME_model.pt (a pickle, which runs code: open only those you trust), of NAME_model_lite.pt,
     or the best so far in NAME_last.pt of a stopped run. The history is in NAME_history.pt beside
-    the file, or in the file itself, if that is a checkpoint or holds {"state": weights, "about":
+    the file, or in the file itself if it is a checkpoint or holds {"state": weights, "about":
     history}.
 
     Args:

@@ -1,4 +1,4 @@
-"""Everything that learns: network, loss weighting, optimiser and weight average."""
+"""The training step, and the Trainer with network, optimiser and weight average."""
 
 import math
 
@@ -18,13 +18,13 @@ CHECK_EVERY = 20  # steps between two checks of the losses, for which the host w
 
 
 class TrainingStep(nn.Module):
-    """Network, losses and loss weighting in one module, the one that DDP and torch.compile wrap.
+    """Network, losses and loss weighting in one module, which DDP and torch.compile wrap.
 
     (images, targets, counts) -> (the scalar to minimise, sums (T,) of the unweighted losses over
     the known samples of all processes, and (T, T) inner products of the tasks' gradients where they
     are measured, else None). `counts` (T,) are the known samples in the whole batch divided by the
-    number of processes. Each process divides the sum of its own losses by them, so that DDP's mean
-    over the processes is the mean over all known samples.
+    number of processes. Each process divides the sum of its losses by them, so that DDP's mean over
+    the processes is the mean over all known samples.
 
     Args:
         network: with `encoder` and `decode(features)` if gradients are measured.
@@ -40,7 +40,7 @@ class TrainingStep(nn.Module):
         self.needs_gradients = getattr(weighting, "needs_gradients", False)
 
     def forward(self, images, targets, counts, measure=False):
-        features, outputs = self._answer(images, measure or self.needs_gradients)
+        features, outputs = self._features_and_outputs(images, measure or self.needs_gradients)
         sums = {}
         for name, task in self.tasks.items():
             losses = task.loss(outputs[name], targets[name])  # (B,)
@@ -48,7 +48,7 @@ class TrainingStep(nn.Module):
         sums = local = torch.stack(list(sums.values()))  # (T,)
         if self.processes is not None and self.processes.size > 1:
             sums = self.processes.sum(local.detach().clone())
-            # the same values everywhere, so that all processes weigh alike, with own gradients
+            # the value of all processes, so that they weight alike, with this one's gradient
             local = local + (sums / self.processes.size - local).detach()
         losses = local / counts.clamp(min=1e-9)
         means = dict(zip(self.tasks, losses.unbind(), strict=True))
@@ -60,8 +60,8 @@ class TrainingStep(nn.Module):
         total = self.weighting(means, dict(zip(self.tasks, present.unbind(), strict=True)))
         return total, sums.detach(), matrix
 
-    def _answer(self, images, wanted):
-        """The features that the tasks share, or None unless wanted, and the outputs."""
+    def _features_and_outputs(self, images, wanted):
+        """The features that the tasks share (None unless wanted) and the outputs."""
         with autocast(images.device):
             if not wanted:
                 return None, self.network(images)
@@ -71,8 +71,8 @@ class TrainingStep(nn.Module):
     def _inner_products(self, losses, features):
         """(T, T) fp32 inner products of the gradients of the losses at the shared features.
 
-        The encoder is not passed for them. Those of several processes add up, since each has its
-        own samples.
+        They need no pass through the encoder. Those of several processes add up, since each has
+        its own samples.
         """
         gradients, features = [], [features] if torch.is_tensor(features) else features
         for loss in losses.values():
@@ -88,7 +88,7 @@ class TrainingStep(nn.Module):
 
 
 class Trainer:
-    """What learns in a run, and the step by which it does.
+    """The network of a run, what trains it, and the training step.
 
     Args:
         network: on its device.
@@ -110,7 +110,7 @@ class Trainer:
         self.settings, self.processes, self.diagnose = settings, processes, diagnose
         self.step = TrainingStep(network, tasks, weighting, processes).to(processes.device)
         self.weighting = self.step.weighting
-        parameters = by_rate(network, self.weighting)
+        parameters = parameters_by_rate(network, self.weighting)
         self.optimiser = Optimiser(
             parameters, settings.LEARNING_RATE, settings.WEIGHT_DECAY, total_steps
         )
@@ -132,19 +132,19 @@ class Trainer:
     def compile(self):
         """Compile the step with torch.compile, one graph for each image side.
 
-        A step that measures gradients passes the decoder several times; then only the encoder is
+        A step that measures gradients runs the decoder several times; then only the encoder is
         compiled.
         """
         part = self.network.encoder if self.diagnose or self.step.needs_gradients else self.step
         part.compile(dynamic=False)
 
     def distribute(self):
-        """Share every step among the processes, if there are several."""
+        """Divide every step among the processes, if there are several."""
         if self.processes.size > 1:
             self.step = DistributedDataParallel(self.step)
 
     def learn(self, images, targets, generator, side=None, measure=False):
-        """Augment a batch and learn from it; nothing here makes a GPU wait.
+        """Augment a batch and train on it, without making a GPU wait.
 
         Args:
             images, targets: this process's share of the batch, as the data set gives it.
@@ -204,14 +204,14 @@ class Trainer:
                 if paused or done % CHECK_EVERY == 0 or done == len(batches):
                     rows = _lists(recent)
                     first, recent = done - len(rows), []
-                    self._refuse_bad(rows, epoch, first, batches[first:done])
+                    self._refuse_non_finite(rows, epoch, first, batches[first:done])
                     report.show(bar, epoch, means(self.tasks, rows[-1:]))
                     yield rows
                 if paused:
                     return
 
-    def _refuse_bad(self, rows, epoch, first, batches):
-        """Refuse the first of some steps whose losses or gradient are not finite."""
+    def _refuse_non_finite(self, rows, epoch, first, batches):
+        """UserError for the first of some steps whose losses or gradient are not finite."""
         count = len(self.tasks)
         for step, (row, batch) in enumerate(zip(rows, batches, strict=True), first + 1):
             pairs = zip(self.tasks, row[:count], strict=True)
@@ -220,18 +220,18 @@ class Trainer:
                 what = f"the loss of {', '.join(bad)}" if bad else "the gradient"
                 message = (
                     f"{what} is not finite in epoch {epoch}, step {step}, samples {batch}; the "
-                    "last checkpoint is good: go on with --resume and a lower --learning-rate, or "
-                    "look at these samples"
+                    "last checkpoint is intact: continue with --resume and a lower "
+                    "--learning-rate, or look at these samples"
                 )
-                with self.processes.failing_alike():
+                with self.processes.failing_together():
                     raise UserError(message)
 
 
-def by_rate(network, weighting):
+def parameters_by_rate(network, weighting):
     """{factor: parameters that need a gradient} of a network and a loss weighting.
 
-    The network's attribute `rate_factors`, {name of a part: factor}, if it has one, says which
-    parts learn at another share of the learning rate.
+    A network's attribute `rate_factors`, {name of a part: factor}, gives some of its parts a share
+    of the learning rate.
     """
     factors, found = getattr(network, "rate_factors", {}), {1.0: []}
     for name, parameter in network.named_parameters():

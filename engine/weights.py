@@ -13,7 +13,7 @@ from parts.files import load
 
 
 def weights_file(place):
-    """The path of a file of weights, from the present folder or the repository's; UserError."""
+    """The path of a file of weights, in the current folder or the repository; UserError."""
     path = Path(place).expanduser()
     path = next((each for each in (path, ROOT / path) if each.is_file()), None)
     if path is None:
@@ -27,14 +27,14 @@ def identity(path):
 
 
 def same_source(one, other):
-    """Whether an identity is that which a history recorded; older ones recorded the path alone."""
+    """Whether an identity is the one in a history; older histories hold the path alone."""
     if isinstance(other, dict):
         return one["checksum"] == other["checksum"]
     return one["path"] == other
 
 
-def told(source):
-    """An identity in words; its file may have changed since, at the same path."""
+def describe_source(source):
+    """An identity in words, with the checksum, since the file at that path may have changed."""
     if isinstance(source, dict):
         return f"{source['path']} of checksum {source['checksum']}"
     return source or "none"
@@ -48,7 +48,7 @@ def take_weights(path, *networks):
             trust) or NAME_last.pt of any script, or a .safetensors file.
 
     Returns:
-        A line that says how many tensors were taken, and which parts of the network got none.
+        A line that says how many tensors were loaded, and which parts of the network got none.
 
     Raises:
         UserError: the file is damaged, nothing in it fits, or a weight is not finite.
@@ -65,8 +65,8 @@ def take_weights(path, *networks):
             if not tensor.isfinite().all():
                 raise UserError(f"--weights: expected finite weights, found {name} in {path}")
         network.load_state_dict(fits, strict=False)
-    others = count_by_part("not taken, so they start anew", own.keys() - fits.keys())
-    return f"--weights: took {len(fits)} of {len(own)} tensors from {path}{others}"
+    others = count_by_part("not loaded", own.keys() - fits.keys())
+    return f"--weights: loaded {len(fits)} of {len(own)} tensors from {path}{others}"
 
 
 def weights_in(path):

@@ -1,4 +1,4 @@
-"""Draw 120 fish, long and round ones, as pictures, masks and a table of heads and classes.
+"""Draw 120 long and round fish: pictures, masks, and a table of head boxes and classes.
 
     python -m examples.draw_fish
     python tools/prepare_folder.py --images fish --masks fish_masks --table fish.csv \\
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 
 def main():
-    """Write fish/, fish_masks/ and fish.csv to the present folder."""
+    """Write fish/, fish_masks/ and fish.csv to the current folder."""
     random = np.random.default_rng(0)
     rows = ["name,xmin,ymin,xmax,ymax,class,split"]
     for folder in ("fish", "fish_masks"):
@@ -26,10 +26,7 @@ def main():
             x, y, r = *random.integers(0, 128, 2), random.integers(5, 20)
             colour = tuple(map(int, random.integers(0, 256, 3)))
             ImageDraw.Draw(picture).ellipse((x - r, y - r, x + r, y + r), fill=colour)
-        long, back = (
-            number % 2,
-            random.choice([-1, 1]),
-        )  # a long or a round fish, and where its tail is
+        long, back = number % 2, random.choice([-1, 1])  # its shape, and on which side its tail is
         size, angle = random.uniform(18, 30), random.uniform(-0.6, 0.6)
         height, (cx, cy) = size * (0.35 if long else 0.7), random.uniform(44, 84, 2)
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])

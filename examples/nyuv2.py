@@ -1,11 +1,11 @@
 """The benchmark of the field: classes, depth and surface normals of every pixel of NYUv2.
 
-    python -m examples.nyuv2 --demo                               drawn rooms, minutes on a CPU
+    python -m examples.nyuv2 --demo                               synthetic rooms, minutes on a CPU
     python tools/prepare_nyuv2.py --root nyuv2 --out data/nyuv2
     python -m examples.nyuv2 --method cagrad
     python -m examples.nyuv2 --learn depth                        one task alone
 
-docs/nyuv2.md says where the data are, and what each metric is.
+docs/nyuv2.md says where to get the data, and what each metric is.
 """
 
 from functools import partial
@@ -25,6 +25,7 @@ from MTL_Utils import (
     RandomWeights,
     Task,
     UncertaintyWeights,
+    pixel_class_loss,
 )
 from parts.augment import Augment
 from parts.drawn_rooms import CLASS_NAMES, scenes
@@ -44,24 +45,24 @@ from ResBlock import Decoder, Encoder
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
 # paths
-H5_SAVE_PATH = "data/nyuv2"  # folder with train/, val/ and test/
+H5_SAVE_PATH = "data/nyuv2"  # data folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/nyuv2"  # folder for weights, history and pictures
 
 # training
 EPOCHS = 200  # passes over the training split
-DEMO_EPOCHS = 20  # EPOCHS with --demo
-BATCH_SIZE = 8  # images per step, of all processes together
-LEARNING_RATE = 1e-2  # peak of the one-cycle schedule
-SIDES = (1.0,)  # share of the full side; a smaller picture would look like a greater depth
-WEIGHT_DECAY = 0.2  # decoupled, as in AdamW
-EMA_DECAY = 0.998  # per step, of the averaged weights, which are validated, tested and saved
-CLIP_NORM = 5.0  # the gradient is scaled down to this norm
-SEED = 0  # of initial weights, batches and augmentation
+DEMO_EPOCHS = 20  # number of epochs with --demo
+BATCH_SIZE = 8  # images per step, over all processes
+LEARNING_RATE = 1e-2  # peak learning rate of the one-cycle schedule
+SIDES = (1.0,)  # image side as a share of the full side; a smaller image would look farther away
+WEIGHT_DECAY = 0.2  # decoupled weight decay, as in AdamW
+EMA_DECAY = 0.998  # decay per step of the averaged weights, which are validated, tested and saved
+CLIP_NORM = 5.0  # largest gradient norm; larger gradients are scaled down to it
+SEED = 0  # random seed
 
 # losses
-LEARN = ("seg", "depth", "normals")  # the tasks, the one that chooses the best epoch first
+LEARN = ("seg", "depth", "normals")  # tasks to learn; the first one chooses the best epoch
 LOSS_WEIGHTS = {"seg": 1.0, "depth": 1.0, "normals": 1.0}  # weight of each task's loss
-METHOD = "fixed"  # a key of `weightings` below
+METHOD = "fixed"  # loss weighting: fixed, uncertainty, dwa, pcgrad, ...: a key of `weightings`
 
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
@@ -70,23 +71,13 @@ UNITS = 1  # residual units per block
 # augmentation
 DEGREES = 5.0  # largest rotation, in degrees
 SCALE = (1.0, 1.5)  # smallest and largest magnification
-STRETCH = 1.0  # no camera stretches; the normals of a stretched image would be turned only
-SHIFT = 0.1  # largest shift, as a share of the side
-COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a share
+STRETCH = 1.0  # largest factor by which the aspect ratio changes; no camera stretches its image
+SHIFT = 0.1  # largest shift, as a share of the image side
+COLOUR = 0.4  # largest relative change of brightness, contrast and saturation
 ERASE = 0.0  # share of the images in which a rectangle is erased
 
 
 # ---- segmentation ----
-
-
-def seg_loss(logits, target):
-    """Cross-entropy, the mean over the known pixels of a sample.
-
-    Shape: logits (B, 13, H, W), target uint8 (B, 1, H, W), 255 unknown -> (B,).
-    """
-    target = target[:, 0].long()
-    each = F.cross_entropy(logits.float(), target, ignore_index=UNKNOWN, reduction="none")
-    return each.sum((1, 2)) / (target != UNKNOWN).sum((1, 2)).clamp(min=1)
 
 
 def seg_metrics(logits, target):
@@ -157,9 +148,9 @@ def normals_metrics(normals, target):
     """Mean angle in degrees, and the shares of pixels within 11.25, 22.5 and 30 degrees, over all
     known pixels of the split; and the median angle of an image, as a mean over the images.
 
-    A median over all pixels of a split is no ratio of sums. MTAN's code, and the code of the papers
-    that follow it, take the median of each test batch and the mean of these; here a batch is one
-    image. LibMTL takes the median over all pixels at once, which is another number.
+    A median over all pixels of a split is no ratio of sums. MTAN and the papers that follow it take
+    the mean of the medians of the test batches; here a batch is one image. LibMTL takes the median
+    over all pixels at once, which is a different number.
 
     Shape: normals (B, 3, H, W), target (B, 3, H, W) -> {name: (B, 2)}.
     """
@@ -191,10 +182,10 @@ def medians(values, known):
 
 
 def move_depth(depth, linear):
-    """Depth (B, 1, H, W) of a picture that is magnified s times: divided by s, as everyone does.
+    """Depth (B, 1, H, W) of an image magnified s times: divided by s, as usual.
 
-    What looks s times as large looks s times as near. (That is so for things, not for a room: no
-    camera at another place sees a magnified image of it.)
+    What looks s times as large looks s times as near. (This holds for objects, not for a room: no
+    camera elsewhere in it sees a magnified image.)
     """
     return depth / torch.linalg.det(linear).abs().sqrt()[:, None, None, None]
 
@@ -202,8 +193,8 @@ def move_depth(depth, linear):
 def move_normals(normals, linear):
     """Normals (B, 3, H, W), x right, y down, z ahead: turned or mirrored with the image.
 
-    A zoom leaves them as they are. So does a stretch, like that of a lens: the columns of `linear`
-    are at right angles, and their directions are those of the turned axes.
+    A zoom leaves them unchanged, and so does a stretch, like that of a lens: the columns of
+    `linear` are orthogonal, in the directions of the turned axes.
     """
     flat = torch.einsum("bij,bjhw->bihw", F.normalize(linear, dim=1), normals[:, :2])
     return torch.cat([flat, normals[:, 2:]], dim=1)
@@ -214,11 +205,11 @@ def mirror_normals(normals):
     return normals.flip(3) * normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]
 
 
-# ---- tasks: the first one chooses the best epoch; a reference is a label in tools/compare.py ----
+# ---- tasks: the first one chooses the best epoch; references are labels in tools/compare.py ----
 everything = {
     "seg": Task(
         target=PixelClasses("segments", classes=len(CLASS_NAMES), outside=UNKNOWN),
-        loss=seg_loss,
+        loss=pixel_class_loss,
         metrics=seg_metrics,
         primary="miou",
         means={"miou": tuple(f"iou_{name}" for name in CLASS_NAMES)},
@@ -310,7 +301,7 @@ def augmentation():
 
 
 def demo(folder):
-    """Write drawn rooms, 64 x 96 pixels, to `folder`/{train,val,test}."""
+    """Write synthetic rooms, 64 x 96 pixels, to `folder`/{train,val,test}."""
     names = {"segments": CLASS_NAMES}
     for seed, (split, count) in enumerate({"train": 256, "val": 48, "test": 48}.items()):
         write_split(Path(folder) / split, scenes(count, seed), {"source": "drawn rooms"}, names)

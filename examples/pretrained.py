@@ -1,12 +1,12 @@
-"""The three tasks on an encoder of torchvision that was trained on ImageNet, with the decoder and
-the heads of MTL_OEQ.
+"""The three tasks on a torchvision encoder pre-trained on ImageNet, with the decoder and the heads
+of MTL_OEQ.
 
     python -m examples.pretrained --h5-save-path data/pets
     python -m examples.pretrained --h5-save-path data/pets --backbone resnet34
     python -m examples.pretrained --h5-save-path data/pets --backbone-weights mobilenet_v2.pt
 
-The first command downloads the weights once; a file given by --backbone-weights needs no internet,
-and nor does a run that is resumed or a network that is opened.
+The first command downloads the weights once. With --backbone-weights, when resuming a run, and when
+opening a trained network, no internet is needed.
 """
 
 import difflib
@@ -22,48 +22,48 @@ from MTL_Utils import BBOX, BIN, SEG, FixedWeights
 from parts.augment import Augment
 from parts.errors import SettingError, UserError
 from parts.files import load
-from parts.precision import mend_depthwise
-from ResBlock import BoxHead, ClassHead, Decoder, conv_norm, presence
+from parts.precision import speed_up_depthwise
+from ResBlock import BoxHead, ClassHead, Decoder, conv_norm, foreground_weights
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
 # paths
-H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
+H5_SAVE_PATH = "data/pets"  # data folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/pretrained"  # folder for weights, history and pictures
 
 # training
 EPOCHS = 40  # passes over the training split
-DEMO_EPOCHS = 10  # EPOCHS with --demo
-BATCH_SIZE = 32  # images per step, of all processes together
-LEARNING_RATE = 3e-3  # peak of the one-cycle schedule
-SIDES = (1.0,)  # progressive resizing: share of the full side, per equal part of EPOCHS
-WEIGHT_DECAY = 0.2  # decoupled, as in AdamW
-EMA_DECAY = 0.99  # per step, of the averaged weights, which are validated, tested and saved
-CLIP_NORM = 5.0  # the gradient is scaled down to this norm
-SEED = 0  # of initial weights, batches, augmentation and dropout
+DEMO_EPOCHS = 10  # number of epochs with --demo
+BATCH_SIZE = 32  # images per step, over all processes
+LEARNING_RATE = 3e-3  # peak learning rate of the one-cycle schedule
+SIDES = (1.0,)  # image side in each equal part of training, as a share of the full side
+WEIGHT_DECAY = 0.2  # decoupled weight decay, as in AdamW
+EMA_DECAY = 0.99  # decay per step of the averaged weights, which are validated, tested and saved
+CLIP_NORM = 5.0  # largest gradient norm; larger gradients are scaled down to it
+SEED = 0  # random seed
 
 # losses
 LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # weight of each task's loss
 
 # network
-BACKBONE = "mobilenet_v2"  # a classification network of torchvision
-BACKBONE_WEIGHTS = "DEFAULT"  # torchvision's download, a file, or "" for none
-BACKBONE_RATE = 1.0  # share of the learning rate with which the backbone learns
-BACKBONE_NORMS = "running"  # batch norms of the backbone: running or frozen statistics
+BACKBONE = "mobilenet_v2"  # classification network of torchvision, such as resnet34
+BACKBONE_WEIGHTS = "DEFAULT"  # DEFAULT (downloaded by torchvision), a file, or "" for none
+BACKBONE_RATE = 1.0  # learning rate of the backbone, as a share of LEARNING_RATE
+BACKBONE_NORMS = "running"  # statistics of the backbone's batch norms: running or frozen
 WIDTHS = (16, 32, 64, 128, 256)  # channels at stride 2, 4, 8, 16, 32; ConvNeXt has no stride 2
 UNITS = 1  # residual units per block
-DROPOUT = 0.3  # share of the class head's inputs, in training
+DROPOUT = 0.3  # dropout probability of the class head's inputs
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
 SCALE = (0.75, 1.6)  # smallest and largest magnification
-STRETCH = 1.2  # largest ratio between the magnifications of width and height
-SHIFT = 0.15  # largest shift, as a share of the side
-COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a share
+STRETCH = 1.2  # largest factor by which the aspect ratio changes
+SHIFT = 0.15  # largest shift, as a share of the image side
+COLOUR = 0.4  # largest relative change of brightness, contrast and saturation
 ERASE = 0.2  # share of the images in which a rectangle is erased
 
 
 class Backbone(nn.Module):
-    """The stages of a classification network, each with a 1 x 1 convolution to its width.
+    """The stages of a classification network, each with a 1 x 1 convolution to its entry of WIDTHS.
 
     Shape: image (B, 3, H, W) in [0, 255] -> a list of features (B, widths[i], H / s, W / s) at the
     strides s of the stages, 2 or 4 to 32.
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
         found = stages(network)
         self.strides, names = [*found], [name for name, _ in found.values()]
         self.stride = self.strides[-1]
-        self.stages = mend_depthwise(create_feature_extractor(network, names))
+        self.stages = speed_up_depthwise(create_feature_extractor(network, names))
         widths = WIDTHS[-len(found) :]
         pairs = zip((channels for _, channels in found.values()), widths, strict=True)
         self.laterals = nn.ModuleList(nn.Sequential(*conv_norm(a, b, 1)) for a, b in pairs)
@@ -99,7 +99,7 @@ class Backbone(nn.Module):
         return [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
 
     def train(self, mode=True):
-        """Batch norms with frozen statistics stay in eval mode."""
+        """Set the mode, but keep batch norms with frozen statistics in eval mode."""
         super().train(mode)
         for module in self.stages.modules() if BACKBONE_NORMS == "frozen" else ():
             if isinstance(module, nn.BatchNorm2d):
@@ -109,7 +109,7 @@ class Backbone(nn.Module):
 
 @torch.no_grad()
 def stages(network, side=64):
-    """{stride: (name of the last node, its channels)} of a classification network, 2 or 4 to 32."""
+    """{stride, 2 or 4 to 32: (name of its last node, channels)} of a classification network."""
     names = [name for name in get_graph_node_names(network)[1] if name != "x"]
     outputs = create_feature_extractor(network, names).eval()(torch.zeros(1, 3, side, side))
     found = {}
@@ -123,7 +123,7 @@ def stages(network, side=64):
 
 
 def start(network):
-    """Load the weights of the backbone; called once when a run begins."""
+    """Load the weights of the backbone; called once when a run starts."""
     if not BACKBONE_WEIGHTS:
         return
     own = network.encoder.stages.state_dict()
@@ -187,11 +187,11 @@ class Network(nn.Module):
         """The outputs from the features that the tasks share."""
         levels, deepest = self.seg.levels(features), features[-1]
         seg = self.seg.logits(levels[-1])
-        bbox, head = self.bbox.attend(levels[0])  # at stride 16, decoded from the deepest level
+        bbox, attention = self.bbox.box_and_attention(levels[0])  # at stride 16
         return {
             "seg": seg,
             "bbox": bbox,
-            "bin": self.bin((deepest, presence(seg, deepest)), (levels[0], head)),
+            "bin": self.bin((deepest, foreground_weights(seg, deepest)), (levels[0], attention)),
         }
 
 

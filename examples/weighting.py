@@ -1,4 +1,4 @@
-"""MTL_main under another loss weighting; METHOD names it.
+"""MTL_main with another loss weighting, chosen by METHOD.
 
 python -m examples.weighting --method upgrad --h5-save-path data/pets
 python -m examples.weighting --method uncertainty --loss-weights bbox=1 bin=1
@@ -31,39 +31,39 @@ from parts.gradients import (
     pcgrad,
     upgrad,
 )
-from ResBlock import BoxHead, ClassHead, Decoder, Encoder, presence
+from ResBlock import BoxHead, ClassHead, Decoder, Encoder, foreground_weights
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
 # paths
-H5_SAVE_PATH = "data/pets"  # folder with train/, val/ and test/
+H5_SAVE_PATH = "data/pets"  # data folder with train/, val/ and test/
 FILE_SAVE_PATH = "runs/weighting"  # folder for weights, history and pictures
 
 # training
 EPOCHS = 250  # passes over the training split
-DEMO_EPOCHS = 40  # EPOCHS with --demo
-BATCH_SIZE = 32  # images per step, of all processes together
-LEARNING_RATE = 1e-2  # peak of the one-cycle schedule
-SIDES = (0.5, 0.75, 1.0)  # progressive resizing: share of the full side, per equal part of EPOCHS
-WEIGHT_DECAY = 0.2  # decoupled, as in AdamW
-EMA_DECAY = 0.998  # per step, of the averaged weights, which are validated, tested and saved
-CLIP_NORM = 5.0  # the gradient is scaled down to this norm
-SEED = 0  # of initial weights, batches, augmentation and dropout
+DEMO_EPOCHS = 40  # number of epochs with --demo
+BATCH_SIZE = 32  # images per step, over all processes
+LEARNING_RATE = 1e-2  # peak learning rate of the one-cycle schedule
+SIDES = (0.5, 0.75, 1.0)  # image side in each equal part of training, as a share of the full side
+WEIGHT_DECAY = 0.2  # decoupled weight decay, as in AdamW
+EMA_DECAY = 0.998  # decay per step of the averaged weights, which are validated, tested and saved
+CLIP_NORM = 5.0  # largest gradient norm; larger gradients are scaled down to it
+SEED = 0  # random seed
 
 # losses
 LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # weight of each task's loss
-METHOD = "upgrad"  # a key of `weightings` below
+METHOD = "upgrad"  # loss weighting: fixed, uncertainty, dwa, pcgrad, ...: a key of `weightings`
 
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
 UNITS = 1  # residual units per block
-DROPOUT = 0.3  # share of the class head's inputs, in training
+DROPOUT = 0.3  # dropout probability of the class head's inputs
 
 # augmentation
 DEGREES = 15.0  # largest rotation, in degrees
 SCALE = (0.75, 1.6)  # smallest and largest magnification
-STRETCH = 1.2  # largest ratio between the magnifications of width and height
-SHIFT = 0.15  # largest shift, as a share of the side
-COLOUR = 0.4  # largest change of brightness, contrast and saturation, as a share
+STRETCH = 1.2  # largest factor by which the aspect ratio changes
+SHIFT = 0.15  # largest shift, as a share of the image side
+COLOUR = 0.4  # largest relative change of brightness, contrast and saturation
 ERASE = 0.2  # share of the images in which a rectangle is erased
 
 
@@ -89,7 +89,7 @@ class Network(nn.Module):
         return {
             "seg": seg,
             "bbox": self.bbox(features[-1]),
-            "bin": self.bin((features[-1], presence(seg, features[-1]))),
+            "bin": self.bin((features[-1], foreground_weights(seg, features[-1]))),
         }
 
 

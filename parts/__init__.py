@@ -1,1 +1,1 @@
-"""What stands below the data set, the losses and the blocks; knows no task, script or engine."""
+"""What the data set, the losses and the blocks build on; knows no task, script or engine."""

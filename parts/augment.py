@@ -15,25 +15,25 @@ ERASED_AREA = 0.1  # of an image
 class Augment:
     """Random flip, rotation, scale, stretch, shift, colour and erasing of images and targets.
 
-    One affine map per sample, applied to the whole batch by one bilinear `grid_sample` of the image
-    and of what the targets have for it, on whatever device they are; torchvision.transforms.v2
-    draws one map per call, so it would have to take the samples one by one. Each target moves as
-    its kind says (parts/targets.py); derived ones are computed anew. What lies outside the frame is
-    grey 128 before the brightness changes.
+    Each sample has its own affine map; one bilinear `grid_sample` applies them to the whole batch,
+    images and target planes together, on their device. (torchvision.transforms.v2 draws one map per
+    call, so it would need a call per sample.) Each target moves as its kind says
+    (parts/targets.py); derived ones are computed again. Outside the image, pixels are grey 128
+    before the brightness changes.
 
     Args:
         tasks: {name: Task}, whose targets are moved.
         degrees: rotation drawn from [-degrees, degrees].
         scale: (smallest, largest) magnification, drawn log-uniformly.
         stretch: largest ratio by which width and height are magnified differently, at least 1.
-        shift: largest shift as a fraction of the side.
+        shift: largest shift as a share of the side.
         colour: c; brightness shifts by up to 128 c, contrast and saturation scale by 1 -+ c, each
             channel by 1 -+ c / 2.
         erase: share of the images in which a rectangle of a tenth of the area turns grey.
 
     Attributes:
-        complete: names of the targets that are known to the last pixel, which saves time and
-            changes no result; the run sets it.
+        complete: names of the targets that are known to the last pixel; set by the run. It saves
+            time and does not change the result.
 
     Raises:
         SettingError: an argument is out of range; the message begins with its name.
@@ -124,11 +124,11 @@ class Augment:
 
 def sample_together(images, planes, grid):
     """Images (B, 3, H, W) minus 128 and planes {name: (B, P, H, W)} at the points of a grid
-    (B, h, w, 2), by one bilinear sampling; 0 outside the frame."""
+    (B, h, w, 2), in one bilinear sampling; 0 outside the image."""
     (size, _, *side), counts = images.shape, [plane.shape[1] for plane in planes.values()]
     stacked = torch.empty(size, 3 + sum(counts), *side, device=images.device)
     stacked[:, :3] = images
-    stacked[:, :3] -= 128  # so that the zeros from outside the frame are grey
+    stacked[:, :3] -= 128  # so that the zeros outside the image are grey
     if planes:
         stacked[:, 3:] = torch.cat(list(planes.values()), dim=1)
     images, *moved = F.grid_sample(stacked, grid, align_corners=False).split([3, *counts], dim=1)
@@ -144,7 +144,7 @@ def recoloured(images, colour, brightness, rows, columns):
 
 
 def copy_to(device, tensors):
-    """Copies of CPU tensors on the device, without waiting for a GPU to finish its work."""
+    """Copies of CPU tensors on the device, without waiting for a GPU."""
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
     return [tensor.to(device, non_blocking=True) for tensor in tensors]
@@ -153,8 +153,8 @@ def copy_to(device, tensors):
 def affine_grid(maps, height, width):
     """torch's `affine_grid` without aligned corners: (B, 2, 3) -> (B, H, W, 2), points to sample.
 
-    It adds the contributions of x and y. That takes a third of the time of torch's version on a
-    CPU, which multiplies matrices for every pixel.
+    It adds the contributions of x and y. On a CPU that takes a third of the time of torch's own,
+    which multiplies matrices for every pixel.
     """
     y, x = ((2 * torch.arange(n, device=maps.device) + 1) / n - 1 for n in (height, width))
     across = maps[:, None, :, 0] * x[:, None]  # (B, W, 2)

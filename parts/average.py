@@ -1,4 +1,4 @@
-"""The average of the weights over training, which is what is validated, tested and saved."""
+"""The average of the weights over training, which is validated, tested and saved."""
 
 from itertools import chain
 
@@ -10,11 +10,11 @@ class WeightAverage(AveragedModel):
     """An exponential moving average of parameters and buffers; its window grows during the run.
 
     After n updates the next one keeps min(decay, (1 + n) / (10 + n)) of the average; the first one
-    copies the weights. torch's own update reads its count back from the device, so the host waits
-    for a GPU in every step; this one counts on the host.
+    copies the weights. torch's own update reads its count from the device, so the host waits for a
+    GPU in every step; this one counts on the host.
 
     Args:
-        network: is copied, not changed.
+        network: copied, not changed.
         decay: the largest share of the average that an update keeps.
     """
 
@@ -24,7 +24,7 @@ class WeightAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, network):
-        """Update the average with the network's present weights."""
+        """Update the average with the network's current weights."""
         count = int(self.n_averaged)  # on the CPU
         new = 1 - min(self.decay, (1 + count) / (10 + count)) if count else 1.0
         pairs = list(zip(_tensors(self.module), _tensors(network), strict=True))

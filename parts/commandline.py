@@ -1,11 +1,11 @@
-"""Command lines whose mistakes end in one line, which knows the nearest flag."""
+"""Command lines whose mistakes end in one line, with the nearest flag."""
 
 import argparse
 import difflib
 
 from parts.errors import UserError
 
-SHORT = {  # what other programs call the flags of these constants
+SYNONYMS = {  # names that other programs give to the flags of these constants
     **dict.fromkeys(("lr", "rate"), "LEARNING_RATE"),
     **dict.fromkeys(("wd", "decay"), "WEIGHT_DECAY"),
     **dict.fromkeys(("bs", "batch"), "BATCH_SIZE"),
@@ -16,7 +16,7 @@ SHORT = {  # what other programs call the flags of these constants
     **dict.fromkeys(("clip", "grad-clip"), "CLIP_NORM"),
     **dict.fromkeys(("random-seed",), "SEED"),
 }
-WORDS = {"none": None, "true": True, "false": False}
+LITERALS = {"none": None, "true": True, "false": False}
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,8 +31,8 @@ class Parser(argparse.ArgumentParser):
         word = wrong.split("=")[0].strip("-").replace("_", "-").lower()
         known = self._option_string_actions
         near = difflib.get_close_matches(f"--{word}", known, n=1)
-        if word in SHORT and flag(SHORT[word]) in known:
-            near = [flag(SHORT[word])]
+        if word in SYNONYMS and flag(SYNONYMS[word]) in known:
+            near = [flag(SYNONYMS[word])]
         hint = f" (did you mean {near[0]}?)" if near and wrong.startswith("-") else ""
         raise UserError(f"{message}{hint}; --help lists the flags")
 
@@ -47,6 +47,9 @@ def whole_number(low, high):
         return int(text)
 
     return parse
+
+
+SEEDS = whole_number(0, 2**32 - 1)  # the type of a random seed
 
 
 def flag(name):
@@ -70,14 +73,14 @@ def _converter(values):
     """The function that turns text into a value of the same type as `values`."""
     kinds = set(map(type, values))
     if kinds in ({bool}, {str}):
-        return str if kinds == {str} else _truth
+        return str if kinds == {str} else _bool
     if kinds and kinds <= {int, float}:
         return (lambda text: float(_number(text))) if float in kinds else _number
     return _guess
 
 
 def _number(text):
-    """An int if the text is one, else a float: a default of 1 does not rule out 0.5."""
+    """An int if the text is one, else a float, so that 0.5 can replace a default of 1."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -86,7 +89,7 @@ def _number(text):
     raise argparse.ArgumentTypeError(f"expected a number, found '{text}'")
 
 
-def _truth(text):
+def _bool(text):
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, found '{text}'")
     return text.lower() == "true"
@@ -95,7 +98,7 @@ def _truth(text):
 def _guess(text):
     """None, True, False, a number or the text itself, where the default has no clear type."""
     try:
-        return WORDS[text.lower()] if text.lower() in WORDS else _number(text)
+        return LITERALS[text.lower()] if text.lower() in LITERALS else _number(text)
     except argparse.ArgumentTypeError:
         return text
 

@@ -1,4 +1,4 @@
-"""The comments of constants, which are the help of their flags."""
+"""The comments beside constants, which are the help texts of their flags."""
 
 import ast
 import io

@@ -1,9 +1,9 @@
-"""Data sets of synthetic pets in the layout of dataload.py, drawn by as many processes as help.
+"""Data sets of synthetic pets in the layout of dataload.py, drawn by several processes.
 
     make_demo(folder)                                           the data set of `--demo`
     make_demo(folder, counts=(3000, 96, 96), style="varied")    for pre-training
 
-drawn_scenes.py says what the styles show.
+drawn_scenes.py describes the styles.
 """
 
 import os
@@ -33,9 +33,9 @@ def make_demo(folder, side=128, counts=(640, 96, 96), seed=0, style="demo", bree
     """Draw pets and write them to `folder`/{train,val,test} in the layout of dataload.py.
 
     The same arguments give the same pixels; sample i of a split does not depend on the counts or
-    on how many processes draw. A split is held in memory while it is drawn. Where Python starts
-    processes by spawn, a script that calls this needs `if __name__ == "__main__":`, as for every
-    pool of processes; a notebook needs nothing.
+    on the number of processes. A split is held in memory while it is drawn. Where Python spawns
+    processes, a script that calls this needs `if __name__ == "__main__":`, as for every pool of
+    processes; a notebook does not.
 
     Args:
         folder: created if missing; must not hold a split yet.
@@ -47,7 +47,7 @@ def make_demo(folder, side=128, counts=(640, 96, 96), seed=0, style="demo", bree
 
     Raises:
         DataError: `folder` already holds a split, the disk is full, or a process died.
-        OSError: `folder` cannot be made.
+        OSError: `folder` cannot be created.
         ValueError: there is no such style.
     """
     folder, is_new = Path(folder), not Path(folder).exists()
@@ -105,7 +105,7 @@ def collect(chunks, count, side, bar):
 
 
 def draw_chunk(seed, split, start, stop, side, style):
-    """Samples `start` to `stop` of a split: each part of `draw_sample` with a leading N."""
+    """Samples `start` to `stop` of a split: the parts of `draw_sample`, each with a leading N."""
     samples = [draw_sample(seed, split, index, side, style) for index in range(start, stop)]
     return [np.stack(arrays) for arrays in zip(*samples, strict=True)]
 

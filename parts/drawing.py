@@ -57,7 +57,7 @@ def triangle(x, y, corners, radius):
 
 
 def union(*shapes):
-    """Union of shapes with sharp seams."""
+    """Union of shapes, with sharp seams."""
     return np.minimum.reduce(shapes)
 
 
@@ -77,7 +77,7 @@ def grid(side, dtype):
 
 
 def window(inside):
-    """The slices (rows, columns) around what is True in (H, W); empty if nothing is."""
+    """The slices (rows, columns) around the True part of (H, W); empty if there is none."""
     found = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
     return tuple(slice(at[0], at[-1] + 1) if at.size else slice(0, 0) for at in found)
 
@@ -89,15 +89,15 @@ def smooth_noise(rng, side, cells):
 
 
 def stripes(rng, x, y, waves):
-    """(H, W) in [0, 1]: soft stripes of random direction, `waves` of them per unit of length."""
+    """(H, W) in [0, 1]: soft stripes in a random direction, `waves` of them per unit of length."""
     along, _ = rotate(x, y, rng.uniform(0, 180))
     return 0.5 + 0.5 * np.sin(2 * np.pi * waves * along + rng.uniform(0, 7))
 
 
 def mix(main, second, share, grain):
-    """float32 (H, W, 3): colours (3,), `share` (H, W) of the second, and `grain` (H, W) added.
+    """float32 (H, W, 3): two colours (3,) with `share` (H, W) of the second, plus `grain` (H, W).
 
-    It is stored plane by plane, because NumPy loops slowly over three colours.
+    It is stored plane by plane, because NumPy is slow at loops over three colours.
     """
     main, second = main[:, None, None], second[:, None, None]
     planes = (main + share * (second - main) + grain).astype(np.float32)
@@ -110,7 +110,7 @@ def paint(image, distance, colour, scale, rim=0.62):
     Args:
         image: (H, W, 3).
         distance: (H, W) in units of `scale` pixels.
-        colour: (H, W, 3) or (3,), or a function that gives the part of it at an index.
+        colour: (H, W, 3) or (3,), or a function that returns its part at an index.
     """
     where = window(distance * scale < 0.5)  # elsewhere the coverage is 0
     image, distance = image[where], distance[where]

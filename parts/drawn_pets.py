@@ -1,8 +1,8 @@
 """The shapes of cats and dogs: bodies, heads and poses.
 
 The species differ in shape (ears, head, muzzle, trunk, tail), never in colour. A pet is a list of
-parts (distance, name of a paint) in painting order, in units of the pet's own size; x points to
-where it looks, y down, and (0, 0) is the centre of the trunk or of the head.
+parts (distance, name of a paint) in painting order, in units of the pet's own size; x points in the
+direction it looks, y down, and (0, 0) is the centre of the trunk or of the head.
 """
 
 import numpy as np
@@ -222,7 +222,7 @@ def place_pet(rng, side):
 
 
 def place_varied(rng, side, label):
-    """A pet of random size and pose, the centre of whose head is in the picture.
+    """A pet of random size and pose, with the centre of its head in the picture.
 
     Returns:
         parts of the body, parts of the head and their index, pixels per unit, and the coordinates
@@ -248,7 +248,7 @@ def place_varied(rng, side, label):
 
 
 def silhouettes(body, head, near, side):
-    """What pet and head cover, bool (side, side) each; the parts are as in `paint_pet`."""
+    """The areas of pet and head, bool (side, side) each; the parts are as in `paint_pet`."""
     in_head = np.zeros((side, side), bool)
     in_head[near] = union(*(distance for distance, _ in head)) < 0
     return in_head | (union(*(distance for distance, _ in body)) < 0), in_head

@@ -1,16 +1,16 @@
-"""Rooms with boxes in them, seen by a known pinhole camera: image, and the exact class, depth and
-surface normal of every pixel.
+"""Synthetic rooms with boxes in them, seen by a known pinhole camera: image, and the exact class,
+depth and surface normal of every pixel.
 
     view = render(room, camera)                               one picture of a room
     view = render(room, transformed(camera, linear, shift))   the same scene, seen as if the image
                                                               had been flipped, turned or zoomed
 
-Lengths are in metres. In the room as in the camera, x points right, y down and z ahead. Depth is
+Lengths are in metres. In the room and in the camera, x points right, y down and z ahead. Depth is
 the distance along z, as a depth camera measures it, not along the ray. Normals point to the side
 that is seen. The classes are the 13 of NYUv2, in their order.
 
-Nothing is warped: a transformed view has its own rays. It is therefore what augmentation of image,
-depth and normals can be checked against.
+A transformed view is rendered with its own rays, not warped, so augmentation of image, depth and
+normals can be checked against it.
 """
 
 from pathlib import Path
@@ -52,7 +52,7 @@ class Box(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What there is to see."""
+    """A room and the boxes in it."""
 
     low: np.ndarray  # (3,) of the inner faces
     high: np.ndarray  # (3,)
@@ -72,7 +72,7 @@ class Camera(NamedTuple):
 
 
 class View(NamedTuple):
-    """A picture and what is known of each pixel."""
+    """A picture, and class, depth and normal of each pixel."""
 
     image: np.ndarray  # uint8 (H, W, 3)
     classes: np.ndarray  # int64 (H, W), 0-12; -1 = unknown
@@ -85,8 +85,8 @@ def transformed(camera, linear, shift=(0.0, 0.0)):
 
     A pixel's offset from the centre of the image, (x, y), goes to linear @ (x, y) + shift. A flip
     makes a camera of the mirrored room, a turn rolls the camera, a zoom s multiplies its focal
-    length by s. The depth is then divided by s, as everyone does who trains on depth: things look
-    as large as they would to the old camera at that depth. The normals are those of the scene.
+    length by s. The depth is then divided by s, as usual in training on depth: things look as large
+    as they would to the old camera at that depth. The normals are those of the scene.
 
     Args:
         linear: (2, 2), s times an orthogonal matrix.
@@ -235,7 +235,7 @@ def draw_view(seed, number, side):
 
 
 def scenes(count, seed, side=(64, 96)):
-    """Arrays of `count` samples, as examples/nyuv2.py reads them from disk.
+    """Arrays of `count` samples, as examples/nyuv2.py reads them.
 
     Returns:
         {"images": uint8 (N, H, W, 3), "segments": uint8 (N, H, W), 255 unknown, "depth": float32
@@ -253,8 +253,8 @@ def scenes(count, seed, side=(64, 96)):
 
 
 def write_distributed(folder, counts, side, seed=0):
-    """Scenes as NYUv2 is distributed with MTAN: `folder`/{train,val}/{image,label,depth,normal}/
-    0.npy, 1.npy, ...
+    """Write scenes as NYUv2 is distributed with MTAN, for tests of tools/prepare_nyuv2.py:
+    `folder`/{train,val}/{image,label,depth,normal}/0.npy, 1.npy, ...
 
     Args:
         counts: number of samples in train and val.

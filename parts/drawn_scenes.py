@@ -1,13 +1,13 @@
 """Pictures of cats and dogs drawn from formulas, with exact masks, head boxes and classes.
 
-Furs, background and the clutter in it take their colours from the same palette for both species.
-Picture, mask and head box all come from the same distances, so they cannot disagree.
+Fur, background and clutter take their colours from one palette for both species. Picture, mask and
+head box are computed from the same distances, so they always agree.
 
 The style "demo" shows a whole pet in profile. The style "varied" draws pets that stand, sit, lie,
-curl up or face the camera, near or far, cut by the frame, behind objects, with many coats,
-backgrounds and lights. The style "rich" adds what networks mistake for a pet in photos: cushions
-and blankets of the coat's colour, people, clothes, and furniture in front. Mask and box cover only
-what is visible, not what lies behind an object or outside the frame.
+curl up or face the camera, near or far, cropped, behind objects, with many coats, backgrounds and
+lights. The style "rich" adds things that networks mistake for a pet in photos: cushions and
+blankets in the coat's colour, people, clothes, and furniture in front. Mask and box cover only the
+visible part, not what lies behind an object or outside the picture.
 
 Training on pictures drawn by formulas was introduced by Kataoka et al., Pre-training without
 Natural Images (arXiv:2101.08515), and for segmentation by Shinoda et al., SegRCDB
@@ -70,7 +70,7 @@ BREED_NAMES = tuple(
 def fur(rng, x, y, side, where=...):
     """float32 (H, W, 3) coat of two colours of the palette, as stripes or patches, with fine hair.
 
-    Only the part `where` of it, an index of (H, W), is computed and returned.
+    Only its part `where`, an index of (H, W), is computed and returned.
     """
     main, second = PALETTE[rng.integers(len(PALETTE), size=2)] + rng.normal(0, 10, (2, 3))
     if rng.random() < 0.5:
@@ -118,8 +118,8 @@ def draw_demo(rng, side, label):
     """One whole pet of class `label` in profile on its background, with nothing in front of it.
 
     Returns:
-        image uint8 (side, side, 3); what the mask and the head cover, bool (side, side) each; and
-        the coat (side, side, 3), also where there is no pet.
+        image uint8 (side, side, 3); the areas of mask and head, bool (side, side) each; and the
+        coat (side, side, 3), which continues where there is no pet.
     """
     image = backdrop(rng, *grid(side, np.float64), side)
     x, y, scale = place_pet(rng, side)
@@ -213,8 +213,8 @@ def place_visible(rng, side, label, front):
         front: (x, y) coordinates of the body -> parts of what is in front of the pet.
 
     Returns:
-        what `place_varied` does; the parts in front, [] if they hide no pixel; and what of the pet
-        and of its head is visible, bool (side, side) each.
+        what `place_varied` does; the parts in front, [] if they hide no pixel; and the visible
+        areas of the pet and its head, bool (side, side) each.
     """
     visible = 0
     while visible < 0.15:  # a whole head covers about 0.3 square units
@@ -228,7 +228,7 @@ def place_visible(rng, side, label, front):
 
 
 def cast_shadow(rng, image, x, y):
-    """Darken a scene in place around the feet of a pet in whose frame x and y are."""
+    """Darken a scene in place around the feet of a pet, in its coordinates x and y."""
     ground = np.clip(1.2 - np.hypot(x, (y - 0.68) / 0.3), 0, 1)[..., None]
     image *= 1 - rng.uniform(0, 0.6) * ground
 
@@ -250,11 +250,11 @@ def draw_varied(rng, side, label):
     return photograph(rng, image, x, y, side), *seen, paints["fur"]
 
 
-# The style "rich": "varied", among what is easily mistaken for a pet.
+# The style "rich": "varied", among things that are easily mistaken for a pet.
 
 
 def materials(rng, x, y, side, coat):
-    """{name: colour as `paint` takes it} of what drawn_things.py draws; each call paints anew.
+    """{name: colour as `paint` takes it} for drawn_things.py; each call draws a new one.
 
     Args:
         coat: (H, W, 3) of the pet, whose colours soft things often have.
@@ -280,7 +280,7 @@ def materials(rng, x, y, side, coat):
 def draw_rich(rng, side, label):
     """One pet as in `draw_varied`, among cushions, people and furniture, or in clothes.
 
-    What lies in front of the pet hides it; clothes are a part of it, as in Oxford-IIIT Pet.
+    Things in front of the pet hide it; clothes are a part of it, as in Oxford-IIIT Pet.
     """
     x, y = grid(side, np.float32)
     image = scenery(rng, x, y, side)
@@ -324,7 +324,7 @@ def breed(coat, in_pet, label):
 
 
 def draw_sample(seed, split, index, side, style="demo"):
-    """Sample `index` of split number 0, 1 or 2, determined by the arguments alone.
+    """Sample `index` of split number 0, 1 or 2, which depends on the arguments alone.
 
     Returns:
         image uint8 (side, side, 3); mask uint8 (side, side, 1) in {0, 1}; the box (4,) of the head

@@ -1,4 +1,4 @@
-"""What networks take for a pet, or overlook one behind: cushions, people, clothes, furniture.
+"""Things that look like a pet or hide one: cushions, people, clothes, furniture.
 
 Each function returns a list of (distance, name of a material) in painting order, as for the parts
 of a pet, in the coordinates x and y of its body: it is about 1.2 wide, stands on y = 0.7, and its
@@ -11,7 +11,7 @@ from parts.drawing import blend, capsule, ellipse, rotate, rounded_box, smooth_n
 
 
 def rough(rng, distance):
-    """A distance (side, side) whose outline is bent, as that of something soft is."""
+    """A distance (side, side) with a wavy outline, as of something soft."""
     return distance + rng.uniform(0.02, 0.1) * smooth_noise(rng, len(distance), 5)
 
 
@@ -111,7 +111,7 @@ def cover(rng, x, y):
 
 
 def clothes(rng, x, y, body, head):
-    """A collar, or a coat around the trunk; no larger than the pet, so that its mask stays.
+    """A collar, or a coat around the trunk; inside the pet's outline, so that the mask stays right.
 
     Args:
         body: the parts of the body.

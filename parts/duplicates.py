@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torchvision.transforms.v2.functional import resize
 
 THUMBNAIL = 24  # side in pixels of the thumbnails that are compared
-ALIKE = 0.7  # least correlation of two thumbnails that show the same picture
+ALIKE = 0.7  # least correlation of two thumbnails of the same picture
 ROWS = 256  # thumbnails that are compared with all others at a time
 
 
 def thumbnails(images):
-    """uint8 (N, 3, 24, 24) of uint8 (N, 3, H, W), each pixel the mean of what it covers."""
+    """uint8 (N, 3, 24, 24) from uint8 (N, 3, H, W), each pixel the mean of the area it covers."""
     return resize(images, (THUMBNAIL, THUMBNAIL))
 
 

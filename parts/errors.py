@@ -1,4 +1,4 @@
-"""Errors that end in one line."""
+"""Errors that are shown to the user in one line."""
 
 
 class UserError(Exception):
@@ -6,4 +6,4 @@ class UserError(Exception):
 
 
 class SettingError(ValueError):
-    """A setting that nothing can be built with; the message begins with its name."""
+    """A setting with an unusable value; the message begins with its name."""

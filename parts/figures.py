@@ -1,4 +1,4 @@
-"""Figures of matplotlib, written as PNG files. matplotlib takes long to import."""
+"""matplotlib figures, written as PNG files. Import this late, as matplotlib takes long."""
 
 import contextlib
 import math
@@ -15,13 +15,13 @@ from parts.files import replacing
 from parts.fonts import families
 from parts.paint import draw_all
 
-__all__ = ["DPI", "Figure", "drawn", "plain_style", "save", "show"]
+__all__ = ["DPI", "Figure", "draw_enlarged", "plain_style", "save", "show"]
 DPI = 150
-WIDTH = 8.0  # inches; with fonts of 9 points readable when shown 800 pixels wide
+WIDTH = 8.0  # inches; fonts of 9 points are then readable at 800 pixels
 SHARP = 450  # least side in pixels of an image that lines are drawn on
 
 
-def drawn(image, answers, tasks, class_names):
+def draw_enlarged(image, answers, tasks, class_names):
     """`draw_all` on an image enlarged by a whole factor, so that lines look thin.
 
     Args:
@@ -35,9 +35,9 @@ def drawn(image, answers, tasks, class_names):
 
 
 def show(axis, picture, title, fontsize=9):
-    """A picture uint8 (3, H, W) with a title on its own axis; "$" in the title is no formula."""
+    """Show a picture uint8 (3, H, W) with a title on an axis; "$" in the title is no formula."""
     axis.imshow(picture.permute(1, 2, 0).numpy())
-    axis.set_anchor("S")  # so that the free space is left for the title
+    axis.set_anchor("S")  # leaves the free space to the title
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=fontsize, parse_math=False, family=families(title))
 

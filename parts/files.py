@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, checkpoints, and folders that one program uses."""
+"""Atomic writes, checkpoints, and output folders that only one program uses at a time."""
 
 import contextlib
 import csv
@@ -38,8 +38,7 @@ def replacing(path):
 def save(content, path, **options):
     """torch.save with its options as an atomic write; raises UserError.
 
-    The content goes through memory, because torch writes "unexpected pos" where the system says
-    "disk full".
+    The content is first written to memory, because on a full disk torch reports "unexpected pos".
     """
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
@@ -48,7 +47,7 @@ def save(content, path, **options):
 
 
 def load(path):
-    """Tensors and plain values of a checkpoint; never runs code from the file.
+    """Tensors and plain values from a checkpoint; never runs code from the file.
 
     Raises:
         UserError: the file is damaged.
@@ -63,7 +62,7 @@ def load(path):
 
 
 def output_folder(path, flag="--file-save-path"):
-    """The folder as a Path, created if necessary and checked to be writable; ~ is the home folder.
+    """The folder as a Path, created if necessary and writable; ~ is the home folder.
 
     Raises:
         UserError: the folder cannot be created or written to; names the flag.
@@ -72,14 +71,14 @@ def output_folder(path, flag="--file-save-path"):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{flag}: cannot make the folder {folder} ({error.strerror})") from error
+        raise UserError(f"{flag}: cannot create the folder {folder} ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"{flag}: expected a writable folder, found {folder}")
     return folder
 
 
 def remove_leftovers(paths):
-    """Remove the temporary files that killed runs have left of these files."""
+    """Remove the temporary files that killed runs have left beside these files."""
     for path in paths:
         for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):
             temporary.unlink(missing_ok=True)
@@ -89,7 +88,7 @@ def remove_leftovers(paths):
 def locked(folder, name):
     """A block during which no other run may write files of this name to the folder.
 
-    The system releases the lock of a killed process. A file system without locks gives no guard.
+    The system releases the lock of a killed process. On a file system without locks nothing guards.
 
     Raises:
         UserError: another run has the lock.

@@ -1,4 +1,4 @@
-"""Fonts for words in any alphabet, from matplotlib's own and those of the machine."""
+"""Fonts for text in any alphabet, from matplotlib and the machine."""
 
 import contextlib
 import functools
@@ -9,8 +9,8 @@ from PIL import ImageFont
 from parts.streams import STDERR
 
 
-def pieces(words, size):
-    """Words as a list of (text, Pillow font of this size with the letters of the text)."""
+def split_by_font(words, size):
+    """Words as a list of (text, Pillow font of this size that has its letters)."""
     plain = ImageFont.load_default(size)
     return [
         (text, plain if text.isascii() else ImageFont.truetype(font_file(frozenset(text)), size))

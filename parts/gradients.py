@@ -11,8 +11,8 @@ from parts.weightings import FactorWeights
 class GradientWeights(FactorWeights):
     """Factors from the inner products of the tasks' gradients at the features that they share.
 
-    The weighted loss is differentiated as a whole, so the heads feel the weights too. A negative
-    factor, which `imtl_g` and `aligned_mtl` can give, would make a head unlearn: it becomes 0.
+    The weighted loss is differentiated as a whole, so the weights act on the heads too. A negative
+    factor, which `imtl_g` and `aligned_mtl` can give, would make a head worse, so it becomes 0.
 
     Args:
         weights: {task: float}; the method sees the gradients of the losses times these weights.
@@ -26,14 +26,14 @@ class GradientWeights(FactorWeights):
         self.method = method
 
     def from_gradients(self, matrix, present):
-        """The weights (K,) of this batch, for `forward` and `weights` as well. A GPU waits once.
+        """Set and return the weights (K,) of this batch. A GPU waits once.
 
         Args:
             matrix: (K, K) inner products of the gradients of the unweighted losses, in the order
                 of the weights.
-            present: (K,), 0 for a task without a known target: it has no vote and the weight 0. A
-                known task whose gradient is 0 has no vote either, and keeps the given weight, as
-                all do where the matrix is not finite.
+            present: (K,), 0 for a task without a known target, which is left out and gets the
+                weight 0. A known task with a gradient of 0 is left out too, but keeps its given
+                weight, as all tasks do where the matrix is not finite.
         """
         given = torch.tensor(list(self.fixed.values()), dtype=torch.float64)
         table = torch.cat([matrix, present[:, None]], dim=1).cpu().double()
@@ -50,8 +50,8 @@ class GradientWeights(FactorWeights):
 #
 # Each function takes M (K, K), the inner products of K gradients, fp64 on the CPU, and returns the
 # factors (K,). Orthogonal gradients of equal length get 1 each (1 + c from CAGrad): where a paper
-# takes a mean over the tasks or weights that add up to 1, the factors are K times those. The three
-# that solve a quadratic problem do so on every subset of the tasks and take the best: K <= 8.
+# takes a mean over the tasks or weights that sum to 1, the factors are K times those. The three
+# that solve a quadratic problem try every subset of the tasks and keep the best: K <= 8.
 
 
 def pcgrad(matrix):
@@ -72,7 +72,7 @@ def pcgrad(matrix):
 
 def mgda(matrix):
     """The shortest convex combination (MGDA; Désidéri 2012; Sener and Koltun 2018,
-    arXiv:1810.04650). It is 0 where a gradient is 0.
+    arXiv:1810.04650); 0 where a gradient is 0.
     """
     matrix, masks = matrix / matrix.trace().clamp(min=1e-30), _subsets(len(matrix))[:-1]
     system = F.pad(_blocks(matrix, masks), (0, 1, 0, 1))  # M w + multiplier = 0, sum of w = 1
@@ -83,8 +83,8 @@ def mgda(matrix):
 
 
 def cagrad(matrix, c=0.5):
-    """The step that is best for the worst task, at most c times the length of the mean gradient
-    away from that, 0 <= c < 1 (CAGrad; Liu et al. 2021, arXiv:2110.14048). The authors' code can
+    """The best step for the worst task within c times the length of the mean gradient around the
+    mean gradient, 0 <= c < 1 (CAGrad; Liu et al. 2021, arXiv:2110.14048). The authors' code can
     divide it by 1 + c^2. Where the paper divides by a length of 0, the step is the mean gradient.
     """
     weights = mgda(matrix)[None] / len(matrix)
@@ -105,7 +105,7 @@ def cagrad(matrix, c=0.5):
 
 
 def upgrad(matrix):
-    """Each gradient projected onto the directions that harm no task, and the sum of these (UPGrad;
+    """The sum of the gradients, each projected onto the directions that harm no task (UPGrad;
     Quinton and Rey 2024, arXiv:2406.16232).
     """
     cosines, norms = _cosines(matrix)
@@ -139,7 +139,7 @@ def aligned_mtl(matrix):
 
 
 def equal_norms(matrix):
-    """Gradients of equal length, as GradNorm aims at with alpha = 0 (Chen et al. 2018,
+    """Gradients of equal length, the aim of GradNorm with alpha = 0 (Chen et al. 2018,
     arXiv:1711.02257); a gradient of 0 gets 0.
     """
     inverse = 1 / matrix.diagonal().sqrt()
@@ -148,9 +148,9 @@ def equal_norms(matrix):
 
 
 def _cosines(matrix):
-    """Inner products of the unit gradients, 0 for a gradient of 0, and the norms (K,), 1 for it.
+    """Inner products of the unit gradients, 0 for a gradient of 0, and their norms (K,), then 1.
 
-    A ridge of 1e-6 keeps the rounding of fp32 from deciding between gradients that are dependent.
+    A ridge of 1e-6 keeps the rounding of fp32 from deciding between dependent gradients.
     """
     norms = matrix.diagonal().sqrt()
     norms = torch.where(norms > 0, norms, 1.0)
@@ -174,13 +174,13 @@ def _squares(points, matrix):
 
 
 def _first_least(values):
-    """(N, ...) -> (...): the first index of the least value, but for rounding."""
+    """(N, ...) -> (...): the first index of the least value, up to rounding."""
     least = values.amin(0)
     return (values <= least + 1e-9 * least.abs() + 1e-15).int().argmax(0)
 
 
 def conflict(tasks, rows):
-    """Means over the measurements of the gradients in the rows of an epoch.
+    """Means over the gradient measurements in the rows of an epoch.
 
     Returns:
         {"norm TASK": length of a task's gradient at the shared features,

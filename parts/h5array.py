@@ -1,6 +1,6 @@
 """One array of the H5 layout of dataload.py: opened, checked and read.
 
-Whatever is wrong with a file becomes one DataError, which names the file.
+Every problem of a file becomes one DataError that names the file.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 SPLITS = ("train", "val", "test")
 SLAB_BYTES = 32 * 2**20  # converted at a time, so that a float64 file never fills the memory
-HEAP_BYTES = 2**20  # largest file that is searched for a damaged heap of strings
+HEAP_BYTES = 2**20  # largest file whose heap of strings is checked for damage
 
 
 class DataError(Exception):
@@ -25,18 +25,18 @@ class DataError(Exception):
 
 
 class H5Array:
-    """One array of a split: the file is opened for each use, without locks, and closed after it.
+    """One array of a split; its file is opened for each use, without locks, and closed after it.
 
-    Every method raises DataError, with one line that names the file, if the file is missing,
-    damaged, or not what the layout says.
+    Every method raises DataError, with one line that names the file, if the file is missing or
+    damaged or violates the layout.
 
     Attributes:
         name: of the dataset, and of the file without its ending.
         path: of the file.
         shape, dtype: as stored; known after `read_header`.
         scale, fill: the attributes `scale_factor` and `_FillValue` of the dataset, as in the CF
-            conventions of netCDF: a value is what is stored times `scale`, and `fill` means that
-            it is unknown; 1 and None where there are none.
+            conventions of netCDF: stored numbers times `scale` are the values, and `fill` means
+            unknown; 1 and None by default.
     """
 
     def __init__(self, folder, name):
@@ -64,7 +64,7 @@ class H5Array:
             raise DataError(f"{self.path}: not a readable HDF5 file ({reason})") from error
 
     def _find(self, file):
-        """The dataset of this array's name, or the only one there is."""
+        """The dataset with this array's name, or the only one in the file."""
         if isinstance(file.get(self.name), h5py.Dataset):
             return file[self.name]
         found = [key for key in file if isinstance(file.get(key), h5py.Dataset)]
@@ -72,7 +72,7 @@ class H5Array:
         return file[found[0]]
 
     def read_header(self):
-        """Set shape and dtype, after a check that real numbers are stored for all of it."""
+        """Set shape and dtype, after checking that real numbers are stored for all of it."""
         with self.opened() as dataset:
             self.shape, self.dtype = dataset.shape, dataset.dtype
             is_real = self.dtype.kind in "buif" and self.shape is not None
@@ -91,7 +91,7 @@ class H5Array:
         return found.item()
 
     def _check_storage(self, dataset):
-        """Refuse what HDF5 cannot read, or would read as zeros that nobody wrote."""
+        """DataError for what HDF5 cannot read, or would read as zeros that nobody wrote."""
         if dataset.is_virtual:  # its sources would have to be checked in the same way
             found = f"a virtual dataset of values in {dataset.virtual_sources()[0].file_name!r}"
             self.expect(False, "the values in the file itself", found)
@@ -139,7 +139,7 @@ class H5Array:
 
 
 def has_filter(code):
-    """Whether HDF5 can undo the filter of this number; hdf5plugin brings some when imported."""
+    """Whether HDF5 can decode the filter with this number; importing hdf5plugin adds some."""
     if not h5py.h5z.filter_avail(code):
         with suppress(ImportError):
             import hdf5plugin  # noqa: F401
@@ -147,7 +147,7 @@ def has_filter(code):
 
 
 def read_class_names(array, classes):
-    """The names of the classes, a tuple of texts; None where the file has none."""
+    """The names of the classes as a tuple of strings; None if the file has none."""
     with array.opened() as dataset:
         if "class_names" not in dataset.attrs:
             return None
@@ -163,9 +163,9 @@ def read_class_names(array, classes):
 
 
 def check_heap(array):
-    """Refuse a damaged heap of strings, on which the HDF5 library would loop forever.
+    """DataError for a damaged heap of strings, on which the HDF5 library would loop forever.
 
-    A file above HEAP_BYTES, which holds more than labels, is not searched.
+    A file above HEAP_BYTES, which holds more than labels, is not checked.
     https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, section III.E.
     """
     if array.path.stat().st_size > HEAP_BYTES:

@@ -1,4 +1,4 @@
-"""Writing the H5 layout of dataload.py, on a disk that may be full."""
+"""Writing the H5 layout of dataload.py, even on a disk that fills up."""
 
 import io
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from parts.h5array import DataError
 def write_split(folder, arrays, attributes, class_names):
     """Write one split in the layout of dataload.py; the inverse of H5Dataset.
 
-    Arrays are stored contiguously, so that a sample or a whole file is one read.
+    Arrays are stored contiguously, so that a sample or a whole file takes one read.
 
     Args:
         folder: created; must not hold the files yet.
@@ -57,10 +57,10 @@ def new_h5_file(path):
 
 
 class Sink(io.FileIO):
-    """A file that keeps the first error of writing to it, and takes everything after that.
+    """A file that remembers the first error in writing to it and accepts everything after that.
 
-    After a failed write, HDF5 leaves the file in its list of open ones, and a segmentation fault
-    ends the process when Python exits. So HDF5 does not hear of it, nor of Ctrl-C in between.
+    If HDF5 saw a failed write or Ctrl-C, it would keep the file in its list of open ones, and the
+    process would end in a segmentation fault when Python exits.
     """
 
     error = None

@@ -19,17 +19,17 @@ POLYNOMIALS = (  # a x + b x^3 + c x^5, one after the other: see inverse_root
 class Optimiser:
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) and AdamW as one.
 
-    Muon makes the update of a matrix orthogonal, so that all its directions learn alike; a kernel
-    (O, I, h, w) counts as a matrix (O, I h w). Scaled to the usual size of AdamW's updates (Liu et
-    al. 2025, arXiv:2502.16982), both share one learning rate. Biases, norms, and matrices with
-    fewer than 16 rows or columns go to AdamW; parameters of one dimension have no weight decay.
+    Muon orthogonalises the update of a matrix, so that it is equally large in all directions; a
+    kernel (O, I, h, w) counts as a matrix (O, I h w). Scaled to the usual size of AdamW's updates
+    (Liu et al. 2025, arXiv:2502.16982), both share one learning rate. Biases, norms, and matrices
+    with fewer than 16 rows or columns go to AdamW; one-dimensional parameters have no weight decay.
 
     Args:
-        parameters: of the network and the loss weighting, or {factor: parameters}: those learn at
-            this share of the learning rate.
+        parameters: of the network and the loss weighting, or {factor: parameters}, whose learning
+            rates are multiplied by the factors.
         learning_rate: the peak of the one-cycle schedule (Smith 2018, arXiv:1803.09820).
-        weight_decay: decoupled, as AdamW's.
-        total_steps: length of the schedule; `step` may be called this often.
+        weight_decay: decoupled, as in AdamW.
+        total_steps: length of the schedule, the largest number of calls of `step`.
     """
 
     def __init__(self, parameters, learning_rate, weight_decay, total_steps):
@@ -56,7 +56,7 @@ class Optimiser:
         self.schedule.step()
 
     def zero_grad(self):
-        """Forget the gradients."""
+        """Remove the gradients."""
         self.adamw.zero_grad()
         for muon in self.muons:
             for kernel in muon.kernels:
@@ -92,13 +92,13 @@ def split_by_size(parameters):
 
 
 class Muon:
-    """Muon with Nesterov momentum, with few kernel launches on a GPU.
+    """Muon with Nesterov momentum and few kernel launches on a GPU.
 
-    The Gram matrix of an update, rows by rows, is small. Only products of Gram matrices are
-    iterated, stacked for all updates with the same number of rows; the long side takes part only at
-    the beginning and at the end ("Gram Newton-Schulz",
-    https://dao-lab.ai/blog/2026/gram-newton-schulz). All products are in bf16 where the hardware
-    has it, else in fp32.
+    The Gram matrix of an update, rows by rows, is small. The iterations multiply only Gram
+    matrices, stacked for all updates with the same number of rows; the long side takes part only at
+    the beginning and the end ("Gram Newton-Schulz",
+    https://dao-lab.ai/blog/2026/gram-newton-schulz). All products are in bf16 if the hardware has
+    it, else in fp32.
 
     Args:
         kernels: parameters (O, I, h, w) or (O, I).
@@ -113,7 +113,7 @@ class Muon:
     def step(self, rate, decay):
         """Update the kernels that have a gradient.
 
-        The gradients are overwritten, because new memory for the updates takes longer.
+        The gradients are overwritten, because new memory for the updates would take longer.
         """
         places = [i for i, kernel in enumerate(self.kernels) if kernel.grad is not None]
         if not places:
@@ -141,8 +141,7 @@ def inverse_root(gram):
     than the norm of X (Grishina et al. 2025, arXiv:2506.10935). Singular values that are then above
     0.03 become 0.96 to 1.04; smaller ones grow up to 44-fold. The three polynomials are those of
     Polar Express (Amsel et al. 2025, arXiv:2505.16932, theorem 4.1) for degree 5 and this range. A
-    higher degree, with its large coefficients, and a wider range would not bear the rounding to
-    bf16.
+    higher degree, with larger coefficients, or a wider range would not survive rounding to bf16.
     """
     size = torch.linalg.matrix_norm(gram, keepdim=True, dtype=torch.float32).clamp(min=1e-14)
     gram, factor, root = (gram / size).to(gram.dtype), None, None

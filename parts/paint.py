@@ -18,7 +18,7 @@ def line_width(image):
 
 
 def resized(value, size):
-    """Values (C, h, w) at `size` (H, W): bilinear, or of labels and beside NaN the nearest."""
+    """Values (C, h, w) at `size` (H, W): bilinear, or nearest for labels and if there are NaN."""
     if value.is_floating_point() and not value.isnan().any():
         return F.interpolate(value[None], size, mode="bilinear")[0]
     return F.interpolate(value[None].float(), size, mode="nearest-exact")[0].to(value.dtype)
@@ -36,8 +36,8 @@ def border(mask, width):
 def paint(image, mask, colour, opacity=1.0):
     """An image (3, H, W) with "#RRGGBB" over the pixels of a mask (H, W).
 
-    torchvision's `draw_segmentation_masks` takes ten times as long, and rounds down, so that it
-    darkens the pixels outside the mask too.
+    torchvision's `draw_segmentation_masks` takes ten times as long and rounds down, which darkens
+    the pixels outside the mask too.
     """
     colour = torch.tensor(list(bytes.fromhex(colour[1:])), dtype=torch.uint8)[:, None, None]
     if opacity < 1:
@@ -71,7 +71,7 @@ def draw_box(image, box):
 def draw_all(image, values, tasks, class_names):
     """An image (3, H, W) with {task: target or output} drawn on it, and the words of the tasks.
 
-    What fills the image stands to the right of it: (3, H, W + M W) for M such tasks.
+    Tasks that fill the image are drawn to its right: (3, H, W + M W) for M such tasks.
     """
     beside, words = [], []
     for name, task in tasks.items():

@@ -9,7 +9,7 @@ from parts.h5array import first_wrong
 from parts.paint import BLACK, BLUE, PALETTE, border, dim, hatch, line_width, paint, resized
 from parts.target import PixelTarget
 
-UNKNOWN = 255  # among classes: a pixel of which nobody knows the class
+UNKNOWN = 255  # the value of a pixel whose class is unknown
 
 
 def in_range(values, top):
@@ -24,14 +24,14 @@ class PixelClasses(PixelTarget):
     The output is logits: (B, 1, H, W) of class 1 for two classes, else (B, K, H, W).
 
     Augmentation moves two classes by bilinear sampling: a pixel is unknown if at least half of
-    what it shows is, otherwise it is what most of the known part is. More classes get the nearest
-    pixel. A mask without a known pixel stays one.
+    what it shows is unknown, otherwise it gets the class of most of the known part. More classes
+    are moved by nearest-pixel sampling. A mask without a known pixel stays without one.
 
     Args:
         file: holds (N, H, W, 1) or (N, H, W) of any real dtype; NaN is unknown too.
         classes: K, 2 to 254.
-        names: of the classes, where the file has no attribute `class_names`.
-        outside: what augmentation finds outside the frame, a class or 255.
+        names: of the classes, if the file has no attribute `class_names`.
+        outside: the value outside the image under augmentation, a class or 255.
     """
 
     file: str
@@ -56,7 +56,7 @@ class PixelClasses(PixelTarget):
 
     def convert(self, array, values, start):
         values = values.reshape(values.shape[:3])
-        if self.takes_all(values.dtype):
+        if self.accepts_all(values.dtype):
             return values.astype(np.uint8, copy=False)
         top, unknown = self.classes - 1, None
         if not in_range(values, top):
@@ -70,7 +70,7 @@ class PixelClasses(PixelTarget):
         rounded = rounded.astype(np.uint8, copy=False)
         return rounded if unknown is None else np.where(unknown, np.uint8(UNKNOWN), rounded)
 
-    def takes_all(self, dtype):
+    def accepts_all(self, dtype):
         return dtype == np.bool_
 
     def is_complete(self, kept):
@@ -106,10 +106,10 @@ class PixelClasses(PixelTarget):
         return found
 
     def counts(self, dataset, name):
-        """(256,) how often each value occurs in a split."""
+        """(256,) the number of pixels with each value in a split."""
         return sum(np.bincount(part.ravel(), minlength=256) for part in dataset.slabs(name))
 
-    def doubts(self, dataset, name):
+    def likely_mistakes(self, dataset, name):
         counts = self.counts(dataset, name)
         names, empty = dataset.class_names[name], np.flatnonzero(counts[: self.classes] == 0)
         if counts[: self.classes].any() and self.classes == 2 and not counts[1]:
@@ -160,16 +160,16 @@ class PixelValues(PixelTarget):
     """C numbers for every pixel, such as a depth: float32 (B, C, H, W), NaN = unknown.
 
     The output has the same shape. Augmentation takes the nearest pixel, so that the two sides of
-    an edge are not mixed; what lies outside the frame is unknown.
+    an edge are not mixed; outside the image, values are unknown.
 
     Args:
-        file: holds (N, H, W, C), or (N, H, W) for one channel, of any real dtype, times the
-            attribute `scale_factor` if there is one; NaN and the attribute `_FillValue` mean
+        file: holds (N, H, W, C), or (N, H, W) for one channel, of any real dtype, to be multiplied
+            by the attribute `scale_factor` if there is one; NaN and the attribute `_FillValue` mean
             unknown (the CF conventions of netCDF).
         channels: C.
         move: (values (B, C, h, w), linear (B, 2, 2)) -> the values as seen after augmentation.
-            `linear` maps offsets (x, y) in pixels before to those after it: for a zoom by s its
-            determinant is s^2, for a flip it is negative.
+            `linear` maps offsets (x, y) in pixels before it to offsets after it: its determinant
+            is s^2 for a zoom by s, and negative for a flip.
     """
 
     file: str
@@ -225,7 +225,7 @@ class PixelValues(PixelTarget):
         return f"values {low:.4g} to {high:.4g}, maps "
 
     def draw(self, image, value, names):
-        """Grey from the least to the largest known value; three channels as red, green, blue."""
+        """Grey from the smallest to the largest known value; three channels as RGB."""
         value = resized(value.nan_to_num(torch.nan).float(), image.shape[1:])
         unknown = value.isnan().any(0)
         low, high = value[:, ~unknown].aminmax() if not unknown.all() else (0.0, 1.0)

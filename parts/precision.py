@@ -1,4 +1,4 @@
-"""bf16 where the hardware has it, fp32 where it would be emulated."""
+"""bf16 if the hardware has it, fp32 if it would be emulated."""
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ def native_bf16(device):
 
 
 def autocast(device):
-    """A context that computes in bf16, which needs no loss scaling, where that is native."""
+    """A context that computes in bf16, which needs no loss scaling, if the hardware has it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=native_bf16(device))
 
 
@@ -39,8 +39,8 @@ class StridedDepthwise(nn.Conv2d):
             return super().forward(x.float())
 
 
-def mend_depthwise(network):
-    """Make the depthwise convolutions with a stride of a network `StridedDepthwise`, in place."""
+def speed_up_depthwise(network):
+    """Turn a network's strided depthwise convolutions into `StridedDepthwise`, in place."""
     for module in network.modules():
         is_depthwise = type(module) is nn.Conv2d and module.groups == module.in_channels > 1
         if is_depthwise and max(module.stride) > 1:

@@ -1,4 +1,4 @@
-"""Which samples a training step sees, at which side: all that a run draws at random."""
+"""The samples of each training step, the image side, and the seeds of all random numbers."""
 
 import functools
 import itertools
@@ -11,9 +11,9 @@ LEAST_KNOWN = 0.5  # share of a batch with a known target of the first task, if 
 
 
 def seeded(*numbers):
-    """A CPU generator for one step of a run; also seeds torch's own, from which dropout draws.
+    """A CPU generator for one step of a run; also seeds torch's own, which dropout uses.
 
-    Every step begins with this, so the position in a run determines all its random numbers.
+    Every step starts with this, so the position in a run determines all its random numbers.
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     torch.manual_seed(seed)
@@ -23,9 +23,9 @@ def seeded(*numbers):
 def epoch_batches(known, useful, batch_size, seed, epoch):
     """The sample numbers of an epoch's batches, shuffled; an incomplete last batch is dropped.
 
-    A sample of which nothing is known is never drawn. If the first task's target is known for fewer
-    than LEAST_KNOWN of the rest, those samples are drawn more often, so that they make up this
-    share of every batch. The number of steps stays the same in both cases.
+    Samples without any known target are never drawn. If the first task's target is known for fewer
+    than LEAST_KNOWN of the rest, those samples are drawn more often, to make up this share of every
+    batch. The number of steps stays the same in both cases.
 
     Args:
         known: bool (N,), whether a sample's target of the first task is known.
@@ -50,7 +50,7 @@ def epoch_batches(known, useful, batch_size, seed, epoch):
 
 
 def _repeated(numbers, count, generator):
-    """The first `count` of the numbers; if they are too few, all of them again, newly shuffled."""
+    """The first `count` of the numbers, which repeat in a new order if they are too few."""
     rounds = math.ceil(count / len(numbers))
     again = [torch.randperm(len(numbers), generator=generator) for _ in range(rounds - 1)]
     return torch.cat([numbers, *(numbers[places] for places in again)])[:count]
@@ -60,8 +60,8 @@ def training_side(sides, epoch, epochs, full, stride):
     """(h, w) in pixels of the training images in an epoch: progressive resizing.
 
     `sides` are shares of the side `full`, one for each equal part of the epochs; the last epoch
-    always has the last one. h and w are the multiples of `stride` nearest to that share, with
-    nearly the aspect ratio of `full`.
+    always has the last one. h and w are the multiples of `stride` nearest to that share of `full`,
+    with nearly its aspect ratio.
     """
     part = len(sides) - 1 if epoch == epochs else (epoch - 1) * len(sides) // epochs
     return _nearest_side(sides[part], tuple(full), stride)

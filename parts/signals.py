@@ -12,9 +12,9 @@ STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasat
 class StopSignals:
     """Ctrl-C, SIGTERM and, when a terminal is closed, SIGHUP.
 
-    While `graceful` is set, the first signal is only noted in `received`, so that the run can stop
-    after its current step. Before that, and from the second on, a signal ends the program at once.
-    Under nohup, SIGHUP stays ignored.
+    While `graceful` is set, the first signal is only recorded in `received`, so that the run can
+    stop after its current step. Before that, and from the second signal on, it ends the program at
+    once. Under nohup, SIGHUP stays ignored.
 
     Attributes:
         graceful: whether the run checks `received` and stops by itself.
@@ -56,7 +56,7 @@ def ignore_stop_signals(worker=None):
 
 @contextlib.contextmanager
 def stop_signals_blocked():
-    """A block in which no stop signal arrives; what is started in it inherits that."""
+    """A block in which no stop signal arrives; processes started in it inherit that."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

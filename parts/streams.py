@@ -1,4 +1,4 @@
-"""The standard streams, such that writing to them never ends a program."""
+"""A standard stream to which writing never ends the program."""
 
 import sys
 
@@ -6,7 +6,7 @@ GONE = (OSError, ValueError, AttributeError)  # broken, closed, or None
 
 
 class SafeStream:
-    """A stream that survives a closed terminal or pipe; what is written after that is lost.
+    """A stream that survives a closed terminal or pipe; anything written after that is lost.
 
     Args:
         name: of the stream in `sys`, looked up at every use.
@@ -30,7 +30,7 @@ class SafeStream:
             setattr(sys, self.name, None)
 
     def isatty(self):
-        """Whether it is a terminal, which one that is gone is not."""
+        """Whether it is a terminal that is still there."""
         try:
             return getattr(sys, self.name).isatty()
         except GONE:

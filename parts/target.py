@@ -1,11 +1,11 @@
 """The base of all kinds of target.
 
-A kind knows everything about a target but what it is for: its file in the H5 layout, which values
-are allowed there and what means unknown, how a batch of it looks, how augmentation moves it, and
-how it is drawn and told in JSON. B is the batch size, (H, W) the side of the image in pixels.
+A kind defines a target's file in the H5 layout, its valid and unknown values, the shape of a batch,
+how augmentation moves it, and how it is drawn and described in JSON. B is the batch size, (H, W)
+the size of the image in pixels.
 
-In `draw` and `describe`, a `value` is a target or an output without its batch dimension, but the
-logit of a scalar has the shape (1,). `names` are the names of the classes.
+In `draw` and `describe`, a `value` is a target or an output without its batch dimension, but a
+scalar logit has the shape (1,). `names` are the names of the classes.
 """
 
 from typing import NamedTuple
@@ -22,14 +22,14 @@ class View(NamedTuple):
 
     Attributes:
         forward: (B, 3, 3) affine maps of input to output, both in [-1, 1] of width and height.
-        grid: (B, h, w, 2), the point (x, y) of the input, in [-1, 1], for each pixel of the output.
+        grid: (B, h, w, 2), the point (x, y) in [-1, 1] of the input for each pixel of the output.
     """
 
     forward: torch.Tensor
     grid: torch.Tensor
 
     def sample(self, values):
-        """The nearest pixels of values (B, C, H, W), float: (B, C, h, w), 0 outside the frame."""
+        """The nearest pixels of float values (B, C, H, W): (B, C, h, w), 0 outside the image."""
         return F.grid_sample(values, self.grid, mode="nearest", align_corners=False)
 
     def outside(self):
@@ -44,13 +44,13 @@ class View(NamedTuple):
 
 
 class Target:
-    """The base of all kinds, with what holds for a target that augmentation does not change.
+    """The base of all kinds, with the defaults for a target that augmentation does not change.
 
     Attributes:
         file: name of the H5 file and of the dataset in it; None for a derived target.
-        classes: number of classes, 0 where there are none.
-        per_pixel: bytes in memory for each pixel of a sample; 0 for a target that has none.
-        fills: whether `draw` fills the image, which is then shown beside that of the other tasks.
+        classes: number of classes, 0 if there are none.
+        per_pixel: bytes in memory for each pixel of a sample; 0 for a target without pixels.
+        fills: whether `draw` fills the image, which is then shown beside the others.
     """
 
     file = None
@@ -60,7 +60,7 @@ class Target:
 
     @property
     def default_names(self):
-        """The names of the classes where the file has none."""
+        """The names of the classes if the file has none."""
         return tuple(f"class {number}" for number in range(self.classes))
 
     def check_shape(self, array, images):
@@ -72,7 +72,7 @@ class Target:
         raise NotImplementedError
 
     def unknown(self, count, side):
-        """The targets of `count` samples of which nothing is known."""
+        """The targets of `count` samples, all unknown."""
         raise NotImplementedError
 
     def planes(self, target, complete):
@@ -87,8 +87,8 @@ class Target:
         """The target after augmentation, from what `planes` gave, moved, and the View."""
         return target
 
-    def doubts(self, dataset, name):
-        """Yield a line for what is valid in a split but probably a mistake."""
+    def likely_mistakes(self, dataset, name):
+        """Yield a line for everything in a split that is valid but probably a mistake."""
         yield from ()
 
     def summary(self, dataset, name):
@@ -100,7 +100,7 @@ class Target:
         return image, ""
 
     def describe(self, output, size, names):
-        """{name: what JSON can say} of an output, for a picture of `size` (width, height).
+        """{name: value for JSON} of an output, for a picture of `size` (width, height).
 
         An array uint8 (height, width) is written as a picture, any other array as a .npy file.
         """
@@ -130,7 +130,7 @@ class PixelTarget(Target):
         """Whether everything is known of values as kept, to the last pixel."""
         return True
 
-    def takes_all(self, dtype):
+    def accepts_all(self, dtype):
         """Whether every value of the stored dtype is valid, so that none needs a check."""
         return False
 
@@ -148,7 +148,7 @@ class Images(PixelTarget):
         array.expect(fits, "(N, H, W, 3) with N, H and W above 0", array.shape)
 
     def convert(self, array, values, start):
-        if not self.takes_all(values.dtype):
+        if not self.accepts_all(values.dtype):
             wrong = ~((values >= 0) & (values <= 255))  # NaN is wrong too
             if wrong.any():
                 array.expect(False, "values 0-255", first_wrong(values, wrong, start))
@@ -158,5 +158,5 @@ class Images(PixelTarget):
     def batch(self, kept):
         return kept.permute(0, 3, 1, 2)
 
-    def takes_all(self, dtype):
+    def accepts_all(self, dtype):
         return dtype in (np.uint8, np.bool_)

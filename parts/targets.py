@@ -1,4 +1,4 @@
-"""All kinds of target; those without a value for every pixel are defined here.
+"""All kinds of target; those without a value per pixel are defined here.
 
     PixelClasses   one of K classes for every pixel      PixelValues   numbers for every pixel
     Box            one box                               Label         one of K classes
@@ -34,8 +34,8 @@ __all__ = [
     "with_sources",
 ]
 
-BOX_TOLERANCE = 1e-3  # pixels by which rounding may push a box over the frame
-LEAST_VISIBLE = 0.7  # share of a box that augmentation must leave in the frame
+BOX_TOLERANCE = 1e-3  # pixels by which rounding may push a box out of the image
+LEAST_VISIBLE = 0.7  # share of a box that augmentation must leave in the image
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Box(Target):
     """One box: float32 (B, 4) xmin, ymin, xmax, ymax in [0, 1] of width and height, NaN = unknown.
 
     The output has the same shape. Augmentation maps the inscribed ellipse, which is closer to a
-    head than the corners are and does not grow with every rotation. A box of which less than 0.7
-    stays in the frame becomes unknown; any other is cut to the frame.
+    head than the corners and does not grow with every rotation. A box with less than 0.7 of its
+    area left in the image becomes unknown; any other is cropped to the image.
 
     Args:
         file: holds (N, 4) in pixels; a row of NaN = no box known.
@@ -78,7 +78,7 @@ class Box(Target):
     def moved(self, target, planes, view, complete):
         return move_boxes(target, view.forward)
 
-    def doubts(self, dataset, name):
+    def likely_mistakes(self, dataset, name):
         known = dataset.kept(name)[dataset.known[name]].cpu() * torch.tensor(dataset.side * 2).flip(
             0
         )
@@ -146,11 +146,11 @@ class Label(Target):
         return torch.full((count,), -1, dtype=torch.float32 if self.classes == 2 else torch.int64)
 
     def counts(self, dataset, name):
-        """(K,) how often each class occurs in a split."""
+        """The number of samples of each class in a split, a list of K."""
         labels = dataset.kept(name)[dataset.known[name]].long()
         return torch.bincount(labels, minlength=self.classes).tolist()
 
-    def doubts(self, dataset, name):
+    def likely_mistakes(self, dataset, name):
         counts, names = self.counts(dataset, name), dataset.class_names[name]
         if sum(count > 0 for count in counts) == 1:
             found = names[max(range(self.classes), key=counts.__getitem__)]
@@ -235,13 +235,12 @@ class Values(Target):
 
 
 class Derived(Values):
-    """A target that is computed from others after augmentation: float (B,) or (B, C), NaN =
-    unknown.
+    """A target computed from others after augmentation: float (B,) or (B, C), NaN = unknown.
 
     Args:
         function: (batch of each source, in their order) -> the target.
-        sources: the kinds of target that it is computed from, by name, derived ones too. A source
-            that is a task of the script too has the name of that task, and is the same target.
+        sources: the kinds of target that it is computed from, by name; derived ones too. A source
+            that is also a task of the script has that task's name and target.
     """
 
     def __init__(self, function: Callable, **sources):
@@ -250,7 +249,7 @@ class Derived(Values):
         super().__init__(file=None)
 
     def derive(self, targets):
-        """The target, from a batch {name: target} of all that are not derived."""
+        """The target, from a batch {name: target} of all targets that are not derived."""
         values = (
             kind.derive(targets) if isinstance(kind, Derived) else targets[name]
             for name, kind in self.sources.items()
@@ -267,7 +266,7 @@ class Derived(Values):
 
 
 def with_sources(kinds):
-    """{name: kind} and the sources of those that are derived; ValueError if two do not agree."""
+    """{name: kind} with the sources of derived targets; ValueError if two of a name differ."""
     found, waiting = dict(kinds), list(kinds.items())
     for name, kind in waiting:
         for source, other in getattr(kind, "sources", {}).items():
@@ -275,27 +274,27 @@ def with_sources(kinds):
                 waiting.append((source, other))
             if found.setdefault(source, other) != other:
                 raise ValueError(
-                    f"TASKS: expected the target of '{source}' to be that which '{name}' is "
-                    "computed from, found another"
+                    f"TASKS: expected '{name}' to be computed from the target of '{source}', "
+                    "found another target of that name"
                 )
     return found
 
 
 def check_column(array, images, size):
-    """Check that an H5Array has `size` values for each image, or raise DataError."""
+    """DataError unless an H5Array has `size` values for each image."""
     shapes = [(images[0], size), *([images[:1]] if size == 1 else [])]
     array.expect(array.shape in shapes, f"({images[0]}, {size})", array.shape)
 
 
 def as_probability(value):
-    """Two digits of a probability; no rounding makes it certain."""
+    """A probability with two digits, never rounded up to 1."""
     return f"{value:.2f}" if value < 0.995 else "0.99+"
 
 
 def move_boxes(boxes, maps, least_visible=LEAST_VISIBLE):
     """Boxes (B, 4) in [0, 1] under affine `maps` (B, 3, 3) of [-1, 1] coordinates.
 
-    Returns (B, 4) boxes cut to the frame; NaN where less than `least_visible` of the area is left.
+    Returns (B, 4) boxes cropped to the image; NaN if less than `least_visible` of the area is left.
     """
     boxes = boxes * 2 - 1
     centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2  # (B, 2)

@@ -7,10 +7,10 @@ from torch import nn
 class FixedWeights(nn.Module):
     """Sum of the losses with constant weights.
 
-    Every weighting takes {task: mean loss} and {task: 1. or 0., whether anything of it is known in
-    the batch}, scalar tensors, and returns the scalar to minimise. `weights()` returns the weights
-    of the last batch, and `epoch_end` receives {task: mean of the unweighted losses over the known
-    samples of the epoch}, NaN where there was none.
+    Every weighting takes {task: mean loss} and {task: 1. or 0., whether the batch has a known
+    target}, scalar tensors, and returns the scalar to minimise. `weights()` returns the weights of
+    the last batch, and `epoch_end` receives {task: mean of the unweighted losses over the known
+    samples of the epoch}, NaN if there was none.
 
     Args:
         weights: {task: float}; all other weightings multiply them by factors that average 1.
@@ -36,9 +36,9 @@ class FixedWeights(nn.Module):
 class UncertaintyWeights(FixedWeights):
     """Weights learned as homoscedastic uncertainty (Kendall et al. 2018, arXiv:1705.07115).
 
-    Minimises sum of exp(-s) loss + s over the tasks known in the batch, one learned s = log
-    variance each, that starts where exp(-s) is the given weight. A regression's factor 1/2 is
-    absorbed by the start.
+    Minimises the sum of exp(-s) loss + s over the tasks known in the batch, with a learned s = log
+    variance for each. It starts where exp(-s) is the given weight, which absorbs a regression's
+    factor 1/2.
     """
 
     def __init__(self, weights):
@@ -55,7 +55,7 @@ class UncertaintyWeights(FixedWeights):
 
 
 class FactorWeights(FixedWeights):
-    """The given weights times factors (K,) that a subclass writes, in the order of the weights."""
+    """The given weights times factors (K,), in their order, which a subclass sets."""
 
     def __init__(self, weights):
         super().__init__(weights)
@@ -91,8 +91,8 @@ class DynamicWeightAverage(FactorWeights):
 class RandomWeights(FactorWeights):
     """Random loss weighting (RLW; Lin et al. 2022, arXiv:2111.10603), new factors for every batch.
 
-    They are the number of tasks times softmax(z), z standard normal; in the paper the weights add
-    up to 1.
+    They are the number of tasks times softmax(z), z standard normal; in the paper the weights sum
+    to 1.
     """
 
     def batch_start(self, generator):
@@ -105,7 +105,7 @@ class InverseLossWeights(FactorWeights):
     """Soft optimal uncertainty weighting (UW-SO; Kirchdorfer et al. 2024, arXiv:2408.07985).
 
     The factors are the number of known tasks times softmax(1 / loss / temperature) over them, with
-    no gradient through the factors; in the paper they add up to 1. The temperature needs tuning.
+    no gradient through the factors; in the paper they sum to 1. The temperature needs tuning.
     """
 
     def __init__(self, weights, temperature=1.0):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from tools.shared.annotations import ForeignError, decode, read_annotations, read_folder
+from tools.shared.annotations import FormatError, decode, read_annotations, read_folder
 from tools.shared.names import Names
 from tools.shared.notes import Note, combine, draw_mask
 from tools.shared.pictures import View
@@ -236,12 +236,12 @@ DAMAGED = {
         ValueError,
         "expected a complete .json, found",
     ),
-    "c.json": ('{"title": "a.jpg", "views": 3}', ForeignError, "expected images and annotations"),
+    "c.json": ('{"title": "a.jpg", "views": 3}', FormatError, "expected images and annotations"),
     "a.xml": ("<annotation>", ValueError, "no element found"),
-    "b.xml": ("<alto/>", ForeignError, "expected <annotation> .Pascal VOC., found <alto>"),
+    "b.xml": ("<alto/>", FormatError, "expected <annotation> .Pascal VOC., found <alto>"),
     "c.xml": ("<annotation><object><bndbox/></object></annotation>", ValueError, "complete .xml"),
     "a.txt": ("0 .1 .2 .3", ValueError, "line 1: expected a class and 4 numbers, found 0 .1 .2 .3"),
-    "b.txt": ("a cat on a wall", ForeignError, "expected the number of a class, found a"),
+    "b.txt": ("a cat on a wall", FormatError, "expected the number of a class, found a"),
 }
 
 

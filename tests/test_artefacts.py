@@ -116,7 +116,7 @@ def test_a_truncated_checkpoint_is_named(old, share):
 
 def test_an_output_folder_in_place_of_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--file-save-path: cannot make the folder "):
+    with pytest.raises(UserError, match="--file-save-path: cannot create the folder "):
         files.output_folder(tmp_path / "file" / "out")
 
 

@@ -201,7 +201,7 @@ def test_data_of_another_kind_trains_after_a_warning(leaves, tmp_path):
     printed = run("MTL_main", leaves, tmp_path / "out", "--epochs", "1", "--quiet")
     assert printed == (
         f"warning: {leaves}/test/images.h5: expected images of this split alone, found 1 that "
-        "another split has too, or nearly so: sample 1 of test is sample 4 of train\n"
+        "repeat those of another: sample 1 of test is sample 4 of train\n"
     )
     record = history(tmp_path / "out")
     assert list(record["side"]) == [96, 160]

@@ -72,12 +72,12 @@ def test_students_t_is_that_of_scipy():
         expected = stats.ttest_1samp(sample, 0)
         assert intervals.over_runs(sample) == pytest.approx(expected.confidence_interval())
         certain = np.array([1.0, *[1.0, 1.0001] * 99])  # over images
-        assert intervals.chance(certain, sample) == pytest.approx(expected.pvalue)
+        assert intervals.p_value(certain, sample) == pytest.approx(expected.pvalue)
     assert intervals.quantile(4) == pytest.approx(2.776, abs=5e-4)  # any printed table
     assert all(map(math.isnan, intervals.over_runs([0.1])))
-    assert intervals.chance(certain, [0.1]) == 1
+    assert intervals.p_value(certain, [0.1]) == 1
     # over images: 1.96 standard errors
-    assert intervals.chance(np.array([1.96, 1, -1]), [1, 1]) == pytest.approx(0.05, abs=1e-4)
+    assert intervals.p_value(np.array([1.96, 1, -1]), [1, 1]) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_holm_by_hand():

@@ -172,7 +172,7 @@ def test_a_constant_that_the_script_changes_later_cannot_be_given(tmp_path, case
     with pytest.raises(UserError) as refusal:
         parse(path, ["--x", "5"])
     assert str(refusal.value) == (
-        "--x: expected MTL_x.py to leave X as it defines it, found that it changes it afterwards; "
+        "--x: expected MTL_x.py not to change X after defining it, found that it does; "
         "use another name for the changed value"
     )
 

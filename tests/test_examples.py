@@ -299,6 +299,6 @@ def test_a_target_that_disagrees_with_its_source_is_one_line(shared_data, tmp_pa
     script.write_text(text.replace('seg=PETS["seg"]', 'seg=PETS["bbox"]'))
     printed = run(tmp_path / "MTL_odd", shared_data, tmp_path / "out", code=2)
     assert printed == (
-        "MTL_odd.py: TASKS: expected the target of 'seg' to be that which 'area' is computed from, "
-        "found another\n"
+        "MTL_odd.py: TASKS: expected 'area' to be computed from the target of 'seg', "
+        "found another target of that name\n"
     )

@@ -85,7 +85,7 @@ def test_kills_do_not_change_the_end(reference, shared_data, tmp_path):
         assert "Traceback" not in printed
         if (out / "main_last.pt").exists():
             load(out / "main_last.pt")
-    assert "starting anew" not in run("MTL_main", shared_data, out, *LONGER, "--resume")
+    assert "starting a new run" not in run("MTL_main", shared_data, out, *LONGER, "--resume")
     assert is_like(reference, out)
 
 
@@ -235,8 +235,8 @@ def test_a_bad_number_stops_the_run(shared_data, tmp_path, monkeypatch, case):
     batch = epoch_batches(known, known, 4, 0, 2)[1]
     assert printed.splitlines()[-1] == (
         f"MTL_main.py: {what} is not finite in epoch 2, step 2, samples {batch}; "
-        "the last checkpoint is good: go on with --resume and a lower --learning-rate, or look at "
-        "these samples"
+        "the last checkpoint is intact: continue with --resume and a lower --learning-rate, or "
+        "look at these samples"
     )
 
 

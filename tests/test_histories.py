@@ -36,7 +36,7 @@ def test_a_series_may_grow_but_loses_nothing(runs, tmp_path, capsys):
     printed(capsys, "--export", path, runs / "joint0")
     before = path.read_bytes()
     message = printed(capsys, "--export", path, f"new={runs / 'joint1'}", code=2)
-    assert f"{path}: holds something else than these runs" in message
+    assert f"{path}: holds other content than these runs" in message
     other = make_history("joint", overlap=EXACT)
     other["val"]["outline_exact"][2] = math.nan
     other = save(other, tmp_path / "other")
@@ -122,7 +122,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     path = save(make_history("joint"), tmp_path / "good")
     for flag in ("--out", "--export"):
         message = printed(capsys, path, flag, tmp_path / "file" / "out" / "a.jsonl", code=2)
-        assert f"{flag}: cannot make the folder" in message
+        assert f"{flag}: cannot create the folder" in message
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_pages_add_up(tmp_path):
 
     mask = read(tmp_path, save)
     assert (mask.pixels == resized(DISC)).all()
-    assert mask.words == ("several pages, of which each adds its foreground",)
+    assert mask.words == ("several pages, whose foregrounds are joined",)
     # if the picture has pages too, the first one is the first one's
     assert (read(tmp_path, save, shown=SHOWN._replace(pages=3)).pixels == resized(left)).all()
 
@@ -320,7 +320,7 @@ REFUSED = {
     "huge": (huge, r"exceeds limit of \d+ pixels"),
     "a photo": (
         lambda p: grey(NOISE[..., :3]).save(p.with_suffix(".jpg")),
-        "expected a mask, found a picture of many colours without a black or white background",
+        "expected a mask, found a picture with many colours and no black or white background",
     ),
 }
 

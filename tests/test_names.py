@@ -20,7 +20,7 @@ from running import ROOT, arguments, history, name_of, run, without_pictures
 
 import engine
 from dataload import H5Dataset
-from engine.batches import Carried
+from engine.batches import PicklableDataset
 from engine.evaluation import predict as predict_outputs
 from engine.script import PICKLE
 from parts.errors import UserError
@@ -317,7 +317,7 @@ def test_the_function_of_a_derived_target_reaches_workers_that_are_no_forks(shar
     module = engine.load(path)
     targets = {name: task.target for name, task in module.TASKS.items()}
     dataset = H5Dataset("train", shared_data, targets, memory_limit=0)
-    content = bytes(ForkingPickler.dumps(Carried(dataset)))
+    content = bytes(ForkingPickler.dumps(PicklableDataset(dataset)))
     del sys.modules[module.__name__]
     opened = pickle.loads(content)
     expected, found = (each[[0, 3]][1]["area"] for each in (dataset, opened))

@@ -46,7 +46,7 @@ def test_segmentation_of_four_pixels():
     assert found["miou"] == pytest.approx(1 / 3)
     total = 12 + math.exp(2)
     expected = (2 * (math.log(total) - 2) + math.log(total)) / 3
-    assert nyuv2.seg_loss(logits, target).tolist() == pytest.approx([expected])
+    assert nyuv2.everything["seg"].loss(logits, target).tolist() == pytest.approx([expected])
 
 
 def test_iou_is_pooled_over_the_split():

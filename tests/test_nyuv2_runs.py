@@ -1,7 +1,6 @@
 """examples/nyuv2.py on data: what it reads, and runs under its weightings, resumed and in pairs.
 
-The runs train on drawn rooms with unknown pixels of each kind, and with samples of which a kind is
-not known at all.
+Runs train on synthetic rooms with unknown pixels of each kind, and with samples that lack a kind.
 """
 
 import math
@@ -40,7 +39,7 @@ def test_the_network_answers_in_the_units_of_the_targets():
 
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory):
-    """12, 5 and 7 drawn rooms of 32 x 64 pixels."""
+    """12, 5 and 7 synthetic rooms of 32 x 64 pixels."""
     folder = tmp_path_factory.mktemp("rooms") / "data"
     for seed, (split, count) in enumerate({"train": 12, "val": 5, "test": 7}.items()):
         arrays = scenes(count, seed, SIDE)

@@ -17,7 +17,7 @@ from dataload import H5Dataset
 from engine.evaluation import values
 from parts.demo_data import make_demo
 from parts.errors import UserError
-from tools.shared.evaluated import evaluated
+from tools.shared.evaluated import evaluate_split
 
 
 @pytest.mark.parametrize("ending", ["model.pt", "model_lite.pt", "last.pt"])
@@ -195,7 +195,7 @@ def test_the_network_in_weights_finds_drawn_pets(tmp_path):
     assert network.side == (256, 256) and network.class_names["bin"] == ("cat", "dog")
     make_demo(tmp_path, 256, (1, 1, 8))
     dataset = H5Dataset("test", tmp_path)
-    found = values(network.tasks, evaluated(network, dataset))
+    found = values(network.tasks, evaluate_split(network, dataset))
     everything = np.concatenate(list(dataset.slabs("seg"))).mean()  # foreground everywhere
     assert found["seg_iou"] > 1.3 * everything, (found, everything)
     assert found["bbox_iou"] > 0.2, found

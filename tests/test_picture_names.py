@@ -57,17 +57,17 @@ def test_what_is_not_unique_is_not_used():
 def test_the_closest_of_two_names_counts():
     used, unused = match(["x.jpg"], ["x_mask.png", "x.png"])
     assert used == {"x.jpg": "x.png"}
-    assert unused == {"x_mask.png": "the picture is that of x.png too"}
+    assert unused == {"x_mask.png": "its picture also fits x.png"}
     used, unused = match(["1.jpg"], ["cat/1.jpg", "dog/1.jpg"])
     assert not used and unused == {
-        "cat/1.jpg": "the picture is that of dog/1.jpg too",
-        "dog/1.jpg": "the picture is that of cat/1.jpg too",
+        "cat/1.jpg": "its picture also fits dog/1.jpg",
+        "dog/1.jpg": "its picture also fits cat/1.jpg",
     }
 
 
 def test_masks_beside_their_images():
     texts = ["1.jpg", "1_mask.png", "2.jpg", "2_label.png", "mask.jpg", "3_mask.jpg"]
     assert masks_among(texts) == {"1_mask.png"}
-    assert masks_among(texts, is_said=True) == {"1_mask.png", "2_label.png"}
+    assert masks_among(texts, are_included=True) == {"1_mask.png", "2_label.png"}
     assert masks_among(["1.jpg", "1.png", "2.png"]) == set()
-    assert masks_among(["1.jpg", "1.png", "2.png"], is_said=True) == {"1.png"}
+    assert masks_among(["1.jpg", "1.png", "2.png"], are_included=True) == {"1.png"}

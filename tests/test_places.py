@@ -79,7 +79,7 @@ LACKS = {
     ),
     "a stride": (
         *("self.stride =", "self.pace ="),
-        "Network: expected an attribute 'stride', the number of which the sides of an image must",
+        "Network: expected a whole number as attribute 'stride', of which image sides must be",
     ),
 }
 
@@ -147,20 +147,20 @@ def test_a_metric_of_which_less_is_better_chooses_the_best_epoch(shared_data, tm
 
 def test_a_finished_or_begun_run_is_not_overwritten(finished, shared_data, tmp_path, monkeypatch):
     """It is refused before the data are read."""
-    monkeypatch.setattr(engine.run, "open_data", None)
+    monkeypatch.setattr(engine.setup, "open_data", None)
     for path in finished["MTL_main"].glob("main_*"):
         shutil.copy(path, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("main_*")}
     printed = run("MTL_main", shared_data, tmp_path, "--seed", "1", code=2)
     assert printed == (
         f"MTL_main.py: --file-save-path: expected no run of main in {tmp_path}, found "
-        "main_last.pt; continue it with --resume, start anew with --overwrite, or choose another "
+        "main_last.pt; continue it with --resume, start over with --overwrite, or choose another "
         "folder\n"
     )
     (tmp_path / "main_last.pt").unlink()
     assert "found main_history.pt" in run("MTL_main", shared_data, tmp_path, code=2)
     printed = run("MTL_main", shared_data, tmp_path, "--resume", code=2)
-    assert "main_last.pt, found a finished run without it; start anew with --overwrite" in printed
+    assert "main_last.pt, found a finished run without it; start over with --overwrite" in printed
     after = {path.name: path.read_bytes() for path in tmp_path.glob("main_*")}
     assert after == {name: content for name, content in before.items() if name != "main_last.pt"}
     monkeypatch.undo()

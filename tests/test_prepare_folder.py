@@ -325,7 +325,7 @@ def test_what_else_is_in_the_folders_is_named(files, capsys):
     assert sum(map(len, data.values())) == 4 * COUNT
     printed = capsys.readouterr().out
     assert "broken links: 1 (gone.jpg)\n" in printed and "sub-folders" not in printed
-    assert "images in a sub-folder that is called like their split: 45 (" in printed
+    assert "images whose split is the name of their sub-folder: 45 (" in printed
     assert len(data["val"]) == COUNT + 3
 
 
@@ -455,7 +455,7 @@ def test_several_rows_of_an_image(files, capsys):
     )
     boxes = data["val"].kept("bbox")[data["val"].known["bbox"]]
     assert boxes[0].tolist() == pytest.approx([0.1, 0.1, 0.5, 0.6])
-    line = "images of several objects, of which box and class of the largest count: 1 (leaf1.png)"
+    line = "images of several objects, of which the largest is used: 1 (leaf1.png)"
     assert line in capsys.readouterr().out
 
 

@@ -6,11 +6,11 @@ from running import load, run
 from torchvision import models
 
 import engine
-from engine.training import by_rate
+from engine.training import parameters_by_rate
 from MTL_Utils import FixedWeights
 from parts.errors import SettingError
 from parts.optimiser import Optimiser
-from parts.precision import StridedDepthwise, mend_depthwise
+from parts.precision import StridedDepthwise, speed_up_depthwise
 
 PLACE = "examples/pretrained.py"
 BACKBONES = ("mobilenet_v2", "mobilenet_v3_large", "resnet18", "resnet34", "efficientnet_b0")
@@ -115,7 +115,7 @@ def test_frozen_norms_keep_their_statistics():
 def test_the_backbone_learns_at_its_own_rate():
     module = engine.load(PLACE, BACKBONE_RATE=0.25, BACKBONE_WEIGHTS="")
     network = module.Network()
-    parts = by_rate(network, FixedWeights({"seg": 1.0}))
+    parts = parameters_by_rate(network, FixedWeights({"seg": 1.0}))
     assert {factor: len(each) for factor, each in parts.items()} == {
         0.25: len(list(network.encoder.stages.parameters())),
         1.0: sum(1 for n, _ in network.named_parameters() if "stages" not in n),
@@ -131,11 +131,11 @@ def test_a_strided_depthwise_convolution_computes_the_same():
     layer = torch.nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False)
     x = torch.rand(2, 8, 6, 6)
     expected = layer(x)
-    mend_depthwise(torch.nn.Sequential(layer))
+    speed_up_depthwise(torch.nn.Sequential(layer))
     assert type(layer) is StridedDepthwise
     with torch.autocast("cpu", torch.bfloat16):
         found = layer(x.bfloat16().float())
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
     dense = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, 2), torch.nn.Conv2d(8, 8, 3, groups=8))
-    assert not any(isinstance(m, StridedDepthwise) for m in mend_depthwise(dense))
+    assert not any(isinstance(m, StridedDepthwise) for m in speed_up_depthwise(dense))

@@ -170,7 +170,7 @@ def test_what_stops_one_process_stops_all_and_the_run_resumes(pair, shared_data,
     assert codes[1] == -signal.SIGKILL and codes[0] not in (0, None), printed
     assert load(out / "main_last.pt")["done"] == 1  # of the third epoch, the step before
     codes, printed = both("--resume")
-    assert codes == [0, 0] and "starting anew" not in printed[0]
+    assert codes == [0, 0] and "starting a new run" not in printed[0]
     assert is_like(pair, out)
     codes, printed = both("--resume")
     assert codes == [0, 0]

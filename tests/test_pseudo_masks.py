@@ -72,7 +72,7 @@ def values_of(path):
 def test_images_without_a_mask_get_that_of_the_network(data, model, tmp_path, capsys):
     out = tmp_path / "out"
     assert call(model, data, out) == 0
-    assert capsys.readouterr().out == f"2 of 4 masks found; written to {out}\n"
+    assert capsys.readouterr().out == f"2 of 4 masks predicted; written to {out}\n"
     before, after = masks_of(data), masks_of(out)
     assert (after[1:3] == 1).all() and np.array_equal(after[[0, 3]], before[[0, 3]])
     for path in sorted(data.rglob("*.h5")):
@@ -87,7 +87,7 @@ def test_images_without_a_mask_get_that_of_the_network(data, model, tmp_path, ca
 def test_a_split_without_masks_gets_all_of_them(data, model, tmp_path, capsys):
     (data / "train" / "masks.h5").unlink()
     assert call(model, data, tmp_path / "out") == 0
-    assert capsys.readouterr().out.startswith("4 of 4 masks found")
+    assert capsys.readouterr().out.startswith("4 of 4 masks predicted")
     assert (masks_of(tmp_path / "out") == 1).all()
 
 
@@ -158,7 +158,7 @@ def test_paths_that_are_no_text(data, model, tmp_path, capfd):
     shutil.copytree(model.parent, folder)
     data.rename(folder / "data")
     assert call(folder / model.name, folder / "data", folder / "out") == 0
-    assert "2 of 4 masks found; written to" in capfd.readouterr().out
+    assert "2 of 4 masks predicted; written to" in capfd.readouterr().out
     assert "caf\\udce9" in values_of(folder / "out/train/masks.h5")[1]["source"]
 
 

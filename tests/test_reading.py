@@ -178,7 +178,7 @@ def test_a_derived_target_brings_its_sources(data_folder, names, memory_limit):
 def test_sources_by_the_name_of_another_target_are_refused():
     with pytest.raises(
         ValueError,
-        match="TASKS: expected the target of 'seg' to be that which 'area' is computed from, found",
+        match="TASKS: expected 'area' to be computed from the target of 'seg', found another",
     ):
         with_sources({"area": AREA, "seg": PixelClasses("masks", 3)})
     assert with_sources({"area": AREA}).keys() == {"area", "seg"}

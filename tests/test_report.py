@@ -149,7 +149,7 @@ def test_quiet_is_silent_unless_something_is_wrong(shared_data, tmp_path, monkey
         assert shown == "" and (out / "main_history.pt").is_file()
         run(shared_data, other, "--quiet", "--resume", "--epochs", "1")
     assert capfd.readouterr().err == (
-        f"--resume: no checkpoint {other}/main_last.pt; starting anew\n"
+        f"--resume: no checkpoint {other}/main_last.pt; starting a new run\n"
     )
 
 

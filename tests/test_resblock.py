@@ -10,8 +10,8 @@ from ResBlock import (
     Decoder,
     Encoder,
     ResidualBlock,
+    foreground_weights,
     grid_centres,
-    presence,
     weighted_mean,
 )
 
@@ -142,11 +142,12 @@ def test_a_weighted_mean_by_hand():
     assert weighted_mean(x, torch.zeros_like(weight)).item() == pytest.approx(4.0)
 
 
-def test_presence_is_the_mean_probability_of_a_cell():
+def test_foreground_weights_are_mean_probabilities_of_cells():
     logits = torch.tensor([-100.0, 100.0, 0.0, 0.0]).repeat(4, 1)[None, None]  # (1, 1, 4, 4)
-    found = presence(logits, torch.zeros(1, 8, 2, 2))
+    found = foreground_weights(logits, torch.zeros(1, 8, 2, 2))
     torch.testing.assert_close(found, torch.full((1, 1, 2, 2), 0.5))
-    assert presence(logits, torch.zeros(1, 8, 2, 4))[0, 0, 0].tolist() == [0.0, 1.0, 0.5, 0.5]
+    found = foreground_weights(logits, torch.zeros(1, 8, 2, 4))
+    assert found[0, 0, 0].tolist() == [0.0, 1.0, 0.5, 0.5]
 
 
 def test_grid_centres():

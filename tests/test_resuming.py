@@ -133,9 +133,10 @@ def test_a_lost_history_is_written_again(reference, shared_data, tmp_path):
     assert is_like(reference, out)
 
 
-def test_resuming_without_a_checkpoint_starts_anew(shared_data, tmp_path):
+def test_resuming_without_a_checkpoint_starts_a_new_run(shared_data, tmp_path):
     printed = run("MTL_main", shared_data, tmp_path / "out", "--resume", "--epochs", "1")
-    assert printed.startswith(f"--resume: no checkpoint {tmp_path}/out/main_last.pt; starting anew")
+    last = tmp_path / "out" / "main_last.pt"
+    assert printed.startswith(f"--resume: no checkpoint {last}; starting a new run")
     assert len(history(tmp_path / "out")["train"]["seg_loss"]) == 1
 
 

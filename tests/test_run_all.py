@@ -248,7 +248,7 @@ def test_weights_are_honoured_or_refused(scripts, series, history, tmp_path, cap
     assert calls(scripts) == [f"main_seed0 {files[1]} any"]
     assert series(*chosen, flags=flags[1]) == series(*chosen, flags=flags[2]) == 0
     refused(texts[1], texts[0], flags[0])
-    refused(texts[1], None, [])
+    refused(texts[1], "none", [])
     files[1].write_bytes(b"trained again")
     refused(texts[1], "{path} of checksum {checksum}".format(**identity(files[1])), flags[1])
     files[1].unlink()
@@ -257,7 +257,7 @@ def test_weights_are_honoured_or_refused(scripts, series, history, tmp_path, cap
     torch.save(history | {"weights_from": str(files[0])}, path)  # as older runs recorded it
     assert series(*chosen, flags=flags[0]) == 0
     torch.save(history, path)
-    refused(None, texts[0], flags[0])
+    refused("none", texts[0], flags[0])
     assert len(calls(scripts)) == 1
 
 

@@ -192,8 +192,7 @@ def test_a_constant_that_no_flag_can_express_has_no_flag(toy, case):
 def test_a_constant_whose_flag_is_taken_is_refused(toy, name):
     taken = "--" + name.lower().replace("_", "-")
     assert refusal(toy("LIMIT", name), "") == (
-        f"{name}: expected a constant whose flag is its own, found {taken} taken; rename the "
-        "constant"
+        f"{name}: expected a constant whose flag is free, found {taken} taken; rename the constant"
     )
 
 

@@ -17,7 +17,7 @@ def test_make_folder(tmp_path, monkeypatch):
     assert common.make_folder("~/new/folder", "--out") == tmp_path / "new/folder"
     assert (tmp_path / "new/folder").is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--out: cannot make the folder"):
+    with pytest.raises(UserError, match="--out: cannot create the folder"):
         common.make_folder(tmp_path / "file/new", "--out")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="--out: expected a writable folder, found"):

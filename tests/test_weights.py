@@ -145,7 +145,7 @@ def test_several_processes_start_alike(trained, wrecked, shared_data, tmp_path):
     out = tmp_path / "out"
     codes, printed = Pair("MTL_main", shared_data, out, *start(trained), *WRECK).wait()
     assert codes == [0, 0], printed
-    assert printed[0].count("--weights: took") == printed[0].count("epoch 0, the start") == 1
+    assert printed[0].count("--weights: loaded") == printed[0].count("epoch 0, the start") == 1
     assert printed[1] == ""
     assert history(out)["start"] == pytest.approx(history(wrecked[0])["start"], abs=0.01)
     assert history(out)["best_epoch"] == 0
@@ -159,7 +159,7 @@ def test_weights_of_any_file_are_a_start(trained, wrecked, shared_data, tmp_path
     printed = run("MTL_main", shared_data, tmp_path, *start(trained, ending), *WRECK)
     count = len(load(trained / "main_model_lite.pt"))
     path = trained / f"main_{ending}"
-    assert printed.startswith(f"--weights: took {count} of {count} tensors from {path}\n")
+    assert printed.startswith(f"--weights: loaded {count} of {count} tensors from {path}\n")
     assert same(history(tmp_path)["start"], history(wrecked[0])["start"])
 
 
@@ -168,7 +168,7 @@ def test_the_network_in_weights_is_a_start(shared_data, tmp_path):
     sizes = ["--widths", "16", "32", "64", "128", "256", "--epochs", "1", "--learning-rate", "1e-9"]
     flags = ["--weights", "weights/OEQ_model_lite.pt", *sizes]
     printed = run("MTL_OEQ", shared_data, tmp_path, *flags)
-    assert "; not taken" not in printed.splitlines()[0]
+    assert "; not loaded" not in printed.splitlines()[0]
     before = load(ROOT / "weights/OEQ_model_lite.pt")["state"]
     after = load(tmp_path / "OEQ_model_lite.pt")
     assert before.keys() == after.keys()
@@ -176,7 +176,7 @@ def test_the_network_in_weights_is_a_start(shared_data, tmp_path):
     assert all(torch.allclose(before[n].float(), after[n], atol=1e-6) for n in learned)
 
 
-def test_the_parts_that_are_not_taken_are_named(shared_data, tmp_path):
+def test_the_parts_that_are_not_loaded_are_named(shared_data, tmp_path):
     run("MTL_baseline", shared_data, tmp_path, "--epochs", "1")
     path = tmp_path / "baseline_model_lite.pt"
     flags = ["--weights", str(path), "--epochs", "1"]
@@ -186,18 +186,18 @@ def test_the_parts_that_are_not_taken_are_named(shared_data, tmp_path):
     heads = sorted({part for part in parts if not part.startswith(("encoder", "seg"))})
     named = ", ".join(f"{part} ({parts.count(part)})" for part in heads)
     assert printed == (
-        f"--weights: took {len(load(path))} of {len(parts)} tensors from {path}; not taken, so "
-        f"they start anew: {named}"
+        f"--weights: loaded {len(load(path))} of {len(parts)} tensors from {path}; "
+        f"not loaded: {named}"
     )
     assert {part.split(".")[0] for part in heads} == {"bbox", "bin"}
 
 
-def test_many_parts_that_are_not_taken_are_counted(trained, shared_data, tmp_path):
+def test_many_parts_that_are_not_loaded_are_counted(trained, shared_data, tmp_path):
     name, tensor = next(iter(load(trained / "main_model_lite.pt").items()))
     torch.save({name: tensor}, tmp_path / "x.pt")
     flags = ["--weights", str(tmp_path / "x.pt"), "--epochs", "1"]
     printed = run("MTL_main", shared_data, tmp_path / "out", *flags).splitlines()[0]
-    assert printed.split("anew: ")[1].count(", ") == 6 and printed.endswith(", 2 more")
+    assert printed.split("not loaded: ")[1].count(", ") == 6 and printed.endswith(", 2 more")
 
 
 def fake_safetensors(monkeypatch, load_file):
@@ -213,7 +213,8 @@ def test_safetensors_are_read_where_the_package_is(trained, shared_data, tmp_pat
     state = load(trained / "main_model_lite.pt")
     fake_safetensors(monkeypatch, lambda place: state if place == path else None)
     printed = run("MTL_main", shared_data, tmp_path / "out", *flags)
-    assert printed.startswith(f"--weights: took {len(state)} of {len(state)} tensors from {path}\n")
+    count = len(state)
+    assert printed.startswith(f"--weights: loaded {count} of {count} tensors from {path}\n")
     assert history(tmp_path / "out")["best_epoch"] == 0
 
 
@@ -313,7 +314,7 @@ def test_a_run_that_exists_takes_no_other_weights(trained, wrecked, shared_data,
         flags = [*flags, "--resume", "--weights", str(path)]
         assert run("MTL_main", shared_data, out, *flags, code=2) == (
             f"MTL_main.py: --weights: expected the weights that the run in {out} started from "
-            f"({source}), found {found}; a run that exists takes no others\n"
+            f"({source}), found {found}; only a new run takes others\n"
         )
 
 
@@ -323,6 +324,6 @@ def test_a_run_that_recorded_only_the_path_of_its_weights(trained, wrecked, shar
     state["about"]["weights_from"] = str(trained / "main_model_lite.pt")
     torch.save(state | {"complete": False}, tmp_path / "main_last.pt")
     flags = [*WRECK, "--resume", "--weights", str(trained / "main_last.pt")]
-    assert "takes no others" in run("MTL_main", shared_data, tmp_path, *flags, code=2)
+    assert "takes others" in run("MTL_main", shared_data, tmp_path, *flags, code=2)
     run("MTL_main", shared_data, tmp_path, *WRECK, "--resume", *start(trained))
     assert history(tmp_path)["weights_from"] == str(trained / "main_model_lite.pt")

@@ -1,9 +1,9 @@
-"""Report what a data folder of the H5 layout holds, and every problem in it.
+"""Report what a data folder in the H5 layout holds, and every problem in it.
 
     python tools/check_data.py DATA
     python tools/check_data.py DATA --script examples/breed.py
 
-The files that are checked are those of the three tasks of the pets, or of the tasks of --script.
+It checks the files of the three pet tasks, or of the tasks of --script.
 """
 
 import sys
@@ -20,15 +20,15 @@ from parts.h5array import read_class_names
 from parts.targets import PETS, Images, PixelTarget, with_sources
 from tools.shared.common import as_path, command
 
-STRIDE = 32  # of the networks as they are: both sides must be multiples of it
+STRIDE = 32  # of the five networks: both image sides must be multiples of it
 
 
 @command
 def main(argv):
     """Print the report; returns 0 if the experiments can run on the data, else 2."""
     parser = Parser("check_data.py", __doc__)
-    parser.add_argument("folder", metavar="DATA", help="holds train/, val/ and test/")
-    text = "the experiment that is to run on the data (one of the pets)"
+    parser.add_argument("folder", metavar="DATA", help="folder with train/, val/ and test/")
+    text = "the script that will use the data (default: one with the three pet tasks)"
     parser.add_argument("--script", metavar="FILE", help=text)
     options = parser.parse_args(argv)
     folder, targets, stride = as_path(options.folder, "DATA"), PETS, STRIDE
@@ -54,7 +54,7 @@ def main(argv):
 
 def split_problems(folder, targets):
     """Yield a line for each file of a split that an experiment would refuse."""
-    images = None  # their shape, without which other files can only be checked in part
+    images = None  # their shape; without it, other files can only be checked in part
     try:
         arrays = split_arrays(folder, targets)
     except DataError as error:

@@ -1,7 +1,7 @@
-"""Compare runs, scripts x seeds x folds: tables, statements, and one picture.
+"""Compare runs of scripts x seeds x folds: tables, statements, and one picture.
 
     python tools/compare.py runs/128                      the tables on stdout
-    python tools/compare.py runs/128 --baseline main      compared with main where it has the task
+    python tools/compare.py runs/128 --baseline main      compared with main, if it has the task
     python tools/compare.py runs/128 --only main OEQ      only these columns
     python tools/compare.py runs/128 --all                with all metrics, not only primary ones
     python tools/compare.py runs/128 --out docs           also docs/compare.md and docs/compare.png
@@ -12,10 +12,10 @@
 
 Folders are searched to any depth. Runs of one script with different constants, starting weights or
 numbers of parameters become separate columns; runs with different test images are folds of one
-column. Each metric is compared with --baseline, or without it with the single-task network of its
-task; where the runs lack both, with the first column that has it. Runs with different data or
-budgets are refused. With --train-may-differ the training data may differ, for example in the images
-without a box; then the number of steps instead of epochs must be the same.
+column. Each metric is compared with --baseline, else with the single-task network of its task, else
+with the first column that has it. Runs with different data or budgets are refused. With
+--train-may-differ the training data may differ, for example in the images without a box; then the
+number of steps must be equal instead of the number of epochs.
 """
 
 import sys
@@ -26,10 +26,10 @@ from parts.commandline import Parser
 from parts.errors import UserError
 from parts.files import replacing
 from tools.shared import histories
-from tools.shared.common import as_path, command, complain, make_folder
+from tools.shared.common import as_path, command, make_folder, to_stderr
 from tools.shared.comparison import differences, group, metrics, reference
 from tools.shared.forest import save_picture
-from tools.shared.tables import markdown, tested
+from tools.shared.tables import markdown, test_sizes
 
 EQUAL = (*histories.BUDGET, "demo", "processes")  # settings that must be the same for all runs
 
@@ -52,7 +52,7 @@ def conditions(run, train_may_differ):
 
 
 def refuse_different(runs, train_may_differ):
-    """UserError if [(path, summary)] differ in data or budget, or folds share a test image."""
+    """UserError if [(path, summary)] differ in data or budget, or if folds share a test image."""
     known = {}
     for path, run in runs:
         found = conditions(run, train_may_differ)
@@ -72,13 +72,13 @@ def choose(columns, flag, labels):
     return {label: columns[label] for label in labels}
 
 
-def refuse_apart(columns, split, wanted):
-    """UserError if a column shares no test image with the one that it is compared with."""
+def refuse_unpaired(columns, split, wanted):
+    """UserError if a column shares no test image with the one it is compared with."""
     for metric in metrics(columns, split):
         against = reference(columns, metric, wanted)
-        ours = tested(columns[against])
+        ours = test_sizes(columns[against])
         for label, column in columns.items():
-            theirs = tested(column) if metric.task in column[0]["tasks"] else ()
+            theirs = test_sizes(column) if metric.task in column[0]["tasks"] else ()
             if ours and theirs and not ours.keys() & theirs.keys():
                 how = f"it has test data = {', '.join(theirs)}, not {', '.join(ours)}"
                 raise UserError(f"{label}: cannot be compared with {against}: {how}")
@@ -89,17 +89,19 @@ def main(argv):
     """Read and check the runs, and print or write what the flags ask for; raises UserError."""
     parser = Parser("compare.py", __doc__)
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUNS", help="[LABEL=] file or folder of runs")
-    add("--split", choices=("test", "val"), default="test", help="the split to show (test)")
-    text = "compare with this column (that of a task's single-task network, or the first)"
+    add("runs", nargs="+", metavar="RUNS", help="file or folder of runs; LABEL=PATH renames them")
+    add(
+        "--split", choices=("test", "val"), default="test", help="the split to show (default: test)"
+    )
+    text = "column to compare with (default: the task's single-task network, else the first)"
     add("--baseline", metavar="COLUMN", help=text)
     add("--only", nargs="+", metavar="COLUMN", help="show only these columns")
     add("--all", action="store_true", help="show all metrics, not only the primary ones")
-    text = "require only equal val and test data and numbers of steps"
+    text = "accept different training data, with an equal number of steps"
     add("--train-may-differ", action="store_true", help=text)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", metavar="FOLDER", help="also write compare.md and compare.png")
-    target.add_argument("--export", metavar="FILE", help="only write the runs to one .jsonl file")
+    target.add_argument("--export", metavar="FILE", help="only write the runs to this .jsonl file")
     options = parser.parse_args(argv)
     runs = histories.find(options.runs)
     if options.export:
@@ -109,7 +111,7 @@ def main(argv):
     columns = group(runs)
     columns = choose(columns, "--only", options.only or columns)
     choose(columns, "--baseline", [options.baseline] if options.baseline else [])
-    refuse_apart(columns, options.split, options.baseline)
+    refuse_unpaired(columns, options.split, options.baseline)
     table = markdown(columns, options.split, options.baseline, options.all)
     if options.out:
         folder = make_folder(options.out, "--out")
@@ -118,7 +120,7 @@ def main(argv):
         found = differences(columns, options.split, options.baseline)
         if found:
             save_picture(folder / "compare.png", found)
-        complain(f"written to {folder}: compare.md" + (" and compare.png" if found else ""))
+        to_stderr(f"written to {folder}: compare.md" + (" and compare.png" if found else ""))
     print(table, end="")
 
 

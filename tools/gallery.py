@@ -1,12 +1,11 @@
-"""One sheet with the best, the median and the worst samples of a run, truth beside prediction.
+"""One sheet with the best, median and worst samples of a run, truth beside prediction.
 
     python tools/gallery.py runs/main data/pets                       runs/main/main_gallery.png
     python tools/gallery.py runs/main data/pets --split val --count 4 --out sheet.png
 
-DATA is any folder of the H5 layout. Samples are ordered by the primary metric of the script's first
-task and drawn by its tasks; a wrong class is red. A stopped run is shown with its best weights so
-far. RUN is the folder of a run or, where several
-share a folder, NAME_model_lite.pt or NAME_last.pt in it.
+DATA is any folder in the H5 layout. Samples are ordered by the primary metric of the script's first
+task; a wrong class is red. A stopped run is shown with its best weights so far. RUN is the folder
+of a run or, if several share it, NAME_model_lite.pt or NAME_last.pt in it.
 """
 
 import sys
@@ -20,7 +19,7 @@ from parts.commandline import Parser, whole_number
 from parts.errors import UserError
 from parts.targets import Label
 from tools.shared.common import as_path, command
-from tools.shared.evaluated import evaluated, open_split
+from tools.shared.evaluated import evaluate_split, open_split
 
 PANEL, DPI = 1.7, 200  # width of an image in inches, and pixels per inch: enough for thin lines
 MOST = 20  # samples per group, so that the sheet stays small enough to open
@@ -42,7 +41,7 @@ def draw_sheet(path, groups, network, dataset, outputs, scores):
         outputs: {number: {task: output}}.
         scores: {task: (N,)} primary metric of every sample.
     """
-    from parts.figures import Figure, drawn, plain_style, save, show
+    from parts.figures import Figure, draw_enlarged, plain_style, save, show
 
     columns, (height, width) = 2 * len(groups["median"]), dataset.side
     pictures = 1 + sum(task.target.fills for task in network.tasks.values())  # side by side
@@ -58,10 +57,10 @@ def draw_sheet(path, groups, network, dataset, outputs, scores):
                 titles = f"{number}: truth", f"prediction, {heading(network, scores, number)}"
                 pair = zip(row[2 * i :], titles, (targets, outputs[number]), strict=False)
                 for axis, title, values in pair:
-                    picture, words = drawn(image, values, network.tasks, network.class_names)
+                    drawn, words = draw_enlarged(image, values, network.tasks, network.class_names)
                     lines = words.replace(", probability ", " ").replace(", ", "\n")
-                    show(axis, picture, f"{title}\n{lines}".strip(), fontsize=8)
-                if mistaken(network, dataset, scores, number):
+                    show(axis, drawn, f"{title}\n{lines}".strip(), fontsize=8)
+                if has_wrong_class(network, scores, number):
                     row[2 * i + 1].title.set_color("#B00000")
         save(figure, path)
 
@@ -72,8 +71,8 @@ def heading(network, scores, number):
     return f"{task.primary.replace('_', ' ')} {scores[name][number]:.2f}"
 
 
-def mistaken(network, dataset, scores, number):
-    """Whether a class of a sample, which stands in words, is wrong."""
+def has_wrong_class(network, scores, number):
+    """Whether a predicted class of a sample is wrong."""
     labels = [name for name, task in network.tasks.items() if isinstance(task.target, Label)]
     return any(scores[name][number] == 0 for name in labels)
 
@@ -96,11 +95,11 @@ def main(argv):
     parser = Parser("gallery.py", __doc__)
     add, counts = parser.add_argument, whole_number(1, MOST)
     add("run", metavar="RUN", help="the folder of a run, finished or stopped")
-    add("data", metavar="DATA", help="any data of the H5 layout")
-    add("--split", choices=SPLITS, default="test", help="the split to show (test)")
-    add("--count", type=counts, default=3, metavar="N", help="samples in each group (3)")
-    add("--out", metavar="FILE", help="the PNG file (NAME_gallery.png beside the run)")
-    add("--device", metavar="DEVICE", help="cpu, cuda, ... (CUDA if there is a GPU)")
+    add("data", metavar="DATA", help="data folder in the H5 layout")
+    add("--split", choices=SPLITS, default="test", help="the split to show (default: test)")
+    add("--count", type=counts, default=3, metavar="N", help="samples in each group (default: 3)")
+    add("--out", metavar="FILE", help="PNG file (default: NAME_gallery.png in RUN)")
+    add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: CUDA if available)")
     options = parser.parse_args(argv)
     if options.out is not None and not options.out.lower().endswith(".png"):
         parser.error(f"--out: expected the name of a PNG file, found {options.out}")
@@ -108,7 +107,7 @@ def main(argv):
     weights = run if run.is_file() else find_weights(run)
     network = open_network(weights, options.device)
     dataset = open_split(as_path(options.data, "DATA"), options.split, network)
-    table = evaluated(network, dataset)
+    table = evaluate_split(network, dataset)
     scores = {name: sample_scores(table[name], task) for name, task in network.tasks.items()}
     first, task = next(iter(network.tasks.items()))
     groups = choose(scores[first], options.count, task.higher_is_better)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts.commandline import Parser, whole_number
+from parts.commandline import SEEDS, Parser, whole_number
 from parts.demo_data import make_demo
 from parts.drawn_scenes import STYLES
 from tools.shared.common import as_path, command
@@ -18,15 +18,16 @@ def main(argv):
     """Draw the data set and write it."""
     parser = Parser("make_demo.py", __doc__)
     add, counts = parser.add_argument, (640, 96, 96)
-    add("--out", required=True, metavar="DATA", help="a folder that holds no split yet")
+    add("--out", required=True, metavar="DATA", help="folder to create, or one without splits")
     style = parser.add_mutually_exclusive_group().add_argument
-    text = "varied: for pre-training; rich: the same among cushions, people and furniture (demo)"
+    text = "demo (default), varied (for pre-training), or rich (with people and furniture too)"
     style("--style", choices=STYLES, default="demo", help=text)
     style("--varied", action="store_const", dest="style", const="varied", help="--style varied")
-    add("--side", type=whole_number(32, 1024), default=128, metavar="N", help="pixels (128)")
-    text = "samples in train, val and test (640 96 96)"
+    sides = whole_number(32, 1024)
+    add("--side", type=sides, default=128, metavar="N", help="side in pixels (default: 128)")
+    text = "samples in train, val and test (default: 640 96 96)"
     add("--counts", type=whole_number(2, 10**5), nargs=3, default=counts, metavar="N", help=text)
-    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="of the pets (0)")
+    add("--seed", type=SEEDS, default=0, metavar="N", help="random seed (default: 0)")
     options = parser.parse_args(argv)
     out = as_path(options.out, "--out")
     make_demo(out, options.side, options.counts, options.seed, options.style)

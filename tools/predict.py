@@ -3,25 +3,25 @@
     python tools/predict.py runs/main/main_model.pt cat.jpg dog.png --out predictions
     python tools/predict.py runs/main/main_model_lite.pt FOLDER --out predictions > all.jsonl
 
-It takes pictures of any size and kind that Pillow reads; of a folder, all but hidden files; of an
-animation, the first frame. Transparent parts become white, and the rotation that a camera recorded
-is applied. White is 1 in floats up to 1, otherwise the largest number of 8, 10, 12, 14 or 16 bits,
-whichever is the first that no pixel exceeds. For each picture, --out gets an overlay and the mask
-(255 on the animal), of the picture's size, and stdout gets one line of JSON:
+It takes pictures of any size and format that Pillow reads: of a folder, all but hidden files, of an
+animation, the first frame. Transparent parts become white, and a camera's EXIF rotation is applied.
+White is 1 in floats up to 1, otherwise the largest number of the first of 8, 10, 12, 14 or 16 bits
+that no pixel exceeds. For each picture, --out gets an overlay and the mask (255 on the animal), of
+the picture's size, and stdout gets one line of JSON:
 
     {"image": "cat.jpg", "width": 640, "height": 480, "overlay": "predictions/cat_overlay.png",
      "mask": "predictions/cat_mask.png", "mask_area": 0.31, "box": [212.4, 80.1, 330.9, 197.5],
      "class": "cat", "probability": 0.98}
 
 `box` is xmin, ymin, xmax, ymax in pixels, `mask_area` a share of the picture, `probability` that of
-the class. What the network does not predict is absent; other tasks add what they `describe`, with
-their name before a name that is there already. A mask of several classes has their numbers.
-Values per pixel stand to the right of the overlay and become a .npy file.
+the class. What the network does not predict is absent. Other tasks add what they `describe`, with
+the task's name in front where a name is taken. A mask of several classes holds their numbers.
+Values per pixel are drawn to the right of the overlay and written to a .npy file.
 
 MODEL is a file of a run: NAME_model.pt or NAME_model_lite.pt with NAME_history.pt beside it, or
 NAME_last.pt of a stopped run. NAME_model.pt is a pickle, which runs code: open only those you
-trust. Exit code: 0; 1 if a picture could not be read or a result not be written, which is named on
-stderr and skipped; 2 for a mistake.
+trust. Exit code: 0; 1 if a picture could not be read or a result could not be written, which is
+named on stderr and skipped; 2 for a mistake.
 """
 
 import itertools
@@ -39,15 +39,15 @@ from engine.trained import open_network
 from parts.commandline import Parser
 from parts.errors import UserError
 from parts.files import replacing
-from parts.fonts import pieces
-from tools.shared.common import as_path, command, complain, make_folder
+from parts.fonts import split_by_font
+from tools.shared.common import as_path, command, make_folder, to_stderr
 from tools.shared.pictures import list_pictures, read_picture
 
 NAME_BYTES = 200  # of a result's name; file systems take 255, and temporary files have longer names
 
 
 def results_of(network, picture):
-    """{name: value} of what the tasks say about an RGB picture, and the "overlay" they draw."""
+    """{name: value} of the predictions for an RGB picture, and the "overlay" that shows them."""
     image = np.array(picture)
     output = network.output(image)
     found = {"overlay": overlay(network, image, output), **network.describe(output, picture.size)}
@@ -68,7 +68,7 @@ def overlay(network, image, output):
 
 def write(picture, words, size):
     """Write words, white on black, into the upper left corner of a picture."""
-    canvas, parts, x = ImageDraw.Draw(picture), pieces(words, size), 1.0
+    canvas, parts, x = ImageDraw.Draw(picture), split_by_font(words, size), 1.0
     width = sum(font.getlength(text) for text, font in parts)
     canvas.rectangle((1, 1, 1 + width, 1 + 1.35 * size), fill="black")
     for text, font in parts:
@@ -98,8 +98,8 @@ def main(argv):
     add = parser.add_argument
     add("model", metavar="MODEL", help="NAME_model.pt, NAME_model_lite.pt or NAME_last.pt")
     add("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
-    add("--out", required=True, metavar="FOLDER", help="for the overlays and masks")
-    add("--device", metavar="DEVICE", help="cpu, cuda, ... (CUDA if there is a GPU)")
+    add("--out", required=True, metavar="FOLDER", help="folder for overlays and masks")
+    add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: CUDA if available)")
     options, skipped = parser.parse_args(argv), False
     out = as_path(options.out, "--out")
     paths = list_pictures(options.images, out)
@@ -109,10 +109,10 @@ def main(argv):
             picture, assumption = read_picture(path)
         except OSError as error:
             skipped = True
-            complain(f"predict.py: {path}: not a readable picture ({error})")
+            to_stderr(f"predict.py: {path}: not a readable picture ({error})")
             continue
         if assumption:
-            complain(f"predict.py: {path}: {assumption}")
+            to_stderr(f"predict.py: {path}: {assumption}")
         line = {"image": str(path), "width": picture.width, "height": picture.height}
         line |= results_of(network, picture)
         try:
@@ -128,7 +128,7 @@ def main(argv):
             print(json.dumps(line), flush=True)  # escapes the bytes of any name
         except UserError as error:  # the results of other pictures may be written
             skipped = True
-            complain(f"predict.py: {error}")
+            to_stderr(f"predict.py: {error}")
     return int(skipped)
 
 

@@ -1,27 +1,27 @@
-"""Turn a folder of your own pictures into the H5 layout of dataload.py.
+"""Convert a folder of your own pictures to the H5 layout of dataload.py.
 
     python tools/prepare_folder.py --images photos --masks outlines --table known.csv --out DATA
     python tools/prepare_folder.py --images photos --masks trimaps --foreground 1 3 --out DATA
     python tools/prepare_folder.py --images photos --table instances.json --recursive --out DATA
 
 A mask is a picture named like its image, such as x.png, x_mask.png or x.jpg.png for x.jpg. Bright
-is foreground and black is background, opaque foreground and transparent background; --foreground
-and --ignore choose values instead. Masks may also lie beside the images, as x_mask.png.
+or opaque is foreground, black or transparent is background, unless --foreground and --ignore choose
+values. Masks may also lie beside the images, as x_mask.png.
 
 A table is a CSV file with the names of the images and any of a box (xmin, ymin, xmax, ymax in
 pixels, or x, y, w, h, or as fractions), a class and a split (train, val or test), under their usual
 names. It may also be a COCO or labelme JSON, Pascal VOC XML or YOLO file, or a folder of them;
-without --table, those beside the images are read. Outlines in them are masks. Of several objects in
-an image, box and class of the largest count. More than two classes go to classes.h5.
+without --table, those beside the images are read. Outlines in them become masks. If an image has
+several objects, the box and class of the largest are used. More than two classes go to classes.h5.
 
-What is missing or empty is unknown; so is what does not fit, which is named on stderr and counted.
-Images are turned upright as their EXIF rotation says, and so are their masks, which are taken as
-drawn on the stored pixels if their shape allows it; boxes and outlines are taken as drawn on the
+Missing or empty entries are unknown. Entries that do not fit are unknown too, named on stderr and
+counted. Images are turned upright by their EXIF rotation. So are their masks, assumed to be drawn
+on the stored pixels if their shape allows it; boxes and outlines are assumed to be drawn on the
 upright image, unless their file gives width and height of the stored one. Images become squares.
 
-Images without a split are dealt to train, val and test by the two fractions; if there are masks,
-val and test get images with a mask only. Near-duplicates stay together, and those of val and test
-images are left out of train, unless that would leave a split with less than half its images.
+Images without a split are divided among train, val and test by the two fractions; if there are
+masks, val and test only get images with a mask. Near-duplicates stay together, and those of val and
+test images are left out of train, unless that would leave a split with less than half its images.
 """
 
 import sys
@@ -36,26 +36,26 @@ from parts.commandline import Parser
 from parts.errors import UserError
 from parts.targets import UNKNOWN
 from tools.shared import folders, masks, splitting
-from tools.shared.common import as_path, command, complain
+from tools.shared.common import as_path, command, to_stderr
 from tools.shared.csv_files import SPLIT_WORDS
 from tools.shared.notes import combine, draw_mask
 from tools.shared.pictures import examples, read_picture, view
 
 TURNED = "images turned upright by their EXIF rotation"
-PAGES = "images of several pages, of which the first counts"
-RESIZED = "boxes or outlines brought from another size of their image to its own"
-SEVERAL = "images of several objects, of which box and class of the largest count"
-FOLDER = "images in a sub-folder that is called like their split"
+PAGES = "images of several pages, of which the first is used"
+RESIZED = "boxes or outlines rescaled from another size of their image"
+SEVERAL = "images of several objects, of which the largest is used"
+FOLDER = "images whose split is the name of their sub-folder"
 
 
 def read_sample(image, text, mask_path, notes, options, log):
     """(a Sample without its label, the label as text, its Mask or None); None for no picture.
 
     Args:
-        image: the path; `text` is what messages call it.
+        image: the path; `text` is its name in messages.
         mask_path: of its mask, or None.
-        notes: what tables and annotations say about it.
-        options, log: of the command; what cannot be used is named in the log.
+        notes: the Notes of tables and annotations about it.
+        options, log: of the command; the log names what cannot be used.
     """
     try:
         picture, words = read_picture(image)
@@ -70,7 +70,7 @@ def read_sample(image, text, mask_path, notes, options, log):
         if mask_path:
             mask = masks.read_mask(mask_path, shown, options.size, options.choice)
         elif (pixels := draw_mask(notes, shown, options.size)) is not None:
-            mask = masks.drawn(pixels)
+            mask = masks.mask_from_outlines(pixels)
     except (OSError, ValueError) as error:
         log.refuse(text, "mask", error)
     split = known.split
@@ -89,7 +89,7 @@ def read_sample(image, text, mask_path, notes, options, log):
 
 
 def read_samples(images, mask_files, notes, options, log):
-    """([Sample], class names); UserError if nothing of something that the user gave was used."""
+    """([Sample], class names); UserError if an input of the user was not used at all."""
     samples, labels, found = [], [], {}
     for image, text in images.items():
         about = notes.get(image, ())
@@ -111,14 +111,14 @@ def read_samples(images, mask_files, notes, options, log):
         line, warnings = masks.summarise(found, options.choice)
         print(line)
         for warning in warnings:
-            complain(f"warning: {warning}")
+            to_stderr(f"warning: {warning}")
     classes, numbers = number_classes(labels)
     pairs = zip(samples, numbers, strict=True)
     return [sample._replace(label=number) for sample, number in pairs], classes
 
 
 def number_classes(labels):
-    """(sorted class names, (N,) number of each label, -1 for ""), whatever their case."""
+    """(sorted class names, (N,) number of each label, -1 for ""), ignoring case."""
     spelling = {}
     for label, _ in Counter(label for label in labels if label).most_common():
         spelling.setdefault(label.casefold(), label)
@@ -131,11 +131,11 @@ def number_classes(labels):
     return [spelling[key] for key in keys], numbers
 
 
-def to_deal(samples):
-    """(numbers of the samples to deal to all splits, what they have in common, in words).
+def to_distribute(samples):
+    """(numbers of the samples to divide among all splits, what they have in common, in words).
 
-    They are those with a mask, if there is any mask, else those of which anything is known. Others
-    without a split go to train.
+    They are those with a mask, if there is any mask, else those with a box or label. Others without
+    a split go to train.
     """
     rest = [i for i, sample in enumerate(samples) if not sample.split]
     if any(sample.has_mask for sample in samples):
@@ -144,39 +144,38 @@ def to_deal(samples):
     return known if len(known) >= len(SPLITS) else rest, "without a split"
 
 
-def place(samples, dealt, groups, options):
-    """{split: [Sample]} of which those with the numbers `dealt` are dealt, groups (N,) together."""
+def place(samples, chosen, groups, options):
+    """{split: [Sample]}, the `chosen` numbers divided among the splits, groups (N,) together."""
     val, test = options.val_fraction, options.test_fraction
     fractions = np.array([1 - val - test, val, test])
-    strata = [samples[i].label + 1 for i in dealt]
-    for labels in (strata, [0] * len(dealt)):  # each class by itself, if there are enough of it
+    strata = [samples[i].label + 1 for i in chosen]
+    for labels in (strata, [0] * len(chosen)):  # each class by itself, if there are enough of it
         generator = np.random.default_rng(options.seed)
-        parts = splitting.deal(labels, groups, fractions, generator)
+        parts = splitting.distribute(labels, groups, fractions, generator)
         if len(set(parts.tolist())) == len(SPLITS):
             break
-    parts, splits = dict(zip(dealt, parts, strict=True)), {split: [] for split in SPLITS}
+    parts, splits = dict(zip(chosen, parts, strict=True)), {split: [] for split in SPLITS}
     for i, sample in enumerate(samples):
         splits[sample.split or SPLITS[parts.get(i, 0)]].append(sample)
     return splits
 
 
 def split_up(samples, options):
-    """{split: [Sample]}; prints what became of near-duplicates. UserError if a split is empty.
+    """{split: [Sample]}; prints what was done with near-duplicates. UserError if a split is empty.
 
-    They are only kept together where that leaves every split at least half of its images: frames of
-    a fixed camera, or things on a white ground, all look alike.
+    They are only kept together if that leaves every split at least half of its images: frames of a
+    fixed camera, or objects on white, all look alike.
     """
-    dealt, words = to_deal(samples)
-    chosen = [samples[i] for i in dealt]
-    apart = place(samples, dealt, np.arange(len(dealt)), options)
+    chosen, words = to_distribute(samples)
+    apart = place(samples, chosen, np.arange(len(chosen)), options)
     for split, members in apart.items():
         if not members:
-            found = f"none; of {len(samples)} images, {len(dealt)} {words} were dealt"
+            found = f"none; of {len(samples)} images, {len(chosen)} {words} were divided"
             raise UserError(f"--out: expected at least one image in {split}, found {found}")
     kinds = {"near-duplicates": splitting.copies, "identical images": splitting.identical}
-    for kind, alike in kinds.items() if not options.no_grouping else ():
-        groups = splitting.group(chosen, alike)
-        splits = splitting.without_copies(place(samples, dealt, groups, options), alike)
+    for kind, find_pairs in kinds.items() if not options.no_grouping else ():
+        groups = splitting.group([samples[i] for i in chosen], find_pairs)
+        splits = splitting.without_copies(place(samples, chosen, groups, options), find_pairs)
         sizes = np.unique_counts(groups).counts
         if all(2 * len(splits[split]) >= len(apart[split]) for split in SPLITS):
             left_out = len(samples) - sum(map(len, splits.values()))
@@ -193,14 +192,15 @@ def parse(argv):
     """The options; raises UserError for values that do not fit together."""
     parser = Parser("prepare_folder.py", __doc__)
     add, value = parser.add_argument, {"type": masks.parse_value, "nargs": "+", "metavar": "V"}
-    add("--images", required=True, metavar="DIR", help="the folder of the pictures")
-    add("--masks", metavar="DIR", help="the folder of their masks, of the same names")
-    text = "boxes, classes, splits and outlines"
+    add("--images", required=True, metavar="DIR", help="folder of the pictures")
+    add("--masks", metavar="DIR", help="folder of the masks, named like the pictures")
+    text = "files or folders with boxes, classes, splits and outlines"
     add("--table", "--annotations", nargs="+", metavar="FILE", help=text)
-    add("--foreground", **value, help="the values of foreground in the masks (all but background)")
-    add("--ignore", **value, help="the values of unknown pixels in the masks (none)")
-    add("--recursive", action="store_true", help="also read the sub-folders")
-    text = "let near-duplicates go to different splits"
+    text = "mask values of the foreground (default: all but the background)"
+    add("--foreground", **value, help=text)
+    add("--ignore", **value, help="mask values of unknown pixels (default: none)")
+    add("--recursive", action="store_true", help="also read sub-folders")
+    text = "allow near-duplicates in different splits"
     add("--no-grouping", action="store_true", help=text)
     splitting.add_flags(add)
     options = parser.parse_args(argv)
@@ -214,7 +214,7 @@ def parse(argv):
 
 @command
 def main(argv):
-    """Read the pictures, split them, write the splits and report."""
+    """Read the pictures, divide them, write the splits and report."""
     options, log = parse(argv), folders.Log()
     splitting.check_output(options.out, options.force)
     images = folders.find_pictures(options.images, options)
@@ -232,7 +232,7 @@ def main(argv):
         names = [*classes, *("class 0", "class 1")[len(classes) :]]
         file = "binary" if len(classes) <= 2 else "classes"
         splitting.save(folder, splits, {file: names}, {"source": "tools/prepare_folder.py"})
-    log.print_habits()
+    log.print_remarks()
     if file == "classes":
         print(f'classes: {len(classes)}, for a task with Label("classes", {len(classes)})', end="")
         print(f", because binary.h5 takes two ({examples(classes, 8)})")

@@ -1,4 +1,4 @@
-"""Turn NYUv2, as it is distributed with MTAN, into the H5 layout of dataload.py.
+"""Convert NYUv2, as distributed with MTAN, to the H5 layout of dataload.py.
 
     python tools/prepare_nyuv2.py --root nyuv2 --out data/nyuv2
     python tools/prepare_nyuv2.py --root nyuv2 --out data/nyuv2_papers --val-is-test
@@ -7,17 +7,17 @@
 (H, W, 3) in [0, 1], labels (H, W) from -1 (unknown) to 12, depths (H, W, 1) in metres or 0
 (unknown), normals (H, W, 3), the zero vector where unknown; H and W are 288 and 384.
 
-The val of the source becomes the test split, on which papers report. A tenth of train, the same
-for the same --seed, becomes val, and pictures that are nearly alike stay together. --val-is-test
-gives the habit of the papers instead: they train on all of train and have no validation split, so
-val and test are the same here, and the best epoch is chosen on the pictures that are reported.
+The val of the source becomes the test split, on which papers report. A tenth of train, chosen by
+--seed, becomes val, and near-duplicates stay together. --val-is-test does as the papers do: they
+train on all of train and have no validation split, so val and test are the same here, and the best
+epoch is chosen on the test images.
 
 images.h5 and segments.h5 (255 = unknown) are uint8, depth.h5 is in whole millimetres, normals.h5
 in units of 1 / 32767; the attributes scale_factor and _FillValue say so. The normals are of unit
 length and along the axes of the image: x right, y down, z ahead, so that augmentation can turn
-them. How the axes of the source point is told from its depth, and printed.
+them. The directions of the source's axes are inferred from its depth, and printed.
 
-One sample is in memory at a time. A wrong file stops the tool in one line, and nothing is left.
+One sample is in memory at a time. A bad file stops the tool with one line, and no output is left.
 """
 
 import sys
@@ -32,14 +32,14 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts.commandline import Parser, whole_number
+from parts.commandline import SEEDS, Parser
 from parts.drawn_rooms import CLASS_NAMES
 from parts.duplicates import thumbnails
 from parts.errors import UserError
 from parts.h5array import DataError
 from parts.h5file import new_h5_file
 from tools.shared import splitting
-from tools.shared.common import as_path, command, complain
+from tools.shared.common import as_path, command, to_stderr
 
 KINDS = ("image", "label", "depth", "normal")  # folders of the source
 SAMPLES = {"train": 795, "val": 654}  # as distributed
@@ -47,8 +47,8 @@ UNKNOWN, FILL = 255, -32768  # of segments and normals; that of depth is 0
 MILLIMETRE, UNIT = 1e-3, 1 / 32767  # scale factors of depth and normals
 FARTHEST = 65.0  # metres that fit into the file
 SHORTEST, LONGEST = 0.1, 1.1  # normals in between have a direction; resizing has shortened some
-STEP = 8  # pixels between the two depths whose difference tells how a surface is turned
-LOOKED_AT = 50  # samples from which the axes of the normals are told
+STEP = 8  # pixels between the two depths whose difference shows how a surface is tilted
+LOOKED_AT = 50  # samples from which the axes of the normals are inferred
 NAMES = np.array([name.encode() for name in CLASS_NAMES], h5py.string_dtype("utf-8", 16))
 LAYOUT = {  # of each file: the shape of a pixel, the dtype and the attributes of its dataset
     "images": ((3,), np.uint8, {}),
@@ -83,13 +83,13 @@ def find_samples(folder):
 
 
 def side_of(sample):
-    """(H, W) of a sample, which all others must have; DataError if its image cannot be read."""
+    """(H, W) of a sample, the size required of all others; DataError if its image is unreadable."""
     shape = open_array(sample, "image")[1].shape
     return shape[:2] if len(shape) > 1 else (0, 0)
 
 
 def open_array(sample, kind):
-    """The path of a file and its array, of which only the header is read; raises DataError."""
+    """The path of a file and its array, memory-mapped; raises DataError."""
     path = sample[0] / kind / f"{sample[1]}.npy"
     try:
         return path, np.lib.format.open_memmap(path, mode="r")
@@ -99,7 +99,7 @@ def open_array(sample, kind):
 
 
 def read(sample, kind, side):
-    """float32 array of one file, of shape (*side, channels); DataError if it is anything else."""
+    """float32 array of one file, of shape (*side, channels); DataError for anything else."""
     path, array = open_array(sample, kind)
     shape = {"label": tuple(side), "depth": (*side, 1)}.get(kind, (*side, 3))
     found = f"{array.shape} of dtype {array.dtype}"
@@ -145,10 +145,10 @@ def as_stored(values, signs):
 
 
 def agreement(depth, normal):
-    """(3, 2): for each axis the sum of what speaks for x right, y down, z ahead, and its size.
+    """(3, 2): for each axis, the sum of the evidence for x right, y down, z ahead, and of its size.
 
     On a plane the inverse depth falls in the direction to which its normal leans, whatever the
-    focal length, and a surface that is seen faces the camera.
+    focal length, and a visible surface faces the camera.
     """
     votes = [-normal[..., 2]]
     depth = depth[..., 0]
@@ -162,8 +162,8 @@ def agreement(depth, normal):
     return np.array([x, y, z], np.float64)
 
 
-def tell_axes(samples, side):
-    """(3,) signs that turn the normals to x right, y down, z ahead; prints what was found."""
+def find_axes(samples, side):
+    """(3,) signs that turn the normals to x right, y down, z ahead; prints the axes found."""
     total = np.zeros((3, 2))
     for sample in samples[:: max(1, len(samples) // LOOKED_AT)]:
         total += agreement(read(sample, "depth", side), read(sample, "normal", side))
@@ -172,23 +172,23 @@ def tell_axes(samples, side):
     words = ", ".join(f"{n} {b if s < 0 else a} ({abs(s):.2f})" for n, a, b, s in directions)
     print(f"axes of the normals: {words}; 1 is certain")
     if abs(share).min() < 0.1:
-        complain(f"prepare_nyuv2.py: expected normals that fit the depth, found {words}")
+        to_stderr(f"prepare_nyuv2.py: expected normals that fit the depth, found {words}")
     return np.where(share < 0, -1, 1)
 
 
 def divide(samples, side, settings):
-    """(train, val) lists of the samples, pictures that are nearly alike in one of them."""
-    alike = []
+    """(train, val) lists of the samples, with near-duplicates in the same one."""
+    images = []
     for sample in tqdm(samples, desc="comparing", unit=" images", disable=None, leave=False):
         pixels = np.rint(read(sample, "image", side) * 255).clip(0, 255).astype(np.uint8)
         small = thumbnails(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
-        alike.append(SimpleNamespace(thumbnail=small))
+        images.append(SimpleNamespace(thumbnail=small))
     fractions = np.array([1 - settings.val_share, settings.val_share])
     generator = np.random.default_rng(settings.seed)
-    parts = splitting.deal([0] * len(samples), splitting.group(alike), fractions, generator)
+    parts = splitting.distribute([0] * len(samples), splitting.group(images), fractions, generator)
     divided = [[s for s, own in zip(samples, parts, strict=True) if own == part] for part in (0, 1)]
     if not all(divided):
-        found = f"{len(divided[1])} of {len(samples)} samples in val (pictures alike stay together)"
+        found = f"{len(divided[1])} of {len(samples)} samples in val (duplicates stay together)"
         raise UserError(f"--val-share: expected samples in train and in val, found {found}")
     return divided
 
@@ -221,11 +221,12 @@ def parse(argv):
     """The settings; raises UserError."""
     parser = Parser("prepare_nyuv2.py", __doc__)
     add = parser.add_argument
-    add("--root", required=True, metavar="DIR", help="the folder that contains train/ and val/")
-    add("--out", required=True, metavar="DATA", help="the folder to create")
-    add("--val-share", type=float, default=0.1, metavar="X", help="share of train for val (0.1)")
-    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="of val (0)")
-    add("--val-is-test", action="store_true", help="val is test and train is whole, as in papers")
+    add("--root", required=True, metavar="DIR", help="folder with train/ and val/")
+    add("--out", required=True, metavar="DATA", help="folder to create")
+    text = "share of train for val (default: 0.1)"
+    add("--val-share", type=float, default=0.1, metavar="X", help=text)
+    add("--seed", type=SEEDS, default=0, metavar="N", help="random seed (default: 0)")
+    add("--val-is-test", action="store_true", help="keep train whole, and use test as val too")
     settings = parser.parse_args(argv)
     if not 0 < settings.val_share < 1:
         raise UserError(f"--val-share: expected between 0 and 1, found {settings.val_share}")
@@ -244,9 +245,9 @@ def main(argv):
     side = side_of(source["train"][0])
     found = {split: len(samples) for split, samples in source.items()}
     if found != SAMPLES:
-        complain(f"prepare_nyuv2.py: {settings.root}: expected {SAMPLES} samples, found {found}")
+        to_stderr(f"prepare_nyuv2.py: {settings.root}: expected {SAMPLES} samples, found {found}")
     with splitting.staged(settings.out, False) as folder:
-        signs = tell_axes(source["train"], side)
+        signs = find_axes(source["train"], side)
         train, val = source["train"], source["val"]
         if not settings.val_is_test:
             train, val = divide(train, side, settings)

@@ -1,21 +1,21 @@
-"""Turn the Oxford-IIIT Pet folder into the H5 layout of dataload.py.
+"""Convert the Oxford-IIIT Pet folder to the H5 layout of dataload.py.
 
     python tools/prepare_pets.py --root DIR --out DATA [--download] [--add-unboxed] [--size 256]
     python tools/prepare_pets.py --root DIR --out DATA --folds 5 --fold 0
     python tools/prepare_pets.py --root DIR --out DATA --mask-share 0.1
     python tools/prepare_pets.py --root DIR --out DATA --names results/images.txt
 
-The two lists of the source, trainval.txt and test.txt, are pooled and split anew, breed by breed,
+The two lists of the source, trainval.txt and test.txt, are pooled and split again, breed by breed,
 because only images of trainval.txt have head boxes. Images without a box are left out or, with
 --add-unboxed, added to train; val and test are the same either way. Near-duplicates, of which the
-source has some, stay in one split. With --folds N the images with a box are dealt to N parts: part
-K of --fold K is test and the next one is val, so each part is tested once. The splits do not
-depend on --size. With --names only the images listed in that file are used.
+source has some, stay in one split. With --folds N the images with a box are divided into N folds;
+with --fold K, fold K is test and the next one is val, so each fold is tested once. The splits do
+not depend on --size. With --names only the images listed in that file are used.
 
 Images become squares. The mask is 1 on the animal and its border; with --border ignore the border
 is 255, unknown; with --border class it is 2, a class of its own. --mask-share, --box-share and
---label-share keep a part of what is known in train,
-chosen breed by breed; a smaller share is part of a larger one. Damaged files are named and counted.
+--label-share keep a share of the masks, boxes and labels in train, chosen breed by breed; a smaller
+share is part of a larger one. Damaged files are named and counted.
 
 The data are written to DATA.partial-PID, which is renamed at the end: a killed run may leave that
 folder, but never an incomplete DATA. The attribute `source_lines` of the files is the line of each
@@ -66,7 +66,7 @@ PROVENANCE = {
 def open_pets(root, download):
     """Both lists of the source as one data set, and {line: image name}; raises DataError.
 
-    Sample i is a PIL image and its (breed 0-36, species 0 cat or 1 dog, PIL trimap).
+    Sample i is a PIL image and its (breed 0-36, class 0 cat or 1 dog, PIL trimap).
     """
     folder = root / PETS
     if not download and not folder.is_dir():
@@ -89,7 +89,7 @@ def open_pets(root, download):
 
 
 def choose(names, path):
-    """Those of {line: image name} that a text file lists, in its order; DataError for others."""
+    """The part of {line: image name} that a text file lists, in its order; raises DataError."""
     lines, listed = {name: line for line, name in names.items()}, Counter()
     for name in path.read_text(encoding="utf-8-sig", errors="replace").split():
         listed[name] += 1
@@ -119,7 +119,7 @@ def read_pixels(pets, line, size, border_value):
 def read_box(path, width, height):
     """Head box (4,), xmin, ymin, xmax, ymax in [0, 1] of width and height; NaN without a file.
 
-    The file names the first and last pixels inside, from 1; these are the edges. Raises DataError.
+    The file has the first and last pixels inside, from 1; these are the edges. Raises DataError.
     """
     if not path.exists():
         return NO_BOX
@@ -137,8 +137,8 @@ def read_box(path, width, height):
 def read_samples(pets, names, settings):
     """A list of the usable Samples of {line: image name}, and a Counter of the defects found.
 
-    Without --add-unboxed, None stands for an image without a box, so that the splits are the same
-    with and without them.
+    Without --add-unboxed, an image without a box becomes None, so that the splits are the same
+    either way.
     """
     samples, defects = [], Counter()
     border_value = BORDER_VALUES[settings.border]
@@ -182,7 +182,7 @@ def draw_splits(samples, settings):
     if settings.folds:
         fractions = np.full(settings.folds, 1 / settings.folds)
     breeds = [sample.breed for sample in chosen]
-    parts = splitting.deal(breeds, splitting.group(chosen), fractions, generator)
+    parts = splitting.distribute(breeds, splitting.group(chosen), fractions, generator)
     parts = (parts - (settings.fold or 0)) % len(fractions)  # test is 0 now, val is 1
     splits = {"train": list(set(range(len(samples))) - set(boxed)), "val": [], "test": []}
     for i, part in zip(boxed, parts, strict=True):
@@ -193,7 +193,7 @@ def draw_splits(samples, settings):
     return splitting.without_copies(splits)
 
 
-def hide(samples, settings):
+def keep_shares(samples, settings):
     """Training samples that keep only a share of their masks, boxes and labels."""
     samples, breeds = list(samples), np.array([sample.breed for sample in samples])
     mask = np.full((settings.size, settings.size, 1), UNKNOWN, np.uint8)
@@ -208,7 +208,7 @@ def hide(samples, settings):
 
 
 def stratified_order(numbers, breeds, generator):
-    """Sample numbers in a random order of which every prefix has all breeds in proportion."""
+    """Sample numbers in a random order whose every prefix has all breeds in proportion."""
     places = np.zeros(len(numbers))
     for breed in np.unique(breeds[numbers]):
         own = np.flatnonzero(breeds[numbers] == breed)
@@ -220,19 +220,19 @@ def parse(argv):
     """The settings; raises UserError for values that do not fit together."""
     parser = Parser("prepare_pets.py", __doc__)
     add = parser.add_argument
-    add("--root", required=True, metavar="DIR", help=f"the folder that contains {PETS}/")
-    add("--download", action="store_true", help="let torchvision download it to --root (800 MB)")
+    add("--root", required=True, metavar="DIR", help=f"folder with {PETS}/")
+    add("--download", action="store_true", help="download it to --root first (800 MB)")
     splitting.add_flags(add)
-    add("--folds", type=int, metavar="N", help="deal the images with a box to N parts, 3 or more")
-    add("--fold", type=int, metavar="K", help="the part to test on, 0 to N - 1")
+    add("--folds", type=int, metavar="N", help="divide the images with a box into N >= 3 folds")
+    add("--fold", type=int, metavar="K", help="the fold to test on, 0 to N - 1")
     add("--add-unboxed", action="store_true", help="add the images without a box to train")
     add("--names", metavar="FILE", help="use only the images listed in this file")
-    border = "what the border of the animal is in the masks: pet, unknown, or a class (pet)"
+    border = "the animal's border in the masks: pet (default), unknown, or a class of its own"
     add("--border", choices=(*BORDER_VALUES,), default="pet", help=border)
     for name in SHARES:
-        text = f"share of train that keeps its {name.split('_')[0]} (1)"
+        text = f"share of the training images that keep their {name.split('_')[0]} (default: 1)"
         add(flag(name), type=float, default=1.0, metavar="X", help=text)
-    add("--breeds", action="store_true", help="also write breeds.h5, the 37 breeds as a target")
+    add("--breeds", action="store_true", help="also write the 37 breeds, breeds.h5")
     settings = parser.parse_args(argv)
     for name in SHARES:
         if not 0 < (share := getattr(settings, name)) <= 1:
@@ -253,7 +253,7 @@ def parse(argv):
 
 @command
 def main(argv):
-    """Read the images, split them, write the splits and report."""
+    """Read the images, divide them, write the splits and report."""
     start, settings = time.perf_counter(), parse(argv)
     out = settings.out
     splitting.check_output(out, settings.force)
@@ -266,7 +266,7 @@ def main(argv):
         splits = draw_splits(samples, settings)
         used = sum(map(len, splits.values()))
         copied = sum(sample is not None for sample in samples) - used
-        splits["train"] = hide(splits["train"], settings)
+        splits["train"] = keep_shares(splits["train"], settings)
         about = {name: value for name in KEPT if (value := getattr(settings, name)) is not None}
         classes = {"binary": class_names}
         classes |= {"breeds": pets.datasets[0].classes} if settings.breeds else {}

@@ -1,11 +1,11 @@
-"""Give every training image without a mask the one that a trained network finds on it.
+"""Give every training image without a mask the mask that a trained network predicts.
 
     python tools/pseudo_masks.py runs/few/OEQ_model_lite.pt data/pets_m10 --out data/pets_pseudo
 
-OUT is a copy of DATA with these masks in train; val and test stay as they are. A network that is
-then trained on OUT can become better than the first (self-training; Xie et al. 2020,
-arXiv:1911.04252). Masks that are known, in whole or in part, stay as they are. The network sees
-images at the side that it was trained on.
+OUT is a copy of DATA with these masks in train; val and test are unchanged, and so are masks that
+are known in whole or in part. A network that is then trained on OUT can become better than the
+first (self-training; Xie et al. 2020, arXiv:1911.04252). The network sees images at the side it was
+trained on.
 """
 
 import sys
@@ -26,8 +26,8 @@ from tools.shared.common import as_path, command
 from tools.shared.splitting import staged
 
 
-def completed(train, name, network):
-    """The masks of a split, those that are unknown predicted, and the number of these.
+def complete_masks(train, name, network):
+    """The masks of a split, with unknown ones predicted, and the number of those.
 
     Returns:
         uint8 (N, H, W, 1), and a number above 0; raises UserError if no mask is unknown.
@@ -47,7 +47,7 @@ def completed(train, name, network):
 
 
 def copy_file(source, target):
-    """Copy an HDF5 file together with what its links lead to; raises DataError."""
+    """Copy an HDF5 file, following its links; raises DataError."""
     try:
         with h5py.File(source, "r", locking=False) as old, new_h5_file(target) as new:
             for name in old:
@@ -61,7 +61,7 @@ def copy_file(source, target):
 
 
 def replace_masks(path, masks, source):
-    """Write a file of masks uint8 (N, H, W, 1); the attributes of the old one, if any, stay."""
+    """Write a file of masks uint8 (N, H, W, 1), with the attributes of the old one, if any."""
     file_attributes, attributes = {}, {}
     if path.exists():
         with H5Array(path.parent, path.stem).opened() as dataset:
@@ -78,8 +78,8 @@ def main(argv):
     """Write OUT and report; raises UserError or DataError."""
     parser = Parser("pseudo_masks.py", __doc__)
     parser.add_argument("model", metavar="MODEL", help="a file of a run, as for predict.py")
-    parser.add_argument("data", metavar="DATA", help="data with images that have no mask")
-    parser.add_argument("--out", required=True, metavar="OUT", help="the folder to create")
+    parser.add_argument("data", metavar="DATA", help="data folder, some images without a mask")
+    parser.add_argument("--out", required=True, metavar="OUT", help="folder to create")
     options = parser.parse_args(argv)
     data, out = as_path(options.data, "DATA"), as_path(options.out, "--out").resolve()
     if out.exists():
@@ -91,7 +91,7 @@ def main(argv):
         raise UserError(f"{options.model}: expected a network that segments, found {list(kinds)}")
     targets = {name: kinds[name]}
     train, *_ = [H5Dataset(split, data, targets, memory_limit=0) for split in SPLITS]  # all checked
-    masks, count = completed(train, name, network)
+    masks, count = complete_masks(train, name, network)
     source = f"tools/pseudo_masks.py {options.model}".encode(errors="backslashreplace").decode()
     with staged(out, force=False) as folder:
         for split in SPLITS:
@@ -99,7 +99,7 @@ def main(argv):
             for path in sorted((data / split).glob("*.h5")):
                 copy_file(path, folder / split / path.name)
         replace_masks(folder / "train" / f"{kinds[name].file}.h5", masks, source)
-    print(f"{count} of {len(train)} masks found; written to {out}")
+    print(f"{count} of {len(train)} masks predicted; written to {out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run scripts x folds x seeds, each in a folder of its own, one after the other or in parallel.
+"""Run scripts x folds x seeds, each in its own folder, one after the other or in parallel.
 
     python tools/run_all.py --seeds 0 1 2 --out runs/128 -- --h5-save-path data/pets128 --epochs 120
     python tools/run_all.py --seeds 0 --scripts main examples/bbox_only.py --folds 0 1 2 --jobs 2 \\
@@ -6,11 +6,11 @@
 
 Flags after -- go to every script, with {fold} replaced by the number of the fold. A run writes to
 OUT/NAME_seedK or OUT/NAME_foldF_seedK. Repeating the command skips finished runs and resumes
-stopped ones, so a long series can be run in parts: after --minutes 40 the tool asks the running
-scripts to save their state, and ends. Ctrl-C and SIGTERM do the same at once, a second one without
-waiting for the scripts. A run that fails is reported and does not stop the others. With --jobs 2
-two runs go in parallel, each quietly and on one thread. A finished run of other settings, data or
---weights than are asked for is refused, wherever the data lie.
+stopped ones, so a long series can be run in parts: after --minutes 40 the tool makes the running
+scripts save their state, and ends. Ctrl-C and SIGTERM do the same at once, a second one without
+waiting for the scripts. A failed run is reported and does not stop the others. With --jobs 2 two
+runs go in parallel, each quietly and on one thread. If OUT holds a finished run with different
+settings, data or --weights, the tool stops; where the data lie does not matter.
 
 Exit code: 0 all runs are finished, 1 some failed, 2 a mistake in the flags or a folder that holds
 other runs, 3 the minutes are over, 128 + signal number after a signal.
@@ -27,15 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine import script
 from engine.script import ROOT
 from engine.setup import data_folder, open_data
-from engine.weights import identity, same_source, weights_file
+from engine.weights import describe_source, identity, same_source, weights_file
 from parts import files
 from parts.commandline import Parser
 from parts.errors import UserError
 from parts.signals import StopSignals
-from tools.shared.common import EXPERIMENTS, command, complain, make_folder
+from tools.shared.common import EXPERIMENTS, command, make_folder, to_stderr
 
-OURS = ("--seed", "--file-save-path", "--resume", "--overwrite")  # set for every run by this tool
-PLACES = {"H5_SAVE_PATH", "FILE_SAVE_PATH", "WEIGHTS"}  # what lies there counts, not where
+RESERVED = ("--seed", "--file-save-path", "--resume", "--overwrite")  # set by this tool
+PLACES = {"H5_SAVE_PATH", "FILE_SAVE_PATH", "WEIGHTS"}  # their contents count, not their paths
 OWN_GROUP = {"process_group": 0} if os.name == "posix" else {}  # shields the scripts from Ctrl-C
 
 
@@ -81,9 +81,9 @@ class Job:
         return history
 
     def check_finished(self):
-        """Refuse a finished run of other settings, data or weights than are asked for; UserError.
+        """UserError for a finished run with different settings, data or weights.
 
-        The place of the data does not matter.
+        The path of the data does not matter.
         """
         history = self.read_history()
         found = {"diagnose": 0} | history["config"]
@@ -91,7 +91,7 @@ class Job:
         pairs = [(name, found.get(name), self.config[name]) for name in names]
         source, other = self.weights, history["weights_from"]
         if not (same_source(source, other) if source else other is None):
-            pairs.append(("--weights", described(other), described(source)))
+            pairs.append(("--weights", describe_source(other), describe_source(source)))
         if self.data and all(before == now for _, before, now in pairs):
             pairs += changed_files(history["data_fingerprint"], self.fingerprint())
         differences = [
@@ -104,7 +104,7 @@ class Job:
             )
 
     def fingerprint(self):
-        """{split: {file: text}} of the data, read once in a series; raises DataError."""
+        """{split: {file: text}} of the data, read once per series; raises DataError."""
         tasks = self.script.module.TASKS
         key = self.data.resolve(), *sorted(str(task.target) for task in tasks.values())
         if key not in self.fingerprints:
@@ -116,7 +116,7 @@ class Job:
 def changed_files(before, now):
     """(file, text before, text now) of the files of two fingerprints {split: {file: text}}.
 
-    Older histories have one text for all files of a split; of that, the number of samples counts.
+    Older histories have one text for all files of a split; only its number of samples is compared.
     """
     for split, texts in now.items():
         old = before.get(split, {})
@@ -131,18 +131,13 @@ def weights_in_use(place):
     return identity(weights_file(place)) if place else None
 
 
-def described(source):
-    """What a history says of the file of --weights, in words."""
-    return "{path} of checksum {checksum}".format(**source) if isinstance(source, dict) else source
-
-
 def name_of(path):
     """NAME in the artefacts of a script."""
     return script.Script(path, None).name
 
 
 def choose_scripts(wanted):
-    """Resolved paths of scripts named main, examples.NAME or by a path; raises UserError."""
+    """Resolved paths of scripts, given as main, examples.NAME or a path; raises UserError."""
     found = {}
     for name in wanted or [name for name in EXPERIMENTS if (ROOT / f"MTL_{name}.py").is_file()]:
         short = ROOT / f"MTL_{name.removesuffix('.py')}.py"
@@ -181,7 +176,7 @@ class Series:
         return (1 if self.failed else 3) if unfinished else 0
 
     def _turn(self):
-        """Stop, start and settle runs where it is time, and wait a little."""
+        """Stop, start and finish runs that are due, and wait a little."""
         received = self.signals.received
         if not self.is_ending and (received or time.monotonic() > self.deadline):
             self.is_ending = True
@@ -212,7 +207,7 @@ class Series:
         minutes = sum(known) / max(done, 1) * (total - done) / self.at_once / 60
         left = f", about {minutes:.0f} min left" if 0 < done < total else ""
         line = f"run_all.py: {done} of {total} runs are finished{left}"
-        complain(f"{line}; {text}" if text else line)
+        to_stderr(f"{line}; {text}" if text else line)
 
 
 def parse(argv):
@@ -222,20 +217,20 @@ def parse(argv):
     usage = "run_all.py --seeds K [K ...] --out FOLDER [options] [-- FLAGS OF THE SCRIPTS]"
     parser = Parser("run_all.py", __doc__, usage=usage)
     add = parser.add_argument
-    add("--seeds", type=int, nargs="+", required=True, metavar="K", help="for example 0 1 2")
-    add("--out", required=True, metavar="FOLDER", help="for the folders of the runs")
-    add("--scripts", nargs="+", metavar="NAME", help=f"(those of {', '.join(EXPERIMENTS)})")
-    add("--folds", type=int, nargs="+", metavar="F", help="in place of {fold} after --")
-    add("--jobs", type=int, default=1, metavar="N", help="runs in parallel (1)")
-    add("--minutes", type=float, metavar="N", help="stop after N minutes, to be continued later")
+    add("--seeds", type=int, nargs="+", required=True, metavar="K", help="random seeds")
+    add("--out", required=True, metavar="FOLDER", help="folder for the runs' folders")
+    add("--scripts", nargs="+", metavar="NAME", help=f"default: {' '.join(EXPERIMENTS)}")
+    add("--folds", type=int, nargs="+", metavar="F", help="numbers that replace {fold} after --")
+    add("--jobs", type=int, default=1, metavar="N", help="runs in parallel (default: 1)")
+    add("--minutes", type=float, metavar="N", help="stop after N minutes; repeat to go on")
     options = parser.parse_args(argv[:cut])
     options.flags = argv[cut + 1 :]
     for name, value in (("jobs", options.jobs), ("minutes", options.minutes)):
         if value is not None and not value > 0:
             parser.error(f"--{name}: expected a number above 0, found {value}")
     for flag in (flag.split("=")[0] for flag in options.flags):
-        if flag in OURS:
-            raise UserError(f"{flag}: this tool sets it for every run, see --help")
+        if flag in RESERVED:
+            raise UserError(f"{flag}: this tool sets it for every run; see --help")
     if any("{fold}" in flag for flag in options.flags) != bool(options.folds):
         raise UserError("--folds: expected together with {fold} after --, found one of the two")
     return options

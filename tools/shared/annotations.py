@@ -1,6 +1,6 @@
 """Annotation files as Notes: COCO and labelme JSON, Pascal VOC XML, YOLO text.
 
-Other formats can be converted to one of these by the tools that write them.
+Tools that write other formats can usually export one of these.
 """
 
 import json
@@ -16,20 +16,20 @@ KINDS = (".json", ".xml", ".txt")
 LARGEST = 2 * 10**8  # pixels of an object's region
 
 
-class ForeignError(ValueError):
-    """A file of another kind, such as what a camera or a cloud says about a picture."""
+class FormatError(ValueError):
+    """A file of another kind, such as a camera's or cloud service's metadata of a picture."""
 
 
 def read_annotations(path, names):
-    """The Notes of an annotation file; ForeignError if it is none, ValueError if it is damaged.
+    """The Notes of an annotation file; FormatError for another kind, ValueError for a damaged one.
 
     Args:
-        names: the Names of the pictures. A file of one picture is named like it or names it.
+        names: the Names of the pictures. A file about one picture has its name or contains it.
     """
     read = {".json": read_json, ".xml": read_voc, ".txt": read_yolo}[path.suffix.lower()]
     try:
         return list(read(path, lambda name: path.name if names.find(path.name)[0] else name))
-    except ForeignError:
+    except FormatError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -41,7 +41,7 @@ def read_annotations(path, names):
 def read_folder(folder, names, recursive):
     """(notes, what was read in words or "", files read, [(path, problem)]) of a folder.
 
-    Other files are left alone, so a text file counts if a picture has its name.
+    Other files are ignored, and so are text files that are not named like a picture.
     """
     notes, files, problems = [], [], []
     for path in entries(folder, recursive):
@@ -52,7 +52,7 @@ def read_folder(folder, names, recursive):
             continue
         try:
             notes += read_annotations(path, names)
-        except ForeignError:
+        except FormatError:
             continue
         except ValueError as error:
             problems.append((path, error))
@@ -65,7 +65,7 @@ def read_folder(folder, names, recursive):
 
 
 def describe(notes):
-    """In words, what annotations say."""
+    """The contents of annotations, in words."""
     outlines = sum(note.has_outline for note in notes)
     boxes = sum(bool(note.box) for note in notes)
     return f"{boxes} boxes, {outlines} outlines"
@@ -80,7 +80,7 @@ def read_json(path, choose):
         yield from read_coco(data, path.name)
     else:
         found = ", ".join(list(data)[:5]) if isinstance(data, dict) else type(data).__name__
-        raise ForeignError(f"expected images and annotations (COCO) or shapes, found {found}")
+        raise FormatError(f"expected images and annotations (COCO) or shapes, found {found}")
 
 
 def read_coco(data, where):
@@ -115,7 +115,7 @@ def with_coco_object(note, entry):
 
 
 def read_labelme(data, name, where):
-    """Yield the Notes of labelme's dict; a point or a line is no object."""
+    """Yield the Notes of labelme's dict, without points and lines."""
     size = picture_size(data.get("imageWidth"), data.get("imageHeight"))
     yield Note(name, where)
     for shape in data["shapes"]:
@@ -137,7 +137,7 @@ def read_voc(path, choose):
     """Yield the Notes of a Pascal VOC file: objects with bndbox and perhaps a polygon."""
     root = ElementTree.fromstring(path.read_bytes())
     if root.tag != "annotation":
-        raise ForeignError(f"expected <annotation> (Pascal VOC), found <{root.tag}>")
+        raise FormatError(f"expected <annotation> (Pascal VOC), found <{root.tag}>")
     name = choose(root.findtext("filename") or path.name)
     size = picture_size(root.findtext("size/width"), root.findtext("size/height"))
     yield Note(name, path.name)
@@ -169,7 +169,7 @@ def read_yolo(path, choose):
             continue
         label, *values = line.split()
         if number == 1 and not label.isdecimal():
-            raise ForeignError(f"expected the number of a class, found {label}")
+            raise FormatError(f"expected the number of a class, found {label}")
         values = [float(value) for value in values]
         if len(values) in (4, 5):  # 5: with a confidence
             x, y, w, h = values[:4]
@@ -197,7 +197,7 @@ def bounds(points):
 
 
 def picture_size(width, height):
-    """(width, height) as numbers; None if they are missing or 0, as some tools write."""
+    """(width, height) as numbers; None if they are missing or, as from some tools, 0."""
     width, height = (float(side or 0) for side in (width, height))
     return (width, height) if width > 0 and height > 0 else None
 

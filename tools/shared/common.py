@@ -27,8 +27,8 @@ def run_tool(name, work, argv):
     """The exit code of `work(argv)`, which is 0 where it returns None.
 
     UserError, DataError, OSError and MemoryError become one line on stderr and exit code 2; Ctrl-C,
-    SIGTERM and SIGHUP become one line and 128 + signal number. If the reader of stdout closes it,
-    as `| head -1` does, the tool ends silently with exit code 0.
+    SIGTERM and SIGHUP become one line and 128 + signal number. If stdout is closed by its reader,
+    as by `| head -1`, the tool ends silently with exit code 0.
     """
     with contextlib.suppress(AttributeError):  # stdout is None, or not a text file
         sys.stdout.reconfigure(errors="backslashreplace")  # cp1252 cannot encode every name
@@ -38,27 +38,27 @@ def run_tool(name, work, argv):
         print(end="", flush=True)
         return code
     except (UserError, DataError) as error:
-        complain(f"{name}: {error}")
+        to_stderr(f"{name}: {error}")
     except MemoryError:
-        complain(f"{name}: expected enough memory, found too little; use smaller or fewer images")
+        to_stderr(f"{name}: expected enough memory, found too little; use smaller or fewer images")
     except BrokenPipeError:
         discard_stdout()
         return 0
     except OSError as error:
         place = error.filename or ("stdout" if stdout_fails() else "")
         reason = " ".join((error.strerror or str(error)).split())
-        complain(": ".join(filter(None, [name, str(place), reason])))
+        to_stderr(": ".join(filter(None, [name, str(place), reason])))
     except KeyboardInterrupt as error:
-        complain(f"{name}: interrupted")
+        to_stderr(f"{name}: interrupted")
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 2
 
 
 @contextlib.contextmanager
 def signals_as_ctrl_c():
-    """A block in which SIGTERM and SIGHUP act like Ctrl-C, so that what was begun is tidied up.
+    """A block in which SIGTERM and SIGHUP act like Ctrl-C, so that temporary files are removed.
 
-    The first one counts, because `timeout` sends two. Under nohup, SIGHUP stays ignored.
+    Only the first one acts, because `timeout` sends two. Under nohup, SIGHUP stays ignored.
     """
 
     def stop(number, frame):
@@ -79,7 +79,7 @@ def signals_as_ctrl_c():
 
 
 def stdout_fails():
-    """Whether stdout cannot be written to; what is buffered for it is then discarded."""
+    """Whether stdout cannot be written to; its buffer is then discarded."""
     try:
         print(end="", flush=True)
         return False
@@ -89,19 +89,19 @@ def stdout_fails():
 
 
 def discard_stdout():
-    """Send to nowhere what is buffered for stdout, and what follows."""
+    """Discard what is buffered for stdout, and all later output."""
     with contextlib.suppress(OSError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def complain(line):
+def to_stderr(line):
     """Print a line on stderr; a closed stderr is ignored."""
     STDERR.write(f"{line}\n")
     STDERR.flush()
 
 
 def as_path(text, name):
-    """The path in a text, with ~ as the home folder; UserError names `name` if it is empty."""
+    """The text as a path, with ~ for the home folder; UserError names `name` if it is empty."""
     if not str(text).strip():
         raise UserError(f"{name}: expected a path, found an empty one")
     return Path(os.path.expanduser(text))
@@ -113,7 +113,7 @@ def make_folder(path, flag):
 
 
 def choose_device(name):
-    """One process on the device of this name (None: the GPU, or else the CPU); raises UserError."""
+    """One process on the device of this name (None: the GPU, else the CPU); raises UserError."""
     processes = Processes({})  # whatever torchrun has left in the environment
     processes.use(name)
     return processes

@@ -10,13 +10,13 @@ import numpy as np
 from parts.errors import UserError
 from tools.shared.common import EXPERIMENTS
 from tools.shared.histories import rows, test_set, weights
-from tools.shared.intervals import RESAMPLES, chance, estimate, holm, limits, over_runs
+from tools.shared.intervals import RESAMPLES, estimate, holm, limits, over_runs, p_value
 
 FREE = ("SEED", "DEMO_EPOCHS", "WEIGHTS")  # constants that may differ within a column
 
 
 class Metric(NamedTuple):
-    """What is measured."""
+    """A metric of a task."""
 
     name: str  # TASK_METRIC, as in histories
     task: str
@@ -36,11 +36,11 @@ class Difference(NamedTuple):
     images: tuple  # 95 % limits over test images
     runs: tuple  # 95 % limits over runs
     pairs: int  # of runs
-    chance: float  # how probable a difference as large is by chance
-    holds: bool = False  # whether it is stated among all differences of a comparison
+    p_value: float  # two-sided
+    holds: bool = False  # whether Holm's method keeps it among all differences of a comparison
 
     @property
-    def side(self):
+    def direction(self):
         """1 or -1 if both intervals lie on that side of 0, 0 if not, None if one is unknown."""
         low, high = zip(self.images, self.runs, strict=True)
         known = np.isfinite([*low, *high]).all()
@@ -67,7 +67,7 @@ def group(runs):
 
 
 def settings(runs):
-    """[{name: value}] for each run: its constants, its script, the weights that it started from."""
+    """[{name: value}] for each run: its constants, its script, and the weights it started from."""
     paths = dict(weights(run) for run in runs)
     known = [*paths.values()]
     for identity, path in paths.items():
@@ -82,7 +82,7 @@ def settings(runs):
 
 
 def _tell_apart(labels, found):
-    """The labels, each with the settings in which it differs from others of that label."""
+    """The labels, each with the settings that differ among the runs with that label."""
     told = []
     for label, ours in zip(labels, found, strict=True):
         others = [other for name, other in zip(labels, found, strict=True) if name == label]
@@ -123,7 +123,7 @@ def pooled(runs, metric, split):
     """The estimate over the test images of all runs; None if no run has the metric.
 
     An image of several seeds counts once, with the mean of its numerators and denominators. Without
-    rows the value is the mean over the runs, and there are no resamples: NaN.
+    rows the value is the mean over the runs, and the resamples are NaN.
     """
     if not metric.pooled:
         known = [number for run in runs if (number := value(run, metric, split)) is not None]
@@ -137,9 +137,9 @@ def pooled(runs, metric, split):
 
 
 def gain(ours, theirs, metric, split, relative=False):
-    """How much better a column is than another (in percent if `relative`), on the runs of both.
+    """How much better a column is than another (in percent if `relative`), on the runs they share.
 
-    An estimate over images and {(test set, seed): difference}; None if a column lacks the metric.
+    Returns an estimate over images and {(test set, seed): difference}; None without the metric.
     """
     ours, theirs = ({(test_set(r), r["seed"]): r for r in column} for column in (ours, theirs))
     shared = [key for key in ours if key in theirs]
@@ -158,8 +158,8 @@ def gain(ours, theirs, metric, split, relative=False):
 def delta_mtl(columns, label, split):
     """Mean relative gain of a column's tasks over their references in percent, as `gain`.
 
-    That of a task is the mean over the metrics that it counts. None if a reference is missing, or
-    is the column itself.
+    A task's gain is the mean over its `counted` metrics. None if a reference is missing, or is the
+    column itself.
     """
     gains, tasks = {}, columns[label][0]["tasks"]
     for metric in metrics(columns, split, everything=True):
@@ -179,13 +179,13 @@ def delta_mtl(columns, label, split):
 
 
 def reference(columns, metric, wanted=None):
-    """What a metric is compared with: a column that is wanted, a single-task network, the first."""
+    """The column to compare a metric with: `wanted`, else a single-task network, else the first."""
     having = [label for label, column in columns.items() if metric.task in column[0]["tasks"]]
     return next(label for label in (wanted, metric.reference, *having) if label in having)
 
 
 def differences(columns, split, baseline=None, everything=False):
-    """[Difference] of the columns from the reference of each metric, and of their delta MTL."""
+    """[Difference] of the columns from each metric's reference, and of their delta MTL."""
     found = []
     for metric in metrics(columns, split, everything):
         against = reference(columns, metric, baseline)
@@ -200,34 +200,33 @@ def differences(columns, split, baseline=None, everything=False):
         known = delta_mtl(columns, label, split)
         found.append(_difference("delta MTL", label, "single tasks", "%", known))
     found = [each for each in found if each]
-    holds = holm([each.chance if each.side else 1.0 for each in found if each.side is not None])
+    holds = holm([d.p_value if d.direction else 1.0 for d in found if d.direction is not None])
     holds = iter([True] if len(holds) == 1 else holds)
-    return [d if d.side is None else d._replace(holds=next(holds)) for d in found]
+    return [d if d.direction is None else d._replace(holds=next(holds)) for d in found]
 
 
 def _difference(metric, label, against, unit, known):
-    """The Difference of what `gain` gives; None if that is undefined."""
+    """The Difference from the result of `gain`; None if that is undefined."""
     if known is None or not np.isfinite(known[0][0]):
         return None
     found, runs = known[0], [float(each) for each in known[1].values() if np.isfinite(each)]
-    more = limits(found), over_runs(runs), len(runs), chance(found, runs)
+    more = limits(found), over_runs(runs), len(runs), p_value(found, runs)
     return Difference(metric, label, against, unit, float(found[0]), *more)
 
 
 def statement(difference, count):
-    """What a Difference, one of so many, says in words; "" where one of its intervals is unknown.
+    """A Difference, one of `count`, in words; "" if one of its intervals is unknown.
 
-    It is stated if both intervals exclude 0. If it does not hold among all by Holm's method, the
-    words say so.
+    It is stated if both intervals exclude 0. If Holm's method does not keep it, the words say so.
     """
     unit = f" {difference.unit}".rstrip()
     scale = 100 if difference.unit == "points" else 1
-    if difference.side is None:
+    if difference.direction is None:
         return ""
-    if not difference.side:
+    if not difference.direction:
         most = scale * max(map(abs, (*difference.images, *difference.runs)))
         return f"no measurable difference (within about {_amount(most)}{unit})"
-    text = f"{'+' if difference.side > 0 else '-'}{_amount(scale * difference.value)}{unit}"
+    text = f"{'+' if difference.direction > 0 else '-'}{_amount(scale * difference.value)}{unit}"
     return text if difference.holds else f"{text} (not among {count})"
 
 

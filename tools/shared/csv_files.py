@@ -1,4 +1,4 @@
-"""Tables of boxes, classes and splits, as people and annotation tools write them."""
+"""Tables of boxes, classes and splits, by hand or from annotation tools."""
 
 import csv
 import io
@@ -12,8 +12,7 @@ from parts.errors import UserError
 from tools.shared.notes import Note
 from tools.shared.pictures import examples
 
-# Columns by what they say, the more telling names first. Names are compared in lower case, without
-# anything but letters and digits.
+# Names of columns, the clearest first, in lower case and with letters and digits only.
 NAMES = (
     *("filename", "imagename", "imgname", "imagefile", "file", "image", "img"),
     *(
@@ -62,7 +61,7 @@ BOXES = {  # the columns of a box: what they are, and its corners from them
 }
 PREFIX = re.compile("^(boundingbox|bndbox|bbox|box|bb|roi|rect|region)(?=.)")
 PIXELS = re.compile(r"(?<=.)(pixels?|px)$")
-NOTHING = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "-", "?"}
+MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "-", "?"}
 DELIMITERS = {",": "", ";": " (semicolons)", "\t": " (tabs)", "|": " (bars)"}
 EXPECTED = (
     "the columns name and any of xmin, ymin, xmax, ymax, class, split, or usual names of them"
@@ -86,19 +85,19 @@ def around(x, y, width, height):
 
 
 def read_table(path):
-    """(notes, what was understood, [(line, problem)] of rows that are not used) of a CSV file.
+    """(notes, the columns found in words, [(line, problem)] of unused rows) of a CSV file.
 
-    Raises UserError where it is none, or has no columns that say anything.
+    Raises UserError if it is none, or has no usable columns.
     """
     text = decode(path)
     try:
         tables = [parse(text, delimiter) for delimiter in DELIMITERS]
         tables = zip(tables, DELIMITERS, strict=True)
-        (header, rows, comments), delimiter = max(tables, key=lambda table: width(table[0][0]))
-        columns = understand(header)
+        (header, rows, comments), delimiter = max(tables, key=lambda table: matches(table[0][0]))
+        columns = find_columns(header)
         if not rows:
             raise ValueError("expected rows below the column names, found none")
-        rows, problems = whole_rows(rows, len(header), columns)
+        rows, problems = complete_rows(rows, len(header), columns)
         columns = columns._replace(split=split_column(header, rows))
         if not columns.box and columns.label is None and columns.split is None:
             raise ValueError(f"expected {EXPECTED}, found {', '.join(header)}")
@@ -108,7 +107,7 @@ def read_table(path):
     is_fraction = fractions(notes)
     if is_fraction:
         notes = [note._replace(size=(1, 1)) for note in notes]
-    elif objects_own(notes):
+    elif sizes_are_of_boxes(notes):
         notes = [note._replace(size=None) for note in notes]
         columns = columns._replace(size=())
     words = describe(header, columns, "as fractions" if is_fraction else "in pixels")
@@ -118,7 +117,7 @@ def read_table(path):
 
 
 def decode(path):
-    """The text of a file; UserError if it is none."""
+    """The text of a file; UserError if it is not a text file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -155,7 +154,7 @@ def parse(text, delimiter):
     first = next(iter(rows))
     for line, row in comments.items():  # numpy writes the column names as a comment
         uncommented = [row[0].lstrip("# "), *row[1:]]
-        if line < first and find(uncommented, NAMES) is not None and width(uncommented)[0] > 1:
+        if line < first and find(uncommented, NAMES) is not None and matches(uncommented)[0] > 1:
             return trimmed(uncommented), rows, len(comments) - 1
     return trimmed(rows.pop(first)), rows, len(comments)
 
@@ -173,7 +172,7 @@ def plain(name):
 
 
 def find(header, names):
-    """The number of the column with the first of these names; ValueError if it is there twice."""
+    """The number of the column with the first of these names; ValueError if there are two."""
     found = [plain(name) for name in header]
     for name in names:
         if found.count(name) > 1:
@@ -183,14 +182,14 @@ def find(header, names):
     return None
 
 
-def width(header):
-    """(known columns, columns): the right delimiter gives more than the others."""
+def matches(header):
+    """(number of known columns, number of columns); largest with the right delimiter."""
     known = {*NAMES, *CLASSES, *SPLIT_NAMES, *ALIASES, *(c for box in BOXES for c in box)}
     return sum(PREFIX.sub("", plain(name)) in known for name in header), len(header)
 
 
-def understand(header):
-    """The Columns of a table; ValueError if they say nothing, not enough or something twice."""
+def find_columns(header):
+    """The Columns of a table; ValueError if some are missing or ambiguous."""
     name, label = find(header, NAMES), find(header, (*CLASSES, "name"))
     if name is None:
         raise ValueError(f"expected {EXPECTED}, found {', '.join(header)}")
@@ -221,7 +220,7 @@ def side_column(header, places, side):
 
 
 def picture_size(header, used):
-    """The numbers of the columns with width and height of the picture; () if there are none."""
+    """The numbers of the columns with the picture's width and height; () if there are none."""
     found = [plain(name) for name in header]
     for sides in (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("width", "height")):
         places = [found.index(side) for side in sides if side in found]
@@ -233,13 +232,13 @@ def picture_size(header, used):
 def split_column(header, rows):
     """The number of the column of splits, or None; ValueError for a value that is no split.
 
-    A column that is only called like one, such as "set", must hold nothing but splits.
+    A column with a less certain name, such as "set", only counts if it holds nothing but splits.
     """
     number = find(header, SPLIT_NAMES)
     if number is None:
         return None
     for line, row in rows.items():
-        if row[number].casefold() not in SPLIT_WORDS and known(row[number]):
+        if row[number].casefold() not in SPLIT_WORDS and cell_text(row[number]):
             if plain(header[number]) != "split":
                 return None
             expected = f"{', '.join(SPLITS)} or nothing as split"
@@ -247,8 +246,8 @@ def split_column(header, rows):
     return number
 
 
-def whole_rows(rows, count, columns):
-    """({line: cells} with as many cells as there are columns, [(line, problem)] of the others)."""
+def complete_rows(rows, count, columns):
+    """({line: cells} of the rows with a cell per column, [(line, problem)] of the others)."""
     whole, problems = {}, []
     for line, row in rows.items():
         row = trimmed(row)
@@ -262,7 +261,7 @@ def whole_rows(rows, count, columns):
 
 
 def read_rows(path, rows, columns, comma):
-    """The Notes of {line: cells}; `comma` is what else stands for a decimal point."""
+    """The Notes of {line: cells}; `comma` is an alternative decimal point."""
     notes = []
     for line, row in rows.items():
         box, problem = read_numbers([row[i] for i in columns.box], comma)
@@ -270,7 +269,7 @@ def read_rows(path, rows, columns, comma):
             box = columns.corners[1](*box)
         size = read_numbers([row[i] for i in columns.size], comma)[0]
         size = size if size and min(size) > 0 else None  # some tools write 0
-        label = known(row[columns.label]) if columns.label is not None else ""
+        label = cell_text(row[columns.label]) if columns.label is not None else ""
         label = re.sub(r"^(-?\d+)\.0+$", r"\1", label)  # a class number that went through floats
         label = "" if label == "-1" else label  # as in the H5 files
         split = "" if columns.split is None else SPLIT_WORDS.get(row[columns.split].casefold(), "")
@@ -279,14 +278,14 @@ def read_rows(path, rows, columns, comma):
     return notes
 
 
-def known(text):
-    """The text of a cell; "" where it stands for nothing."""
-    return "" if text.casefold() in NOTHING else text
+def cell_text(text):
+    """The text of a cell; "" if it means a missing value."""
+    return "" if text.casefold() in MISSING else text
 
 
 def read_numbers(texts, comma):
-    """(numbers, "") of cells; ((), "") if all are empty, ((), problem) if they are no numbers."""
-    texts = [known(text) for text in texts]
+    """(numbers, "") of cells; ((), "") if all are empty, ((), problem) if one is no number."""
+    texts = [cell_text(text) for text in texts]
     if not any(texts):
         return (), ""
     try:
@@ -300,12 +299,12 @@ def read_numbers(texts, comma):
 
 
 def fractions(notes):
-    """Whether all boxes lie within 0 and 1, so that they must be fractions of width and height."""
+    """Whether all boxes lie between 0 and 1, and so must be fractions of width and height."""
     boxes = np.array([note.box for note in notes if note.box])
     return len(boxes) > 0 and boxes.min() >= -1e-3 and boxes.max() <= 1 + 1e-3
 
 
-def objects_own(notes):
+def sizes_are_of_boxes(notes):
     """Whether the columns width and height are those of the boxes, not of the pictures."""
     notes = [note for note in notes if note.box and note.size]
     sides = np.array([np.subtract(note.box[2:], note.box[:2]) for note in notes])
@@ -313,7 +312,7 @@ def objects_own(notes):
 
 
 def describe(header, columns, unit):
-    """In words, which columns are read as what."""
+    """The columns and how they are read, in words."""
     used = {"name": (columns.name,), "box": columns.box, "picture's size": columns.size}
     used |= {"class": (columns.label,), "split": (columns.split,)}
     parts = []

@@ -1,17 +1,16 @@
-"""A trained network on a split of any data of the H5 layout."""
+"""A trained network on a split of any data in the H5 layout."""
 
 from dataload import H5Dataset
 from engine.evaluation import evaluate
 from engine.processes import Processes
 from parts.errors import UserError
-from tools.shared.common import complain
+from tools.shared.common import to_stderr
 
 BATCH_SIZE = 32
 
 
 def open_split(folder, split, network):
-    """The H5Dataset of a split for the tasks of a TrainedNetwork, with a warning for what is likely
-    to be a mistake.
+    """The H5Dataset of a split for the tasks of a TrainedNetwork; warns of likely mistakes.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -26,15 +25,15 @@ def open_split(folder, split, network):
     for name, names in dataset.class_names.items():
         ours = network.class_names.get(name, names)
         if name in dataset.arrays and tuple(ours) != tuple(names):
-            complain(f"warning: {dataset.arrays[name].path}: expected {ours}, found {names}")
+            to_stderr(f"warning: {dataset.arrays[name].path}: expected {ours}, found {names}")
     trained = network.history.get("data_fingerprint", {}).get("train", {})
     found = dataset.fingerprint()["images"]
     if split != "train" and isinstance(trained, dict) and trained.get("images") == found:
-        complain(f"warning: {dataset.folder}: the network was trained on these images")
+        to_stderr(f"warning: {dataset.folder}: the network was trained on these images")
     return dataset
 
 
-def evaluated(network, dataset):
+def evaluate_split(network, dataset):
     """{task: {"loss" or metric: (N, 2)}}, as of `engine.evaluation.evaluate`, on the CPU."""
     processes = Processes({})
     processes.use(str(network.device))

@@ -1,48 +1,48 @@
-"""Folders of images, masks and tables: what belongs to which image."""
+"""Folders of images, masks and tables: finding the mask and the table rows of each image."""
 
 from collections import Counter, defaultdict
 
 from parts.errors import UserError
 from tools.shared import annotations
-from tools.shared.common import complain
+from tools.shared.common import to_stderr
 from tools.shared.csv_files import read_table
 from tools.shared.names import Names, masks_among
 from tools.shared.pictures import examples, list_pictures, others, place
 
 
 class Log:
-    """What is said about many files: each problem on its own, each habit once and with a count."""
+    """Messages about many files: a line for each problem, and one with a count for each remark."""
 
     def __init__(self):
-        self.problems, self.first, self.habits = Counter(), {}, defaultdict(list)
+        self.problems, self.first, self.remarks = Counter(), {}, defaultdict(list)
 
     def refuse(self, name, what, reason):
-        """Name on stderr what of a file is not used."""
+        """Say on stderr which part of a file is not used, and why."""
         line = f"{name}: {what} not used: {' '.join(str(reason).split())}"
         self.problems[what] += 1
         self.first.setdefault(what, line)
-        complain(line)
+        to_stderr(line)
 
     def unmatched(self, what, problems):
-        """Count {name: why it belongs to no image}; stderr gets examples for each reason."""
+        """Count {name: why it matches no image}, and give examples of each reason on stderr."""
         self.problems[f"{what} without a picture"] += len(problems)
         for reason in dict.fromkeys(problems.values()):
             names = [name for name, why in problems.items() if why == reason]
-            complain(f"{what} not used: {reason}: {len(names)} ({examples(names)})")
+            to_stderr(f"{what} not used: {reason}: {len(names)} ({examples(names)})")
 
     def note(self, name, happened):
-        """Remember those of {words: whether it is so} that are; each is one line at the end."""
+        """Remember the true ones of {words: whether it is so}; `print_remarks` prints them."""
         for words, is_so in happened.items():
             if is_so:
-                self.habits[words].append(name)
+                self.remarks[words].append(name)
 
-    def print_habits(self):
-        """Print a line for each, with a count and examples."""
-        for words, names in self.habits.items():
+    def print_remarks(self):
+        """Print a line for each remark, with a count and examples."""
+        for words, names in self.remarks.items():
             print(f"{words}: {len(names)} ({examples(names)})")
 
     def counts(self):
-        """In words, how often something was not used."""
+        """The number of unused things of each kind, in words."""
         found = [f"{what}: {count}" for what, count in self.problems.items() if count]
         return ", ".join(sorted(found, key=lambda text: "without" in text)) or "nothing"
 
@@ -63,7 +63,7 @@ def find_pictures(folder, options):
 def find_masks(images, options):
     """{path: its part below the folder, as text} of masks, which are removed from the images.
 
-    Without a folder of their own, they are those beside the images that are named like masks.
+    Without their own folder, they are the files beside the images that are named like masks.
     """
     if options.masks and options.masks.resolve() != options.images.resolve():
         return find_pictures(options.masks, options)
@@ -79,7 +79,7 @@ def find_masks(images, options):
 
 
 def match_masks(images, found, log):
-    """{image: path of its mask}; UserError if there are masks and none fits by its name.
+    """{image: path of its mask}; UserError if there are masks but none has an image's name.
 
     Args:
         images, found: {path: its part below the folder} of images and masks.
@@ -94,7 +94,7 @@ def match_masks(images, found, log):
 
 
 def read_notes(images, options, log):
-    """({image: [Note]}, places of the files read); UserError if a table names no image."""
+    """({image: [Note]}, paths of the files read); UserError if a table names no image."""
     names, notes, used = Names(images), defaultdict(list), set()
     for source in options.table or [options.images]:
         found, words, files = read_source(source, names, options.recursive, log)
@@ -116,7 +116,7 @@ def read_notes(images, options, log):
 
 
 def read_source(source, names, recursive, log):
-    """(notes, what was understood, files) of a table, an annotation file or a folder of them."""
+    """(notes, their source in words, files) of a table, an annotation file or a folder of them."""
     if source.is_dir():
         notes, words, files, problems = annotations.read_folder(source, names, recursive)
         for path, reason in problems:
@@ -135,7 +135,7 @@ def read_source(source, names, recursive, log):
 
 
 def print_others(options, pictures, places):
-    """Print what the folders of images and masks hold beside these pictures and places."""
+    """Print what else the folders of images and masks hold."""
     used = {*map(place, pictures), *places}
     for folder in dict.fromkeys(folder for folder in (options.images, options.masks) if folder):
         if rest := others(folder, used, options.recursive):

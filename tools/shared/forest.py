@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from parts.figures import Figure, plain_style, save
 
-STATED, OPEN = "#0072B2", "0.6"  # Okabe and Ito's blue; grey for what is not separated from 0
+STATED, OPEN = "#0072B2", "0.6"  # Okabe and Ito's blue; grey for intervals that include 0
 IMAGES = {"linewidth": 6, "alpha": 0.35, "solid_capstyle": "butt"}
 RUNS = {"linewidth": 1.5, "marker": "|"}
 NOT_AMONG_ALL = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
@@ -26,7 +26,7 @@ def save_picture(path, found):
         for axis, metric in zip(axes, panels, strict=True):
             draw_forest(axis, [each for each in found if each.metric == metric], labels)
         axes[0].set_yticks(range(len(labels)), map("\n".join, names), fontsize=9)
-        count = sum(each.side is not None for each in found)
+        count = sum(each.direction is not None for each in found)
         handles = [
             Line2D([], [], color=STATED, label="95 % over test images", **IMAGES),
             Line2D([], [], color=STATED, label="95 % over runs", **RUNS),
@@ -42,10 +42,12 @@ def draw_forest(axis, found, labels):
     scale = 100 if found[0].unit == "points" else 1
     axis.axvline(0, color="black", linewidth=0.8)
     for each in found:
-        row, colour = labels.index(each.label), STATED if each.side else OPEN
+        row, colour = labels.index(each.label), STATED if each.direction else OPEN
         for ends, style in ((each.images, IMAGES), (each.runs, RUNS)):
             axis.plot([scale * end for end in ends], [row, row], color=colour, **style)
-        dot = NOT_AMONG_ALL if each.side and not each.holds else {"marker": "o", "markersize": 5}
+        dot = (
+            NOT_AMONG_ALL if each.direction and not each.holds else {"marker": "o", "markersize": 5}
+        )
         axis.plot([scale * each.value], [row], color=colour, **dot)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set_title(found[0].metric.replace("_", " "), fontsize=10)

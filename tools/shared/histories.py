@@ -10,12 +10,12 @@ dict, small enough for a repository. It has the keys COPIED of the history and
     minutes, images_per_second  training and validation; training images in that time
     unfinished                  None, or "unfinished, epoch E of EPOCHS" for a stopped run
     test, best                  values on the test split; on the validation split at the best epoch
-    curves                      {"val": {TASK_METRIC: values by epoch}} of what chose that epoch
+    curves                      {"val": {TASK_METRIC: values by epoch}} of the metric that chose it
     rows                        {TASK_METRIC: [numerators, denominators]} of every test image: a
                                 list, a text of digits, or one number if they are equal
 
-What a history lacks is None, and so are NaN and infinity. A series has the rows of the primary
-metrics and of what their means are made of; of the other metrics it has the values of each run.
+Missing values, NaN and infinity are None. A series has the rows of the primary metrics and of the
+metrics whose mean they are; of the other metrics it has only the values of each run.
 """
 
 import json
@@ -76,7 +76,7 @@ def _script(name):
 
 
 def steps_per_epoch(run):
-    """Of a history or a summary; training drops a last incomplete batch."""
+    """Steps per epoch of a history or a summary; training drops an incomplete last batch."""
     images = run["data"]["train"]
     return images // min(run["config"]["BATCH_SIZE"], images)
 
@@ -88,7 +88,7 @@ def fingerprints(run, split):
 
 
 def test_set(run):
-    """What identifies the test images of a run."""
+    """The fingerprint of a run's test images."""
     found = fingerprints(run, "test")
     return found["data"] if "data" in found else found["images"]
 
@@ -96,8 +96,8 @@ def test_set(run):
 def weights(run):
     """(identity, path) of the weights that a run started from, or (None, None).
 
-    The identity is the checksum, or the path in earlier histories. Files that belong to the fold or
-    seed of a run count as one: in their path, the number is replaced by a letter.
+    The identity is the checksum, or the path in earlier histories. Files that differ only by the
+    run's fold or seed count as one: in their path, the number is replaced by a letter.
     """
     given = run["weights_from"]
     if not given:
@@ -135,7 +135,7 @@ def _encoded(numbers):
 
 
 def _plain(value, digits=15):
-    """What JSON gives back unchanged: lists for tuples, None for NaN and infinity."""
+    """The value as JSON can hold it: lists for tuples, None for NaN and infinity."""
     if isinstance(value, dict):
         return {key: _plain(item, digits) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -146,7 +146,7 @@ def _plain(value, digits=15):
 
 
 def read(path):
-    """[(place, summary)] of the runs in a file of any of the three forms.
+    """[(place, summary)] of the runs in a history, a checkpoint or a series.
 
     Raises:
         UserError: the file is damaged; names the line of a series.
@@ -158,7 +158,7 @@ def read(path):
 
 
 def _checked(place, summary):
-    """What `summary()` gives; UserError if it is none."""
+    """The result of `summary()`, checked; raises UserError."""
     expected = f"{place}: expected a run's history"
     try:
         run = summary()
@@ -179,8 +179,8 @@ def _checked(place, summary):
 def find(arguments):
     """[(place, summary)] of all runs in files and folders, searched to any depth; raises UserError.
 
-    An argument is PATH or LABEL=PATH; the label replaces the script's name, or stands before the
-    names of several. A checkpoint counts only if there is no history beside it.
+    An argument is PATH or LABEL=PATH; the label replaces the script's name, or precedes the names
+    of several scripts. A checkpoint is only read if there is no history beside it.
     """
     found = []
     for argument in arguments:
@@ -207,10 +207,10 @@ def find(arguments):
 
 
 def export(runs, path):
-    """Write [(place, summary)] as a series, which may replace one whose runs are among them.
+    """Write [(place, summary)] as a series; it may replace a series of some of these runs.
 
     Raises:
-        UserError: a run is unfinished, or the file holds anything else.
+        UserError: a run is unfinished, or the file holds something else.
     """
     for place, run in runs:
         if run["unfinished"]:
@@ -218,7 +218,7 @@ def export(runs, path):
     lines = [f"{to_line(run)}\n" for _, run in runs]
     if path.exists() and not set(path.open(encoding="utf-8", errors="replace")) <= set(lines):
         raise UserError(
-            f"{path}: holds something else than these runs; give it as one of RUNS too, remove it, "
+            f"{path}: holds other content than these runs; give it as one of RUNS too, remove it, "
             "or choose another file"
         )
     with replacing(path) as temporary:

@@ -1,8 +1,8 @@
 """Uncertainty: a bootstrap over test images, Student's t over runs, Holm's correction.
 
-An estimate is an array (1 + RESAMPLES,): the value itself, then its values on images that are drawn
-with replacement. The draws are the same for all estimates on as many images, so the difference of
-two estimates is a paired one.
+An estimate is an array (1 + RESAMPLES,): the value itself, then its values on images drawn with
+replacement. The draws are the same for all estimates on equally many images, so the difference of
+two estimates is paired.
 """
 
 import math
@@ -11,20 +11,20 @@ from functools import lru_cache
 import numpy as np
 
 RESAMPLES = 2000
-FEWEST = 5  # images; with fewer a bootstrap says nothing
+FEWEST = 5  # images; with fewer, a bootstrap is meaningless
 ERROR = 0.05  # 1 - the confidence of every interval
 NONE = (math.nan, math.nan)  # limits that are not known
 
 
 @lru_cache(maxsize=4)
 def draws(count):
-    """(1 + RESAMPLES, count): how often each image is drawn; once each in the first row."""
+    """(1 + RESAMPLES, count) numbers of draws of each image; 1 in the first row."""
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     return np.concatenate([np.ones((1, count)), drawn])
 
 
 def estimate(found, keys=None):
-    """The estimate over images, all or those of `keys`; NaN where nothing is known.
+    """The estimate over the images of all or some `keys`; NaN if nothing is known.
 
     Args:
         found: {key: (N, parts, 2)} numerators and denominators. The value is the mean over the
@@ -76,11 +76,11 @@ def over_runs(differences):
     return mean - half, mean + half
 
 
-def chance(found, differences):
-    """How probable a difference as large is by chance; 1 if that is unknown.
+def p_value(found, differences):
+    """The larger of two two-sided p-values of a difference; 1 if one is unknown.
 
-    The larger of two two-sided p-values: over images, by the spread of the estimate `found` and a
-    normal distribution; over runs, by their `differences` and Student's t.
+    Over images: from the spread of the estimate `found` and a normal distribution. Over runs: from
+    their `differences` and Student's t.
     """
     known = found[1:][np.isfinite(found[1:])]
     if not len(known) or len(differences) < 2:
@@ -99,11 +99,11 @@ def _ratio(value, error):
     return abs(value) / error if error else (math.inf if value else 0.0)
 
 
-def holm(chances):
+def holm(p_values):
     """Which of several differences hold together (Holm, Scand. J. Statist. 6, 1979): bools."""
-    holds, left = [False] * len(chances), len(chances)
-    for place in sorted(range(left), key=chances.__getitem__):
-        if chances[place] * left > ERROR:
+    holds, left = [False] * len(p_values), len(p_values)
+    for place in sorted(range(left), key=p_values.__getitem__):
+        if p_values[place] * left > ERROR:
             break
         holds[place], left = True, left - 1
     return holds

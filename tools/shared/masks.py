@@ -1,8 +1,8 @@
-"""Masks as people have them, read as a person sees them: bright on black, or opaque on nothing.
+"""Masks in any picture format, read as a person sees them: bright on black, or opaque on nothing.
 
-A mask's pixels become numbers: greys and the indices of coloured palettes are their own, colours
-are written #rrggbb. 0 is background and every other number foreground, unless `--foreground` and
-`--ignore` choose numbers. Noise and soft edges between black and white go to the nearer one.
+A mask's pixels become numbers: greys and indices of coloured palettes keep theirs, colours are
+written #rrggbb. 0 is background and every other number foreground, unless `--foreground` and
+`--ignore` choose numbers. Noise and soft edges become black or white, whichever is nearer.
 """
 
 import argparse
@@ -22,15 +22,15 @@ NO_NUMBER = -1  # NaN, in a float file
 NEAR = 1 / 8  # greys closer than this to black or white, as a share of white, may be noise
 FLAT = 64  # most colours of a mask that is painted, not photographed
 FEW_LEVELS = 6  # of grey between black and white; more are soft edges rather than labels
-SOFT = "near-black and near-white taken apart"
+SOFT = "noise and soft edges rounded to black or white"
 OPAQUE = "the opaque part is foreground"
-PAGES = "several pages, of which each adds its foreground"
-TURNED = "turned by the EXIF rotation of the mask, or else of its picture"
+PAGES = "several pages, whose foregrounds are joined"
+TURNED = "turned by the EXIF rotation of the mask or its picture"
 SCALED = "scaled to their picture's size"
 
 
 class Choice(NamedTuple):
-    """The values that the user has named; () = none."""
+    """The values that the user has chosen; () = none."""
 
     foreground: tuple = ()
     ignore: tuple = ()
@@ -41,7 +41,7 @@ class Reading(NamedTuple):
 
     values: np.ndarray  # int (H, W)
     background: int = 0
-    words: str = ""  # what was done to find them
+    words: str = ""  # how they were found
 
 
 class Mask(NamedTuple):
@@ -56,7 +56,7 @@ class Mask(NamedTuple):
 def read_mask(path, view, side, choice):
     """The Mask in a file for a picture of this View; OSError or ValueError if it does not fit."""
     pages, turns = read_pages(path, view, choice)
-    marks = np.stack([mark(page, choice) for page in pages])
+    marks = np.stack([binary_mask(page, choice) for page in pages])
     pixels = np.where((marks == 1).any(0), 1, marks.max(0)).astype(np.uint8)
     upright, is_turned = fit(Image.fromarray(pixels), turns, view)
     happened = {PAGES: len(pages) > 1, TURNED: is_turned, SCALED: upright.size != view.size}
@@ -73,7 +73,7 @@ def read_mask(path, view, side, choice):
 def read_pages(path, view, choice):
     """([Reading] of a file's pages, the EXIF orientations that may apply, the likeliest first).
 
-    If the picture has pages too, the first ones belong together.
+    If the picture has pages too, only the first page is read.
     """
     pages, sizes, turned = [], [], False
     with opened(path) as file:
@@ -92,10 +92,10 @@ def read_pages(path, view, choice):
 
 
 def fit(mask, turns, view):
-    """(the mask upright and in the shape of its picture, whether it was turned); or ValueError.
+    """(the mask upright and in its picture's shape, whether it was turned); raises ValueError.
 
-    A mask without an EXIF rotation was probably drawn on the pixels of its picture as they are
-    stored. It is turned with the picture, unless only the upright picture has its shape.
+    A mask without an EXIF rotation was probably drawn on the stored pixels of its picture, so it is
+    turned with the picture, unless its shape fits the upright picture only.
     """
     candidates = [mask.transpose(TURNS[turn][0]) if turn != 1 else mask for turn in turns]
     for fits in (lambda size: size == view.size, view.fits):
@@ -109,7 +109,7 @@ def fit(mask, turns, view):
 
 
 def read_floats(picture, lossy, choice):
-    """Of a float file up to 1 the upper half is foreground, and NaN is unknown."""
+    """A float file: in values up to 1, the upper half is foreground; NaN is unknown."""
     if picture.mode != "F":
         return None
     floats = np.asarray(picture)
@@ -127,7 +127,7 @@ def read_floats(picture, lossy, choice):
 
 
 def read_alpha(picture, lossy, choice):
-    """Of a picture that is transparent in part, the rest is foreground, whatever its colour."""
+    """A partly transparent picture: the rest is foreground, whatever its colour."""
     if not picture.has_transparency_data or clear_first(picture):
         return None
     alpha = np.asarray(picture.convert("RGBA"))[..., 3]
@@ -137,14 +137,14 @@ def read_alpha(picture, lossy, choice):
 
 
 def clear_first(picture):
-    """Whether the first colour of a palette is transparent, as in some label masks."""
+    """Whether a palette's first colour is transparent, as in some label masks."""
     clear = picture.info.get("transparency")
     first = clear[:1] == b"\0" if isinstance(clear, bytes) else clear == 0
     return picture.mode == "P" and first
 
 
 def read_palette(picture, lossy, choice):
-    """The indices of a palette, unless black is another one than the first, or it is all greys."""
+    """The indices of a palette, unless its black is not the first, or it has only greys."""
     if picture.mode != "P":
         return None
     values = np.asarray(picture).astype(np.int32)
@@ -169,10 +169,10 @@ def read_greys(picture, lossy, choice):
 
 
 def read_colours(picture, lossy, choice):
-    """The greys or the colours of a file of several channels; ValueError for a photo.
+    """The greys or colours of a file with several channels; ValueError for a photo.
 
-    The background is black, or white where there is no black. In a picture of many colours, such as
-    an animal cut out of its photo, it is the one of the two that covers more of the border.
+    The background is black, or white if there is no black. In a picture with many colours, such as
+    an animal cut out of its photo, it is whichever of the two covers more of the border.
     """
     mode = "RGBA" if picture.has_transparency_data else "RGB"
     rgb = np.asarray(picture.convert(mode)).astype(np.int32)[..., :3]
@@ -189,7 +189,7 @@ def read_colours(picture, lossy, choice):
     near = {"black": high < 2 * NEAR * WHITE, "white": low > WHITE - 2 * NEAR * WHITE}
     name = max(near, key=lambda name: near[name][border].mean())
     if near[name].mean() < 0.05:
-        found = "a picture of many colours without a black or white background"
+        found = "a picture with many colours and no black or white background"
         raise ValueError(f"expected a mask, found {found}")
     return Reading(np.where(near[name], 0, WHITE), words=f"{name} is background")
 
@@ -198,9 +198,9 @@ READERS = (read_floats, read_alpha, read_palette, read_greys, read_colours)
 
 
 def greys(values, lossy, choice):
-    """The Reading of greys (H, W), noise and soft edges removed.
+    """The Reading of greys (H, W), with noise and soft edges removed.
 
-    In a lossy file each pixel counts as the nearest of black, white and the chosen values.
+    In a lossy file each pixel becomes the nearest of black, white and the chosen values.
     """
     values = np.where(values < 0, NO_NUMBER, values)
     top, chosen = int(values.max()), (*choice.foreground, *choice.ignore)
@@ -228,7 +228,7 @@ def looks_soft(values, white):
     return min(levels[:2]) >= 3 or levels[2] > FEW_LEVELS
 
 
-def drawn(pixels):
+def mask_from_outlines(pixels):
     """The Mask of uint8 (side, side) in {0, 1, 255} that was drawn from outlines."""
     values = np.where(pixels == UNKNOWN, NO_NUMBER, pixels.astype(np.int32))
     shares = {value: number / values.size for value, number in count(values).items()}
@@ -236,7 +236,7 @@ def drawn(pixels):
     return Mask(pixels, shares, (pixels == 1).sum() / known.sum() if known.any() else np.nan, ())
 
 
-def mark(page, choice):
+def binary_mask(page, choice):
     """uint8 (H, W) in {0, 1, 255} from a Reading."""
     is_foreground = page.values != page.background
     if choice.foreground:
@@ -256,7 +256,7 @@ def count(values):
     return Counter(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
 
-# What the user names and reads.
+# Values in flags and messages.
 
 
 def parse_value(text):
@@ -270,7 +270,7 @@ def parse_value(text):
 
 
 def as_text(value):
-    """A value as the user may name it."""
+    """A value as the user would write it."""
     return (
         "nan" if value == NO_NUMBER else f"#{value - COLOUR:06x}" if value >= COLOUR else str(value)
     )
@@ -287,7 +287,7 @@ def summarise(masks, choice):
 
 
 def warn(masks, known, shares, choice):
-    """Yield a line for what is probably a mistake in masks."""
+    """Yield a line for everything that is probably a mistake in masks."""
     values = examples(map(as_text, sorted(shares)), 8)
     hint = f"; --foreground chooses among the values {values}" if len(shares) > 1 else ""
     for share, what in ((0, "foreground"), (1, "background")):

@@ -1,9 +1,9 @@
-"""Which picture a name means: of a mask's file, of a table's row, of an annotation.
+"""Which picture a name stands for: the name of a mask's file, in a table's row, in an annotation.
 
 People write `photos/x.jpg`, `x`, `X.JPG`, `x.jpg.png` or `x_mask.png` for the picture x.jpg, and
-some systems take accents apart. A name is compared as it is, then without its folders and ending,
-then without regard to case, then without words such as `_mask`; the first that means one picture
-and no other counts.
+some systems decompose accents. A name is compared as it is, then without its folders and ending,
+then ignoring case, then without words such as `_mask`; the first match with exactly one picture is
+used.
 """
 
 import re
@@ -26,9 +26,9 @@ PICTURE_WORDS = ("image", "img", "photo", "picture", "rgb", "sat", "original")
 class Rank(NamedTuple):
     """How far a name is from a picture's; smaller is closer."""
 
-    loosened: int  # 0 as written, 1 without regard to case, 2 without words
+    loosened: int  # 0 as written, 1 ignoring case, 2 without words
     folders: int  # minus the number of folders in common
-    endings: int  # that were left out
+    endings: int  # number of endings left out
 
 
 class Names:
@@ -39,13 +39,13 @@ class Names:
     """
 
     def __init__(self, paths):
-        self.pictures = defaultdict(set)  # by what a name may say
+        self.pictures = defaultdict(set)  # by key
         for picture, text in paths.items():
             for rank, key in keys(text):
                 self.pictures[rank.loosened, key].add(picture)
 
     def find(self, name):
-        """(picture, rank) that a name means; (None, pictures it could mean, perhaps none)."""
+        """(picture, rank) that a name stands for, or (None, the pictures it could stand for)."""
         could = set()
         for rank, key in keys(name):
             found = self.pictures.get((rank.loosened, key), set())
@@ -55,9 +55,9 @@ class Names:
         return None, could
 
     def match(self, names):
-        """({picture: name}, {name: why it is not used}) for names of which each has one picture.
+        """({picture: name}, {name: why it is not used}) for names of one picture each.
 
-        Of several names that mean one picture, the closest counts; two equally close ones do not.
+        Of several names for one picture, the closest is used; of two equally close ones, neither.
         """
         claims, problems = defaultdict(list), {}
         for name in names:
@@ -77,12 +77,12 @@ class Names:
             for _, name in claim:
                 rivals = [other for other in closest if other != name]
                 if rivals:
-                    problems[name] = f"the picture is that of {rivals[0]} too"
+                    problems[name] = f"its picture also fits {rivals[0]}"
         return chosen, problems
 
 
 def keys(text):
-    """Yield (Rank, what may be compared) of a name, the closest first."""
+    """Yield (Rank, key to compare) of a name, the closest first."""
     text = unicodedata.normalize("NFC", text).replace("\\", "/").strip().strip("/")
     folded = text.casefold()
     for loosened, loose in enumerate((text, folded, without_words(folded))):
@@ -97,14 +97,14 @@ def keys(text):
 
 
 def without_ending(name):
-    """A name without the ending of a kind of file that is known, of which there may be two."""
+    """A name without its last ending, if it is a known one."""
     start, dot, ending = name.rpartition(".")
     return start if start and f"{dot}{ending}".lower() in known_endings() else name
 
 
 @cache
 def known_endings():
-    """The endings that are no part of a name: of pictures, and of what else is named after them."""
+    """The endings that are no part of a name: of pictures, and of files named after them."""
     return endings() | {".xml", ".json", ".txt", ".heic", ".npy"}
 
 
@@ -122,19 +122,19 @@ def without_words(name, words=(*MASK_WORDS, *PICTURE_WORDS)):
     return folder + slash + (str(int(name)) if name.isdecimal() else name)
 
 
-def masks_among(texts, is_said=False):
+def masks_among(texts, are_included=False):
     """Those of the paths, as text, that are named like masks of others: x_mask.png beside x.jpg.
 
-    With `is_said` it is known that some are, so that less sure words and x.png beside x.jpg count.
+    With `are_included`, some are known to be, so less certain words and x.png beside x.jpg count.
     """
     stems, masks = defaultdict(set), set()
     for text in texts:
         stems[without_words(text.casefold(), ())].add(text)
     for stem, same in stems.items():
-        bare = without_words(stem, MASK_WORDS if is_said else SURE_WORDS)
+        bare = without_words(stem, MASK_WORDS if are_included else SURE_WORDS)
         photos = {text for text in same if text.casefold().endswith((".jpg", ".jpeg"))}
         if bare != stem and bare in stems:
             masks |= same
-        elif is_said and photos:
+        elif are_included and photos:
             masks |= same - photos
     return masks

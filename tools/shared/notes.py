@@ -1,4 +1,4 @@
-"""What tables and annotation files say about pictures, brought together for each picture."""
+"""The contents of tables and annotation files about each picture."""
 
 from contextlib import suppress
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 from parts.targets import UNKNOWN
 from tools.shared.pictures import TURNS
 
-FINER = 4  # an outline is filled on a grid that is finer than the mask by this factor
+FINER = 4  # outlines are filled on a grid that is finer than the mask by this factor
 
 
 class Note(NamedTuple):
-    """What a row of a table, or an object of an annotation file, says about a picture."""
+    """A row of a table, or an object of an annotation file, about a picture."""
 
     name: str  # of the picture, as written
     where: str  # "known.csv line 7"
@@ -27,7 +27,7 @@ class Note(NamedTuple):
 
     @property
     def has_outline(self):
-        """Whether it says where the object's pixels are."""
+        """Whether it has the object's pixels."""
         return bool(self.polygons) or self.region is not None
 
 
@@ -42,7 +42,7 @@ class Known(NamedTuple):
 
 
 def combine(notes, view):
-    """The Known of a picture's notes: of several objects, box and class of the largest.
+    """The Known of a picture's notes: of several objects, the box and class of the largest.
 
     Args:
         notes: about one picture.
@@ -59,15 +59,15 @@ def combine(notes, view):
         except ValueError as error:
             problems.append(("box", f"{error} ({note.where})"))
     largest = max(found, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)
-    label = found.get(largest) or only("class", {n.label for n in notes}, problems)
+    label = found.get(largest) or only_value("class", {n.label for n in notes}, problems)
     label = "".join(c if c.isprintable() else " " for c in label).strip()
-    split = only("split", {n.split for n in notes}, problems)
+    split = only_value("split", {n.split for n in notes}, problems)
     box = None if largest is None else np.array(largest)
     return Known(box, label, split, len(found), tuple(problems))
 
 
-def only(what, values, problems):
-    """The only value that is not empty; "" if there is none, or with a problem, if several."""
+def only_value(what, values, problems):
+    """The only non-empty value; "" if there is none, or if there are several, a problem."""
     values = sorted(values - {""})
     if len(values) > 1:
         problems.append((what, f"expected one, found {', '.join(values)}"))
@@ -75,9 +75,9 @@ def only(what, values, problems):
 
 
 def read_box(note, view):
-    """(4,) box of a note as fractions of what is shown; ValueError if it does not fit.
+    """(4,) box of a note as fractions of the picture; ValueError if it does not fit.
 
-    What exceeds the frame by up to a pixel is cut off.
+    It is cropped if it exceeds the picture by up to a pixel.
     """
     corners = view.fractions(note.box, note.size)
     box = np.concatenate([corners.min(0), corners.max(0)]) * (view.size * 2)
@@ -94,7 +94,7 @@ def read_box(note, view):
 def draw_mask(notes, view, side):
     """uint8 (side, side) in {0, 1, 255} from the outlines of a picture's notes; None without any.
 
-    The box of an object without an outline is unknown where no other object is.
+    In the box of an object without an outline, pixels outside other objects are unknown.
     """
     if not any(note.has_outline for note in notes):
         return None

@@ -1,4 +1,4 @@
-"""Pictures of any kind that Pillow reads: found in folders, opened upright and in RGB."""
+"""Pictures in any format that Pillow reads: found in folders, opened upright and in RGB."""
 
 import warnings
 from collections import defaultdict
@@ -11,9 +11,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from parts.errors import UserError
 from tools.shared.common import as_path
 
-STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # kinds of file whose pixels Pillow does not read
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats whose pixels Pillow does not read
 OF_THE_SYSTEM = {"thumbs.db", "desktop.ini"}
-TURNS = {  # EXIF orientation: what Pillow calls the turn, and where it takes fractions (x, y)
+TURNS = {  # EXIF orientation: Pillow's name of the turn, and where it moves fractions (x, y)
     2: (Image.Transpose.FLIP_LEFT_RIGHT, lambda x, y: (1 - x, y)),
     3: (Image.Transpose.ROTATE_180, lambda x, y: (1 - x, 1 - y)),
     4: (Image.Transpose.FLIP_TOP_BOTTOM, lambda x, y: (x, 1 - y)),
@@ -26,7 +26,7 @@ TURNS = {  # EXIF orientation: what Pillow calls the turn, and where it takes fr
 
 @contextmanager
 def opened(path):
-    """The picture in a file; what goes wrong with it, in the block too, is an OSError of one line.
+    """The picture in a file; every error, also in the block, becomes an OSError of one line.
 
     Pillow gets a stream, because it confuses the sides of some TIFFs that it opens by their path.
     """
@@ -46,7 +46,7 @@ def opened(path):
 def read_picture(path):
     """(an upright RGB picture, 8 bits per channel; what was assumed about it, in words or "").
 
-    Raises OSError, in one line, if it is damaged, or its numbers have no usual meaning.
+    Raises OSError, in one line, if it is damaged or its numbers cannot be interpreted.
     """
     with opened(path) as file:
         deep, words = ";16" in str(file.tile), ""  # 16 bits; Pillow keeps 8 of a colour's
@@ -63,23 +63,23 @@ def read_picture(path):
 
 
 class View(NamedTuple):
-    """How a picture is shown: what its masks and boxes must agree with."""
+    """The size and orientation of a picture, which its masks and boxes must fit."""
 
     size: tuple  # (width, height) in pixels, upright
     turn: int = 1  # the EXIF orientation: 1 = stored upright, 2-8 = to be turned by TURNS
     pages: int = 1
 
     def fits(self, size):
-        """Whether a picture of another (width, height) shows the same, but for a pixel."""
+        """Whether another (width, height) has the same aspect ratio, up to a pixel."""
         (width, height), (w, h) = self.size, size
         return abs(w * height / width - h) <= 1 or abs(h * width / height - w) <= 1
 
     def fractions(self, points, size):
         """(n, 2) points in a picture of `size` -> fractions of the width and height shown.
 
-        None as size means that of the picture; (1, 1) that the points are fractions already. A size
-        that only fits the picture as it is stored means that the points must be turned.
-        ValueError if it fits neither.
+        None as size means the picture's; (1, 1) means that the points are fractions already. A size
+        that only fits the picture as stored means that the points must be turned. ValueError if it
+        fits neither.
         """
         fractions = np.asarray(points, float).reshape(-1, 2) / (size or self.size)
         if size in (None, (1, 1)) or self.fits(size):
@@ -103,7 +103,7 @@ def orientation(file):
 
 
 def page_count(file):
-    """The pages of a file; a camera's MPO has one, and others that are made from it."""
+    """The number of pages of a file; an MPO's further ones are a camera's previews."""
     return 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
 
 
@@ -121,7 +121,7 @@ def to_eight_bits(picture):
 
 
 def endings():
-    """The endings of the pictures that Pillow reads: {".jpg", ...}."""
+    """The endings of the files that Pillow reads: {".jpg", ...}."""
     kinds = Image.registered_extensions()  # {".jpg": "JPEG", ...}, also what is only written
     return {ending for ending, kind in kinds.items() if kind in Image.OPEN.keys() - STUBS}
 
@@ -155,7 +155,7 @@ def place(path):
 
 
 def entries(folder, recursive=False):
-    """What a folder shows, sorted: all but hidden files; with `recursive` also in sub-folders."""
+    """A folder's entries, sorted, without hidden ones; with `recursive`, those of sub-folders."""
     found = sorted(path for path in folder.iterdir() if path.name[0] != ".")
     for path in found:
         if recursive and path.is_dir() and not path.is_symlink():
@@ -165,7 +165,7 @@ def entries(folder, recursive=False):
 
 
 def others(folder, used, recursive=False):
-    """In words, what a folder holds beside the places in `used`; "" if nothing.
+    """What else a folder holds than the places in `used`, in words; "" if nothing.
 
     For example ".heic: 2 (a.heic, b.heic), sub-folders: 1 (raw)".
     """

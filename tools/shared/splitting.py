@@ -1,4 +1,4 @@
-"""From samples to a data folder: what prepare_pets.py and prepare_folder.py share."""
+"""From samples to a data folder, for prepare_pets.py and prepare_folder.py."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dataload import SPLITS, DataError, H5Dataset, write_split
-from parts.commandline import whole_number
+from parts.commandline import SEEDS, whole_number
 from parts.duplicates import near_duplicates, thumbnails
 from parts.errors import UserError
 from parts.targets import PETS, UNKNOWN, Label, PixelClasses
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     label: int = -1  # 0 to K - 1; -1 = unknown
     breed: int = -1  # 0-36; -1 = unknown
     line: int = -1  # in the lists of its source, from 0; -1 = in none
-    split: str = ""  # "" = to be dealt
+    split: str = ""  # "" = still to be chosen
 
     @property
     def has_mask(self):
@@ -57,18 +57,20 @@ def resize(picture, size):
 
 def add_flags(add):
     """Add the flags that both tools have, by the `add_argument` of a parser."""
-    add("--out", required=True, metavar="DATA", help="the folder to create")
-    side = "side in pixels (256); the networks need a multiple of 32"
+    add("--out", required=True, metavar="DATA", help="folder to create")
+    side = "image side in pixels, a multiple of 32 for the networks (default: 256)"
     add("--size", type=whole_number(1, 8192), default=256, metavar="N", help=side)
     for split in ("val", "test"):
-        text = f"share of the images that goes to {split} (0.2)"
+        text = f"share of the images for {split} (default: 0.2)"
         add(f"--{split}-fraction", type=float, metavar="X", help=text)
-    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="of the splits (0)")
-    add("--force", action="store_true", help="replace DATA once the new one is complete")
+    add("--seed", type=SEEDS, default=0, metavar="N", help="random seed (default: 0)")
+    add(
+        "--force", action="store_true", help="replace an existing DATA when the new one is complete"
+    )
 
 
 def check_flags(options, *paths):
-    """Make paths of --out and the flags of these names, check the fractions; raises UserError."""
+    """Turn --out and the named flags into paths, and check the fractions; raises UserError."""
     for name in ("out", *paths):
         if getattr(options, name) is not None:
             setattr(options, name, as_path(getattr(options, name), f"--{name}"))
@@ -98,33 +100,33 @@ def copies(samples, others):
     return near_duplicates(*pair)
 
 
-def group(samples, alike=None):
+def group(samples, find_pairs=copies):
     """(N,) numbers, the same for samples that are alike, directly or through others.
 
-    `alike` is `copies` or `identical`.
+    `find_pairs` is `copies` or `identical`.
     """
     groups = np.arange(len(samples))
-    for i, j in (alike or copies)(samples, samples):
+    for i, j in find_pairs(samples, samples):
         if groups[i] != groups[j]:
             groups[groups == groups[j]] = groups[i]
     return groups
 
 
-def without_copies(splits, alike=None):
+def without_copies(splits, find_pairs=copies):
     """{split: [Sample]} without the samples in train that are like val or test samples.
 
     Samples whose split was given stay where they are.
     """
-    copied = {i for i, _ in (alike or copies)(splits["train"], splits["val"] + splits["test"])}
+    copied = {i for i, _ in find_pairs(splits["train"], splits["val"] + splits["test"])}
     train = enumerate(splits["train"])
     return splits | {"train": [s for i, s in train if i not in copied or s.split]}
 
 
-def deal(strata, groups, fractions, generator):
-    """(N,) part of each sample, from 0, such that samples of one group get the same part.
+def distribute(strata, groups, fractions, generator):
+    """(N,) part of each sample, from 0; samples of one group get the same part.
 
-    Groups are dealt in random order, each to the part that is furthest behind its fraction of the
-    stratum (a whole number from 0, such as the breed) and, among equals, of all samples.
+    In random order, each group goes to the part that is furthest below its fraction of the stratum
+    (a whole number from 0, such as the breed) and, among equals, of all samples.
     """
     parts, counts = np.zeros(len(groups), int), np.zeros((max([0, *strata]) + 1, len(fractions)))
     for number in generator.permutation(np.unique(groups)):
@@ -137,7 +139,7 @@ def deal(strata, groups, fractions, generator):
 
 
 def check_output(out, force):
-    """Refuse an existing `out`; with `force`, only one that holds anything but H5 splits."""
+    """DataError if `out` exists; with `force`, only if it holds anything but H5 splits."""
     if not out.exists():
         return
     if not force:
@@ -168,16 +170,16 @@ def staged(out, force):
 
 
 def remove(folder):
-    """Delete a folder, if there is one, even if its folders were copied from a read-only disk."""
+    """Delete a folder, if it exists, even one copied from a read-only disk."""
     for root, _, _ in os.walk(folder):
         os.chmod(root, stat.S_IRWXU)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def reserve(folder, sizes):
-    """Check that the disk takes files of these sizes in bytes; DataError if it does not.
+    """DataError unless the disk has space for files of these sizes in bytes.
 
-    HDF5 ends the whole program where a disk is full when it closes a file.
+    HDF5 ends the whole program if the disk is full when it closes a file.
     """
     paths = [folder / f"reserved-{number}" for number in range(len(sizes))]
     try:
@@ -199,8 +201,8 @@ def save(folder, splits, class_names, about):
     """Write the H5 files of {split: [Sample]} and check them; raises UserError or DataError.
 
     Args:
-        class_names: {file: names of its classes}; the labels go to those of "binary" and "classes"
-            that are named here, the breeds to "breeds" if it is.
+        class_names: {file: names of its classes}; labels are written to "binary" and "classes",
+            and breeds to "breeds", if named here.
         about: {name: value}, the attributes of every file.
     """
     for split, samples in splits.items():
@@ -227,7 +229,7 @@ def save(folder, splits, class_names, about):
 
 
 def targets(class_names):
-    """The targets of the files that are written, for a check."""
+    """The targets of the written files, for a check."""
     kinds = {"breed": "breeds", "class": "classes"}
     labels = {t: Label(f, len(class_names[f])) for t, f in kinds.items() if f in class_names}
     masks = PixelClasses("masks", len(class_names.get("masks", "01")))

@@ -70,16 +70,16 @@ def values(columns, split, everything=False):
         finished = [run for run in column if not run["unfinished"]]
         known = {key: [run[key] for run in finished if run[key] is not None] for key in COSTS}
         costs = [format(np.mean(known[k]), f) if known[k] else BLANK for k, (_, f) in COSTS.items()]
-        yield [label, seeds, *folds, sum(tested(column).values()), *found, *costs]
+        yield [label, seeds, *folds, sum(test_sizes(column).values()), *found, *costs]
 
 
-def tested(column):
+def test_sizes(column):
     """{test set: number of images} of a column's finished runs."""
     return {test_set(run): run["data"]["test"] for run in column if not run["unfinished"]}
 
 
 def shown(found):
-    """'value [low, high]' of an estimate, 'value' if it has no interval, or BLANK."""
+    """'value [low, high]' of an estimate, 'value' without an interval, or BLANK."""
     if found is None or not np.isfinite(found[0]):
         return BLANK
     between = interval(limits(found), ".4f")
@@ -95,7 +95,7 @@ def gains(found):
     """Yield the cells of the table of differences: a line for each of [Difference]."""
     over = ("over test images", "over runs", "pairs of runs")
     yield ["metric", "network", "compared with", "difference", *over, "statement"]
-    count = sum(each.side is not None for each in found)
+    count = sum(each.direction is not None for each in found)
     for each in found:
         form, unit = ("+.2f", " %") if each.unit == "%" else ("+.4f", "")
         between = [interval(ends, form) for ends in (each.images, each.runs)]
@@ -105,14 +105,14 @@ def gains(found):
 
 
 def footnotes(columns, split, found, baseline):
-    """Yield lines: what the numbers are, how many are compared, and what is missing."""
+    """Yield lines that explain the numbers, how many are compared, and what is missing."""
     runs = [run for column in columns.values() for run in column]
     epochs, batch = (_range(r["config"][key] for r in runs) for key in ("EPOCHS", "BATCH_SIZE"))
     data = ", ".join(f"{_range(r['data'][name] for r in runs)} {name}" for name in runs[0]["data"])
     yield ABOUT[split]
     if found:
         yield ABOUT_DIFFERENCES
-    known = sum(each.side is not None for each in found)
+    known = sum(each.direction is not None for each in found)
     if known > 1:
         yield (
             f"{known} differences are compared here. One that does not hold among all of them says "
@@ -136,7 +136,7 @@ def footnotes(columns, split, found, baseline):
 
 
 def unpaired(columns, split, baseline):
-    """Yield lines about columns whose runs are not those of their reference."""
+    """Yield lines about columns whose runs do not match those of their reference."""
     keys = {
         label: {(test_set(r), r["seed"]) for r in column if split == "val" or not r["unfinished"]}
         for label, column in columns.items()
