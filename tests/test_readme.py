@@ -23,6 +23,7 @@ RESULTS = {  # rows of the README's table: series in results/ and NAME
     "`MTL_OEQ`": ("128", "OEQ"),
     "`MTL_OEQ`, pre-trained on 30,000 synthetic pets": ("128_drawn30k", "OEQ"),
     "the same, 240 epochs instead of 60": ("128_drawn30k_240", "OEQ"),
+    "three tasks on MobileNetV2 from ImageNet, 25 epochs": ("128_pretrained", "three"),
 }
 SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of tools/compare.py
     "three tasks instead of one: mask": ("seg_iou", "main", "128"),
@@ -45,6 +46,9 @@ SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of t
     ),
     "pre-training on synthetic pets: mask of `MTL_OEQ`": (
         *("seg_iou", "with OEQ", "with=128_drawn30k", "128", "OEQ"),
+    ),
+    "from ImageNet, three tasks instead of one: mask": (
+        *("seg_iou", "three", "128_pretrained", "mask"),
     ),
     "`MTL_OEQ` instead of `MTL_main`: mask": ("seg_iou", "OEQ", "128", "main"),
     "PCGrad instead of fixed weights: mask": ("seg_iou", "pcgrad", "128_weighting", "main"),
