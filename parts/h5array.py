@@ -56,14 +56,14 @@ class H5Array:
             if not self.path.is_file():
                 raise DataError(f"{self.path}: no such file")
             with h5py.File(self.path, "r", locking=False) as file:
-                yield self._find(file)
+                yield self.find(file)
         except (DataError, MemoryError):
             raise
         except Exception as error:  # h5py has no common class for what damaged files raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{self.path}: not a readable HDF5 file ({reason})") from error
 
-    def _find(self, file):
+    def find(self, file):
         """The dataset with this array's name, or the only one in the file."""
         if isinstance(file.get(self.name), h5py.Dataset):
             return file[self.name]

@@ -130,6 +130,9 @@ class PixelClasses(PixelTarget):
             return value[0]
         return (value[0] > 0 if len(value) == 1 else value.argmax(0)).to(torch.uint8)
 
+    def stored(self, output, side):
+        return self.labels(output, side).numpy()
+
     def draw(self, image, value, names):
         """Two classes: dim the background and outline the foreground; more: tint each class but
         the first. Unknown pixels are hatched."""

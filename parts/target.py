@@ -50,12 +50,14 @@ class Target:
         file: name of the H5 file and of the dataset in it; None for a derived target.
         classes: number of classes, 0 if there are none.
         per_pixel: bytes in memory for each pixel of a sample; 0 for a target without pixels.
+        stored: (output, (H, W)) -> the target of one sample as a file holds it; None if none can.
         fills: whether `draw` fills the image, which is then shown beside the others.
     """
 
     file = None
     classes = 0
     per_pixel = 0
+    stored = None
     fills = False
 
     @property

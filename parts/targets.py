@@ -102,6 +102,10 @@ class Box(Target):
         corners = (output * torch.tensor(size).repeat(2)).tolist()
         return {"box": [round(value, 1) for value in corners]}
 
+    def stored(self, output, side):
+        height, width = side
+        return (output * torch.tensor([width, height, width, height])).numpy()
+
     def mirror(self, output):
         xmin, ymin, xmax, ymax = output.unbind(1)
         return torch.stack([1 - xmax, ymin, 1 - xmin, ymax], dim=1)
@@ -183,6 +187,9 @@ class Label(Target):
         number, probability = self.most_probable(output)
         probability = min(round(probability, 4), 0.9999)  # no rounding makes it certain
         return {"class": names[number], "probability": probability}
+
+    def stored(self, output, side):
+        return np.array(self.most_probable(output)[0])
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Masks for images without one, by a network whose answer is known."""
+"""What train does not know, predicted by a network whose answer is known."""
 
 import io
 import os
 import shutil
 import stat
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -13,10 +14,18 @@ from running import run
 
 from dataload import H5Dataset, write_split
 from parts import h5file
-from parts.targets import PixelClasses
-from tools import pseudo_masks
+from parts.targets import Box, Derived, Label, PixelClasses
+from tools import pseudo_labels
 
 SPLITS = ("train", "val", "test")
+PARTS = PixelClasses("masks", classes=3)
+KINDS = {
+    "parts": PARTS,
+    "bbox": Box("bboxes"),
+    "bin": Label("binary"),
+    "three": Label("three", classes=3),
+    "area": Derived(lambda parts: parts.float().mean((1, 2, 3)), parts=PARTS),
+}
 
 
 def write(folder, side=32, classes=2):
@@ -55,8 +64,8 @@ def model(shared_data, tmp_path_factory):
     return path
 
 
-def call(model, data, out):
-    return pseudo_masks.main([str(model), str(data), "--out", str(out)])
+def call(model, data, out, *flags):
+    return pseudo_labels.main([str(model), str(data), "--out", str(out), *flags])
 
 
 def masks_of(folder, split="train"):
@@ -72,14 +81,14 @@ def values_of(path):
 def test_images_without_a_mask_get_that_of_the_network(data, model, tmp_path, capsys):
     out = tmp_path / "out"
     assert call(model, data, out) == 0
-    assert capsys.readouterr().out == f"2 of 4 masks predicted; written to {out}\n"
+    assert capsys.readouterr().out == f"predicted of 4 samples: seg 2; written to {out}\n"
     before, after = masks_of(data), masks_of(out)
     assert (after[1:3] == 1).all() and np.array_equal(after[[0, 3]], before[[0, 3]])
     for path in sorted(data.rglob("*.h5")):
         copy = out / path.relative_to(data)
         if path.name != "masks.h5" or path.parent.name != "train":
             assert all(map(np.array_equal, values_of(path), values_of(copy))), path
-    source = f"tools/pseudo_masks.py {model}"
+    source = f"tools/pseudo_labels.py {model}"
     assert values_of(out / "train/masks.h5")[1] == {"split": "train", "source": source}
     assert H5Dataset("train", out).class_names["bin"] == ("a", "b")
 
@@ -87,7 +96,7 @@ def test_images_without_a_mask_get_that_of_the_network(data, model, tmp_path, ca
 def test_a_split_without_masks_gets_all_of_them(data, model, tmp_path, capsys):
     (data / "train" / "masks.h5").unlink()
     assert call(model, data, tmp_path / "out") == 0
-    assert capsys.readouterr().out.startswith("4 of 4 masks predicted")
+    assert capsys.readouterr().out.startswith("predicted of 4 samples: seg 4; ")
     assert (masks_of(tmp_path / "out") == 1).all()
 
 
@@ -99,30 +108,63 @@ def test_images_of_any_side_get_masks_of_that_side(model, tmp_path):
     assert masks.shape == (4, 40, 40) and (masks[1:3] == 1).all()
 
 
-class Ends:
-    """In place of a trained network: class 2 in the right half of any image."""
+class Predicts:
+    """In place of a trained network: for any image class 2 in the right half of the parts, a box,
+    label 1 of two and 2 of three, and an area, which no file holds."""
 
     def __init__(self):
-        task = type("Task", (), {"target": PixelClasses("masks", classes=3)})
-        self.tasks = {"note": type("Other", (), {"target": None}), "parts": task}
+        self.tasks = {name: SimpleNamespace(target=kind) for name, kind in KINDS.items()}
 
     def output(self, image):
         logits = torch.zeros(3, 8, 8)
         logits[0], logits[2, :, 4:] = 0.5, 1.0
-        return {"parts": logits}
+        return {
+            "parts": logits,
+            "bbox": torch.tensor([0.25, 0.0, 0.5, 0.75]),
+            "bin": torch.tensor([0.5]),
+            "three": torch.tensor([0.0, 1.0, 2.0]),
+            "area": torch.tensor([0.5]),
+        }
 
 
-def test_several_classes_under_any_name_of_the_task(tmp_path, monkeypatch):
-    data = write(tmp_path / "data", classes=3)
+@pytest.fixture
+def partly(tmp_path, monkeypatch):
+    """Data of three classes; in train sample 1 has no box, 2 no label."""
+    monkeypatch.setattr(pseudo_labels, "open_network", lambda path: Predicts())
+    data = write(tmp_path / "data", side=32, classes=3)
     for split in SPLITS:
         with h5py.File(data / split / "masks.h5", "r+") as file:
             file["masks"].attrs["class_names"] = ["ground", "ear", "tail"]
-    monkeypatch.setattr(pseudo_masks, "open_network", lambda path: Ends())
-    assert call("any", data, tmp_path / "out") == 0
-    dataset = H5Dataset("train", tmp_path / "out", {"parts": PixelClasses("masks", classes=3)})
+        (data / split / "own.h5").rename(data / split / "three.h5")
+        with h5py.File(data / split / "three.h5", "w") as file:
+            file["other"] = np.array([0, 1, 2, np.nan])[:, None]
+    with h5py.File(data / "train/bboxes.h5", "r+") as file:
+        file["bboxes"][1] = np.nan
+    with h5py.File(data / "train/binary.h5", "r+") as file:
+        file["binary"][2] = -1
+    return data
+
+
+def test_every_kind_of_target_is_filled_where_it_is_unknown(partly, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("any", partly, out) == 0
+    assert "parts 2, bbox 1, bin 1, three 1;" in capsys.readouterr().out
+    dataset = H5Dataset("train", out, {n: k for n, k in KINDS.items() if n != "area"})
     mask = dataset[1][1]["parts"][0]
     assert (mask[:, :16] == 0).all() and (mask[:, 16:] == 2).all()
     assert dataset.class_names["parts"] == ("ground", "ear", "tail")
+    boxes, _ = values_of(out / "train/bboxes.h5")
+    assert boxes.tolist() == [[1, 2, 9, 9], [8, 0, 16, 24], [1, 2, 9, 9], [1, 2, 9, 9]]
+    assert values_of(out / "train/binary.h5")[0].tolist() == [0, 1, 1, 1]
+    assert [dataset[i][1]["three"].item() for i in range(4)] == [0, 1, 2, 2]
+
+
+def test_only_the_tasks_that_are_asked_for(partly, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("any", partly, out, "--tasks", "bbox") == 0
+    assert "samples: bbox 1; written" in capsys.readouterr().out
+    masks = values_of(out / "train/masks.h5")[0]
+    assert (masks[1] == 255).all() and values_of(out / "train/binary.h5")[0][2] == -1
 
 
 def test_what_links_lead_to_is_copied(data, model, tmp_path):
@@ -158,34 +200,37 @@ def test_paths_that_are_no_text(data, model, tmp_path, capfd):
     shutil.copytree(model.parent, folder)
     data.rename(folder / "data")
     assert call(folder / model.name, folder / "data", folder / "out") == 0
-    assert "2 of 4 masks predicted; written to" in capfd.readouterr().out
+    assert "predicted of 4 samples: seg 2; written to" in capfd.readouterr().out
     assert "caf\\udce9" in values_of(folder / "out/train/masks.h5")[1]["source"]
 
 
-@pytest.mark.parametrize("mistake", ["there", "whole", "no seg", "no data", "damaged"])
+@pytest.mark.parametrize("mistake", ["there", "whole", "derived", "task", "no data", "damaged"])
 def test_mistakes_take_one_line(data, model, tmp_path, monkeypatch, capsys, mistake):
-    out = tmp_path / "out"
+    out, flags = tmp_path / "out", []
     if mistake == "there":
         out.mkdir()
         expected = f"--out: expected a new folder, found {out}"
     elif mistake == "whole":
         shutil.rmtree(data / "train")
         shutil.copytree(data / "val", data / "train")
-        expected = f"{data}/train: expected images without a mask, found none"
-    elif mistake == "no seg":
-        network = Ends()
-        del network.tasks["parts"]
-        monkeypatch.setattr(pseudo_masks, "open_network", lambda path: network)
-        expected = f"{model}: expected a network that segments, found ['note']"
+        expected = f"{data}/train: expected unknown seg, found none"
+    elif mistake == "derived":
+        network = Predicts()
+        network.tasks = {"area": network.tasks["area"]}
+        monkeypatch.setattr(pseudo_labels, "open_network", lambda path: network)
+        expected = f"{model}: expected a network with a target that a file can hold, found ['area']"
+    elif mistake == "task":
+        flags = ["--tasks", "seg", "box"]
+        expected = "--tasks: expected some of ['seg'], found ['seg', 'box']"
     elif mistake == "no data":
         shutil.rmtree(data / "val")
         expected = f"{data}/val: no such folder; expected the split 'val' there"
     else:
         (data / "test" / "own.h5").write_bytes(b"something else")
         expected = f"{data}/test/own.h5: expected an HDF5 file, found a damaged one"
-    assert call(model, data, out) == 2
+    assert call(model, data, out, *flags) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(f"pseudo_masks.py: {expected}") and printed.count("\n") == 1
+    assert printed.startswith(f"pseudo_labels.py: {expected}") and printed.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"] + ["out"] * (
         mistake == "there"
     )
