@@ -1,4 +1,4 @@
-"""Draw a synthetic data set of cats and dogs in the H5 layout of dataload.py; see drawn_scenes.py.
+"""Draw synthetic cats and dogs (parts/drawn_scenes.py) as a data set in the layout of dataload.py.
 
 python tools/make_demo.py --out DATA [--style varied] [--side 128] [--counts 640 96 96] [--seed 0]
 """

@@ -5,8 +5,8 @@
 
 It takes pictures of any size and format that Pillow reads: of a folder, all but hidden files, of an
 animation, the first frame. Transparent parts become white, and a camera's EXIF rotation is applied.
-White is 1 in floats up to 1, otherwise the largest number of the first of 8, 10, 12, 14 or 16 bits
-that no pixel exceeds. For each picture, --out gets an overlay and the mask (255 on the animal), of
+White is 1 in floats up to 1, otherwise the maximum of the fewest of 8, 10, 12, 14 or 16 bits that
+hold all pixels. For each picture, --out gets an overlay and the mask (255 on the animal), of
 the picture's size, and stdout gets one line of JSON:
 
     {"image": "cat.jpg", "width": 640, "height": 480, "overlay": "predictions/cat_overlay.png",
