@@ -25,7 +25,7 @@ SHORT = ["--epochs", "1", "--batch-size", "4", "--device", "cpu", *TINY[4:]]
 SMALLER = {"runs/all": "runs/main_seed1"}  # one tiny run in the place of a series
 # the trainings of these are parsed, not run, and tools that need their runs are left out
 READ_ONLY = ("docs/results.md", "docs/notebook.md", "docs/nyuv2.md", "weights/README.md")
-NEED_RUNS = ("tools/pseudo_masks.py", "benchmarks/mirrored_view.py")
+NEED_RUNS = ("tools/pseudo_labels.py", "benchmarks/mirrored_view.py")
 GATE = ("pip install", "python -m pytest", "ruff ")  # see .ci/run
 LEFT = {  # files that a document's commands must have left
     "README.md": (
