@@ -227,7 +227,7 @@ def statement(difference, count):
         most = scale * max(map(abs, (*difference.images, *difference.runs)))
         return f"no measurable difference (within about {_amount(most)}{unit})"
     text = f"{'+' if difference.direction > 0 else '-'}{_amount(scale * difference.value)}{unit}"
-    return text if difference.holds else f"{text} (not among {count})"
+    return text if difference.holds else f"{text} (not after correction for {count})"
 
 
 def _amount(number):

@@ -31,7 +31,14 @@ def save_picture(path, found):
             Line2D([], [], color=STATED, label="95 % over test images", **IMAGES),
             Line2D([], [], color=STATED, label="95 % over runs", **RUNS),
             Line2D([], [], color=OPEN, linewidth=6, label="no measurable difference"),
-            Line2D([], [], color=STATED, ls="", label=f"not among {count} (Holm)", **NOT_AMONG_ALL),
+            Line2D(
+                [],
+                [],
+                color=STATED,
+                ls="",
+                label=f"not after correction for {count}",
+                **NOT_AMONG_ALL,
+            ),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
         save(figure, path)
