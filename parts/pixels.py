@@ -130,8 +130,11 @@ class PixelClasses(PixelTarget):
             return value[0]
         return (value[0] > 0 if len(value) == 1 else value.argmax(0)).to(torch.uint8)
 
-    def stored(self, output, side):
-        return self.labels(output, side).numpy()
+    def stored(self, outputs, side):
+        first, *others = (self.labels(output, side) for output in outputs)
+        for labels in others:
+            first[labels != first] = UNKNOWN
+        return first.numpy()
 
     def draw(self, image, value, names):
         """Two classes: dim the background and outline the foreground; more: tint each class but

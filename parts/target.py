@@ -50,7 +50,8 @@ class Target:
         file: name of the H5 file and of the dataset in it; None for a derived target.
         classes: number of classes, 0 if there are none.
         per_pixel: bytes in memory for each pixel of a sample; 0 for a target without pixels.
-        stored: (output, (H, W)) -> the target of one sample as a file holds it; None if none can.
+        stored: (outputs of one or more networks for a sample, (H, W)) -> the target on which they
+            agree, as a file holds it, or None; None itself where no file holds such a target.
         fills: whether `draw` fills the image, which is then shown beside the others.
     """
 

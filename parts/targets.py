@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 BOX_TOLERANCE = 1e-3  # pixels by which rounding may push a box out of the image
+AGREEING = 0.8  # least IoU of two boxes that are taken for the same
 LEAST_VISIBLE = 0.7  # share of a box that augmentation must leave in the image
 
 
@@ -102,9 +103,13 @@ class Box(Target):
         corners = (output * torch.tensor(size).repeat(2)).tolist()
         return {"box": [round(value, 1) for value in corners]}
 
-    def stored(self, output, side):
-        height, width = side
-        return (output * torch.tensor([width, height, width, height])).numpy()
+    def stored(self, outputs, side):
+        from torchvision.ops import box_iou  # takes seconds to import
+
+        boxes, (height, width) = torch.stack(outputs), side
+        if box_iou(boxes, boxes).min() < AGREEING:
+            return None
+        return (boxes.mean(0) * torch.tensor([width, height, width, height])).numpy()
 
     def mirror(self, output):
         xmin, ymin, xmax, ymax = output.unbind(1)
@@ -188,8 +193,9 @@ class Label(Target):
         probability = min(round(probability, 4), 0.9999)  # no rounding makes it certain
         return {"class": names[number], "probability": probability}
 
-    def stored(self, output, side):
-        return np.array(self.most_probable(output)[0])
+    def stored(self, outputs, side):
+        numbers = {self.most_probable(output)[0] for output in outputs}
+        return np.array(numbers.pop()) if len(numbers) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,12 @@ def model(shared_data, tmp_path_factory):
     return path
 
 
-def call(model, data, out, *flags):
-    return pseudo_labels.main([str(model), str(data), "--out", str(out), *flags])
+def call(*arguments):
+    """call(MODEL, ..., DATA, OUT, flags ...)."""
+    flags = [each for each in arguments if str(each).startswith("--")]
+    count = arguments.index(flags[0]) if flags else len(arguments)
+    *inputs, out = arguments[:count]
+    return pseudo_labels.main([*map(str, inputs), "--out", str(out), *arguments[count:]])
 
 
 def masks_of(folder, split="train"):
@@ -112,8 +116,9 @@ class Predicts:
     """In place of a trained network: for any image class 2 in the right half of the parts, a box,
     label 1 of two and 2 of three, and an area, which no file holds."""
 
-    def __init__(self):
+    def __init__(self, **others):
         self.tasks = {name: SimpleNamespace(target=kind) for name, kind in KINDS.items()}
+        self.others = {name: torch.tensor(values) for name, values in others.items()}
 
     def output(self, image):
         logits = torch.zeros(3, 8, 8)
@@ -124,7 +129,7 @@ class Predicts:
             "bin": torch.tensor([0.5]),
             "three": torch.tensor([0.0, 1.0, 2.0]),
             "area": torch.tensor([0.5]),
-        }
+        } | self.others
 
 
 @pytest.fixture
@@ -165,6 +170,45 @@ def test_only_the_tasks_that_are_asked_for(partly, tmp_path, capsys):
     assert "samples: bbox 1; written" in capsys.readouterr().out
     masks = values_of(out / "train/masks.h5")[0]
     assert (masks[1] == 255).all() and values_of(out / "train/binary.h5")[0][2] == -1
+
+
+def test_only_what_two_networks_agree_on(partly, tmp_path, monkeypatch, capsys):
+    """Boxes of an IoU of .9 are averaged, those of .75 are not; one label differs; the parts
+    differ in the lower half."""
+    parts = torch.zeros(3, 8, 8)
+    parts[0], parts[2, :, 4:], parts[1, 4:] = 0.5, 1.0, 2.0
+    networks = {
+        "first": Predicts(),
+        "close": Predicts(
+            bbox=[0.25, 0.0, 0.5, 0.675], three=[1.0, 0.0, 0.0], parts=parts.tolist()
+        ),
+        "far": Predicts(bbox=[0.25, 0.0, 0.5, 0.5625]),
+    }
+    monkeypatch.setattr(pseudo_labels, "open_network", lambda path: networks[path.name])
+    assert call("first", "close", partly, tmp_path / "out") == 0
+    assert "parts 2, bbox 1, bin 1, three 0;" in capsys.readouterr().out
+    boxes, _ = values_of(tmp_path / "out/train/bboxes.h5")
+    np.testing.assert_allclose(boxes[1], [8, 0, 16, 22.8], rtol=1e-6)
+    masks, _ = values_of(tmp_path / "out/train/masks.h5")
+    assert (masks[1, :14, :16] == 0).all() and (masks[1, :14, 16:] == 2).all()
+    assert (masks[1, 18:] == 255).all()  # between these rows, logits are interpolated
+    assert call("first", "far", partly, tmp_path / "none", "--tasks", "bbox") == 2
+    assert "expected networks that agree on a sample, found none" in capsys.readouterr().err
+
+
+def test_a_file_that_train_lacks_holds_what_is_known_now(partly, tmp_path, monkeypatch):
+    """Two networks agree on no label of three, on every one of two."""
+    networks = {"one": Predicts(), "two": Predicts(three=[1.0, 0.0, 0.0])}
+    monkeypatch.setattr(pseudo_labels, "open_network", lambda path: networks[path.name])
+    names = ("bboxes", "binary", "three")
+    for name in names:
+        (partly / "train" / f"{name}.h5").unlink()
+    assert call("one", "two", partly, tmp_path / "out") == 0
+    values = {
+        n: values_of(tmp_path / f"out/train/{n}.h5")[0] for n in ("bboxes", "binary", "three")
+    }
+    assert values["bboxes"].tolist() == [[8, 0, 16, 24]] * 4
+    assert values["binary"].tolist() == [1] * 4 and values["three"].tolist() == [-1] * 4
 
 
 def test_what_links_lead_to_is_copied(data, model, tmp_path):
@@ -218,7 +262,9 @@ def test_mistakes_take_one_line(data, model, tmp_path, monkeypatch, capsys, mist
         network = Predicts()
         network.tasks = {"area": network.tasks["area"]}
         monkeypatch.setattr(pseudo_labels, "open_network", lambda path: network)
-        expected = f"{model}: expected a network with a target that a file can hold, found ['area']"
+        expected = (
+            f"{model}: expected networks that share a target that a file can hold, found none"
+        )
     elif mistake == "task":
         flags = ["--tasks", "seg", "box"]
         expected = "--tasks: expected some of ['seg'], found ['seg', 'box']"

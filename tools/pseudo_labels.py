@@ -1,12 +1,13 @@
 """Give every training image the masks, boxes and labels that a trained network predicts for it.
 
     python tools/pseudo_labels.py runs/few/OEQ_model_lite.pt data/pets_m10 --out data/pets_pseudo
-    python tools/pseudo_labels.py runs/OEQ/OEQ_model_lite.pt data/pets --tasks bbox --out data/boxed
+    python tools/pseudo_labels.py A.pt B.pt data/pets --tasks bbox --out data/boxed
 
 OUT is a copy of DATA in which what is unknown in train is predicted; val and test stay as they are.
 A network that is then trained on OUT can become better than the first (self-training; Xie et al.
-2020, arXiv:1911.04252). What is known, in whole or in part, stays as it is. The network sees images
-at the side that it was trained on.
+2020, arXiv:1911.04252). What is known, in whole or in part, stays as it is. With several
+networks, only what they agree on is filled: pixels and labels of the same class, the mean of boxes
+with an IoU of 0.8 or more. A network sees images at the side that it was trained on.
 """
 
 import sys
@@ -14,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import h5py
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,31 +28,37 @@ from tools.shared.common import as_path, command
 from tools.shared.splitting import staged
 
 
-def kinds_of(network, model, wanted):
-    """{task: kind of target} of the tasks in `wanted`, or of all whose outputs a file can hold;
-    raises UserError."""
-    kinds = {name: task.target for name, task in network.tasks.items() if task.target.stored}
-    if not kinds:
-        expected = "a network with a target that a file can hold"
-        raise UserError(f"{model}: expected {expected}, found {[*network.tasks]}")
-    if wanted and not set(wanted) <= kinds.keys():
-        raise UserError(f"--tasks: expected some of {[*kinds]}, found {wanted}")
-    return {name: kind for name, kind in kinds.items() if not wanted or name in wanted}
+def kinds_of(networks, models, wanted):
+    """{task: kind of target} of the tasks in `wanted`, or of all that the networks share and whose
+    outputs a file can hold; raises UserError."""
+    shared, *others = ({n: task.target for n, task in each.tasks.items()} for each in networks)
+    shared = {n: k for n, k in shared.items() if k.stored and all(o.get(n) == k for o in others)}
+    if not shared:
+        expected = "networks that share a target that a file can hold"
+        raise UserError(f"{' '.join(models)}: expected {expected}, found none")
+    if wanted and not set(wanted) <= shared.keys():
+        raise UserError(f"--tasks: expected some of {[*shared]}, found {wanted}")
+    return {name: kind for name, kind in shared.items() if not wanted or name in wanted}
 
 
-def predict_unknown(train, network):
-    """{task: {number of a sample: its target as a file holds it}} of all that train does not know;
-    raises UserError if that is nothing."""
-    found = {name: {} for name in train.targets}
+def predict_unknown(train, networks):
+    """{task: {number of a sample: its target as a file holds it}} of all that train does not know
+    and the networks agree on; raises UserError if that is nothing."""
     unknown = {name: ~train.known[name] for name in train.targets}
-    for number in torch.stack([*unknown.values()]).any(0).nonzero()[:, 0].tolist():
+    numbers = torch.stack([*unknown.values()]).any(0).nonzero()[:, 0].tolist()
+    if not numbers:
+        raise UserError(f"{train.folder}: expected unknown {' or '.join(unknown)}, found none")
+    found = {name: {} for name in train.targets}
+    for number in numbers:
         image = train[number][0].permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
-        output = network.output(image)
+        outputs = [network.output(image) for network in networks]
         for name, kind in train.targets.items():
             if unknown[name][number]:
-                found[name][number] = kind.stored(output[name], train.side)
+                values = kind.stored([output[name] for output in outputs], train.side)
+                if values is not None:
+                    found[name][number] = values
     if not any(found.values()):
-        raise UserError(f"{train.folder}: expected unknown {' or '.join(found)}, found none")
+        raise UserError(f"{train.folder}: expected networks that agree on a sample, found none")
     return found
 
 
@@ -72,17 +78,15 @@ def copy_file(source, target, change=None):
         ) from error
 
 
-def write_predicted(file, array, rows, source):
-    """Write {number: values} into the dataset of an array in an open HDF5 file.
-
-    An empty file gets a new dataset of these rows, which are then all samples.
-    """
+def write_predicted(file, name, split, rows, source):
+    """Write {number: values} of a task into an open HDF5 file of a split; a file that is still
+    empty gets a dataset first, in which nothing is known."""
+    kind = split.targets[name]
     if not len(file):
-        file[array.name] = np.stack([*rows.values()])
-    else:
-        dataset = array.find(file)
-        for number, values in rows.items():
-            dataset[number] = values.reshape(dataset.shape[1:])
+        file[kind.file] = kind.unknown(len(split), split.side).numpy()
+    dataset = H5Array(split.folder, kind.file).find(file)
+    for number, values in rows.items():
+        dataset[number] = values.reshape(dataset.shape[1:])
     file.attrs["source"] = source
 
 
@@ -90,7 +94,7 @@ def write_predicted(file, array, rows, source):
 def main(argv):
     """Write OUT and report; raises UserError or DataError."""
     parser = Parser("pseudo_labels.py", __doc__)
-    parser.add_argument("model", metavar="MODEL", help="a file of a run, as for predict.py")
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="a file of a run")
     parser.add_argument("data", metavar="DATA", help="data folder, not everything known in train")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="of the network (default: all)")
     parser.add_argument("--out", required=True, metavar="OUT", help="folder to create")
@@ -98,16 +102,19 @@ def main(argv):
     data, out = as_path(options.data, "DATA"), as_path(options.out, "--out").resolve()
     if out.exists():
         raise UserError(f"--out: expected a new folder, found {out}")
-    network = open_network(as_path(options.model, "MODEL"))
-    kinds = kinds_of(network, options.model, options.tasks)
+    networks = [open_network(as_path(model, "MODEL")) for model in options.models]
+    kinds = kinds_of(networks, options.models, options.tasks)
     train, *_ = [H5Dataset(split, data, kinds, memory_limit=0) for split in SPLITS]  # all checked
-    found = predict_unknown(train, network)
-    source = f"tools/pseudo_labels.py {options.model}".encode(errors="backslashreplace").decode()
+    found = predict_unknown(train, networks)
+    source = " ".join(["tools/pseudo_labels.py", *options.models])
+    source = source.encode(errors="backslashreplace").decode()
+    changes = {
+        train.folder / f"{kinds[name].file}.h5": partial(
+            write_predicted, name=name, split=train, rows=rows, source=source
+        )
+        for name, rows in found.items()
+    }
     with staged(out, force=False) as folder:
-        changes = {}
-        for name, rows in found.items():
-            array = train.arrays.get(name) or H5Array(train.folder, kinds[name].file)
-            changes[array.path] = partial(write_predicted, array=array, rows=rows, source=source)
         for split in SPLITS:
             (folder / split).mkdir()
             for path in sorted((data / split).glob("*.h5")):

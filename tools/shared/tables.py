@@ -115,8 +115,8 @@ def footnotes(columns, split, found, baseline):
     known = sum(each.direction is not None for each in found)
     if known > 1:
         yield (
-            f"{known} differences are compared here. Brackets mark one that is lost by the correction "
-            "for so many (Holm 1979, with the larger of the p-values over images and runs)."
+            f"{known} differences are compared here. Brackets mark one that does not survive the "
+            "correction for so many (Holm 1979, with the larger p-value of images and runs)."
         )
     if any(each.unit == "%" for each in found):
         single = ", ".join(f"{m.task} {m.reference}" for m in metrics(columns, split))
