@@ -174,7 +174,7 @@ def test_only_the_tasks_that_are_asked_for(partly, tmp_path, capsys):
 
 def test_only_what_two_networks_agree_on(partly, tmp_path, monkeypatch, capsys):
     """Boxes of an IoU of .9 are averaged, those of .75 are not; one label differs; the parts
-    differ in the lower half."""
+    differ in the lower half. A label of another file is not shared."""
     parts = torch.zeros(3, 8, 8)
     parts[0], parts[2, :, 4:], parts[1, 4:] = 0.5, 1.0, 2.0
     networks = {
@@ -184,9 +184,10 @@ def test_only_what_two_networks_agree_on(partly, tmp_path, monkeypatch, capsys):
         ),
         "far": Predicts(bbox=[0.25, 0.0, 0.5, 0.5625]),
     }
+    networks["close"].tasks["bin"] = SimpleNamespace(target=Label("other"))
     monkeypatch.setattr(pseudo_labels, "open_network", lambda path: networks[path.name])
     assert call("first", "close", partly, tmp_path / "out") == 0
-    assert "parts 2, bbox 1, bin 1, three 0;" in capsys.readouterr().out
+    assert "parts 2, bbox 1, three 0;" in capsys.readouterr().out
     boxes, _ = values_of(tmp_path / "out/train/bboxes.h5")
     np.testing.assert_allclose(boxes[1], [8, 0, 16, 22.8], rtol=1e-6)
     masks, _ = values_of(tmp_path / "out/train/masks.h5")
