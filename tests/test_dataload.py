@@ -13,12 +13,7 @@ from conftest import COUNTS, drawn, rewrite
 from torch.utils.data import ConcatDataset, DataLoader, Subset, random_split
 
 from dataload import DataError, H5Dataset, write_split
-from parts.targets import (
-    PETS,
-    Derived,
-    Label,
-    PixelValues,
-)
+from parts.targets import PETS, Derived, Label, PixelValues
 
 NAN = np.nan
 on_disk_or_not = pytest.mark.parametrize("memory_limit", [0, 2**30])

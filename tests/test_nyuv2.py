@@ -8,12 +8,7 @@ import torch
 
 from examples import nyuv2
 from parts.augment import Augment
-from parts.drawn_rooms import (
-    draw_camera,
-    draw_room,
-    render,
-    transformed,
-)
+from parts.drawn_rooms import draw_camera, draw_room, render, transformed
 
 TARGETS = {name: task.target for name, task in nyuv2.everything.items()}
 NAN = math.nan

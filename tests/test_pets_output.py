@@ -10,13 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 from pets_folder import drawn, out, root  # noqa: F401 (fixtures)
-from pets_source import (
-    assert_one_line,
-    boxed_names,
-    contents,
-    everything,
-    run,
-)
+from pets_source import assert_one_line, boxed_names, contents, everything, run
 
 from dataload import SPLITS, H5Dataset
 from tools import prepare_pets

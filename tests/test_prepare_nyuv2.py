@@ -194,19 +194,11 @@ def assert_refused(root, out, capsys, *fragments, flags=()):
     [
         ("image", np.full((*SIDE, 3), 200.0), "expected colours in [0, 1], found 200"),
         ("image", np.zeros((*SIDE, 3), complex), "(32, 48, 3), found (32, 48, 3) of dtype complex"),
-        (
-            "image",
-            np.zeros((*SIDE, 4)),
-            "real numbers of shape (32, 48, 3), found (32, 48, 4)",
-        ),
+        ("image", np.zeros((*SIDE, 4)), "real numbers of shape (32, 48, 3), found (32, 48, 4)"),
         ("image", np.full((*SIDE, 3), np.nan), "expected finite numbers, found nan"),
         ("label", np.full(SIDE, 13), "expected whole numbers from -1 to 12, found 13"),
         ("label", np.full(SIDE, 0.5), "expected whole numbers from -1 to 12, found 0.5"),
-        (
-            "label",
-            np.zeros((*SIDE, 1)),
-            "real numbers of shape (32, 48), found (32, 48, 1)",
-        ),
+        ("label", np.zeros((*SIDE, 1)), "real numbers of shape (32, 48), found (32, 48, 1)"),
         ("depth", np.full((*SIDE, 1), 2500), "expected metres from 0 to 65, found 2500"),
         ("depth", np.full((*SIDE, 1), -1), "expected metres from 0 to 65, found -1"),
         ("depth", np.zeros((32, 40, 1)), "shape (32, 48, 1), found (32, 40, 1) of dtype float64"),

@@ -13,17 +13,7 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from running import (
-    Pair,
-    Process,
-    history,
-    is_like,
-    load,
-    name_of,
-    run,
-    same,
-    without_pictures,
-)
+from running import Pair, Process, history, is_like, load, name_of, run, same, without_pictures
 
 import engine
 import engine.run
@@ -225,10 +215,7 @@ PROBLEMS = {
         (full_disk, None),
         r".*main_last.pt: cannot be written \(No space left on device\)",
     ),
-    "damage that only the first one comes upon": (
-        (damaged_image, None),
-        "images.h5: damaged",
-    ),
+    "damage that only the first one comes upon": ((damaged_image, None), "images.h5: damaged"),
 }
 
 

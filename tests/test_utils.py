@@ -251,12 +251,7 @@ def test_bin_metrics_and_loss_by_hand():
     logits = torch.tensor([2.0, -2.0, 2.0, -2.0, 2.0, 9.0])
     target = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, -1.0])
     assert pooled(BIN, logits, target) == pytest.approx(
-        {
-            "accuracy": 3 / 5,
-            "recall_0": 1 / 2,
-            "recall_1": 2 / 3,
-            "balanced_accuracy": 7 / 12,
-        }
+        {"accuracy": 3 / 5, "recall_0": 1 / 2, "recall_1": 2 / 3, "balanced_accuracy": 7 / 12}
     )
     right, wrong = math.log1p(math.exp(-2)), math.log1p(math.exp(2))
     expected = [right, wrong, right, right, wrong, 0]
