@@ -62,17 +62,6 @@ def test_report_of_what_is_unknown(leaves, capsys):
     )
 
 
-def test_splits_that_do_not_fit_are_a_problem(leaves, capsys):
-    with h5py.File(leaves / "test" / "binary.h5", "r+") as file:
-        file["binary"].attrs["class_names"] = ["ill", "sound"]
-    assert main([str(leaves)]) == 2
-    assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"problem: {leaves}/test/binary.h5: expected the class_names of {leaves}/train/binary.h5, "
-        "('sound', 'ill'), found ('ill', 'sound')",
-        f"{leaves}: 1 problem(s)",
-    ]
-
-
 def test_every_problem_is_named(leaves, capsys):
     def change(split, name, position, value):
         with h5py.File(leaves / split / f"{name}.h5", "r+") as file:

@@ -115,20 +115,6 @@ def test_an_older_history_names_no_script_and_no_task_of_its_classes(finished, t
     assert network.class_names["seg"] == ("background", "foreground")
 
 
-def test_a_script_that_has_moved_is_found_beside_its_run(call, bright, tmp_path):
-    white(tmp_path / "a.png")
-    model = save_run(bright, tmp_path / "run")
-    path = model.with_name("bright_history.pt")
-    torch.save(record(tmp_path / "away" / "MTL_bright.py"), path)
-    _, error = call(tmp_path / "a.png", model=model, code=2)
-    looked = f"{tmp_path / 'away' / 'MTL_bright.py'}, {tmp_path / 'run' / 'MTL_bright.py'}"
-    assert "MTL_bright.py: expected a script, found no such file; looked for " in error
-    assert looked in error and error.count("\n") == 1
-    shutil.copy(bright, tmp_path / "run")
-    [line], _ = call(tmp_path / "a.png", model=model)
-    assert line["mask_area"] == 1
-
-
 class Code:
     """Pickles as a call that leaves a file behind."""
 

@@ -177,44 +177,33 @@ def test_root_without_pets(drawn, out, capsys):
     assert_one_line(capsys, "--root", "oxford-iiit-pet/ in it", "['annotations', 'images']")
 
 
-def test_pets_without_annotations(root, out, capsys):
-    shutil.rmtree(root / "oxford-iiit-pet/annotations")
+def emptied(path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def replace(old, new):
+    return lambda path: path.write_text(path.read_text().replace(old, new))
+
+
+DAMAGED_ROOTS = {  # what: (file or folder, damage, what the line says, in its order)
+    "no folder": ("annotations", shutil.rmtree, "pet: expected images/ and annotations/"),
+    "no image": ("images", emptied, "pet/images: expected the files ... found none"),
+    "no trimap": ("annotations/trimaps", emptied, "/trimaps: expected the files ... found none"),
+    "no box": ("annotations/xmls", emptied, "/xmls: expected the files ... found none"),
+    "no list": ("annotations/test.txt", Path.unlink, "annotations/test.txt"),
+    "two words": ("annotations/test.txt", replace(" 2 1", ""), "pet: expected ... not enough val"),
+    "in both": ("annotations/test.txt", replace("pug_10", "pug_0"), "expected pug_0 once, found 2"),
+    "species": ("annotations/trainval.txt", replace("4 2 1", "4 7 1"), "binary.h5: expected 0, 1"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED_ROOTS)
+def test_a_damaged_root(root, out, capsys, what):
+    name, damage, message = DAMAGED_ROOTS[what]
+    damage(root / "oxford-iiit-pet" / name)
     assert run(root, out) == 2
-    assert_one_line(capsys, "oxford-iiit-pet: expected images/ and annotations/")
-
-
-@pytest.mark.parametrize("name", ["images", "annotations/trimaps", "annotations/xmls"])
-def test_empty_folder(root, out, capsys, name):
-    shutil.rmtree(root / "oxford-iiit-pet" / name)
-    (root / "oxford-iiit-pet" / name).mkdir()
-    assert run(root, out) == 2
-    assert_one_line(capsys, f"oxford-iiit-pet/{name}: expected the files", "found none")
-
-
-def test_missing_list(root, out, capsys):
-    (root / "oxford-iiit-pet/annotations/test.txt").unlink()
-    assert run(root, out) == 2
-    assert_one_line(capsys, "annotations/test.txt")
-
-
-def test_damaged_list(root, out, capsys):
-    (root / "oxford-iiit-pet/annotations/test.txt").write_text("pug_10 4\n")
-    assert run(root, out) == 2
-    assert_one_line(capsys, "oxford-iiit-pet: expected", "not enough values")
-
-
-def test_name_in_both_lists(root, out, capsys):
-    with (root / "oxford-iiit-pet/annotations/test.txt").open("a") as file:
-        file.write("pug_0 4 2 1\n")
-    assert run(root, out) == 2
-    assert_one_line(capsys, "expected pug_0 once, found 2")
-
-
-def test_impossible_species_is_not_published(root, out, capsys):
-    path = root / "oxford-iiit-pet/annotations/trainval.txt"
-    path.write_text(path.read_text().replace("pug_0 4 2 1", "pug_0 4 7 1"))
-    assert run(root, out) == 2
-    assert_one_line(capsys, "binary.h5: expected 0, 1")
+    assert_one_line(capsys, *message.split(" ... "))
     assert list(out.parent.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from running import ROOT, Process, arguments, history, load, run, without_pictures
+from running import ROOT, Process, arguments, changed, history, load, run, without_pictures
 
 import engine
 import engine.run
@@ -43,11 +43,7 @@ def test_calls_from_a_notebook_ignore_its_own_command_line(shared_data, tmp_path
 
 def odd(tmp_path, *pairs, script="MTL_main"):
     """The path of a script with some text replaced."""
-    text = (ROOT / f"{script}.py").read_text()
-    for old, new in pairs:
-        assert old in text
-        text = text.replace(old, new)
-    (tmp_path / "MTL_odd.py").write_text(text)
+    (tmp_path / "MTL_odd.py").write_text(changed((ROOT / f"{script}.py").read_text(), *pairs))
     return tmp_path / "MTL_odd.py"
 
 
@@ -92,19 +88,18 @@ def test_what_a_script_lacks_is_said_in_one_line(shared_data, tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_without_an_encoder_trains_where_no_gradient_is_measured(shared_data, tmp_path):
-    pairs = (
-        ("self.encoder", "self.body"),
-        ("def decode", "def answer"),
-        ("self.decode(", "self.answer("),
-    )
+@pytest.mark.parametrize(("part", "other"), [("encoder", "body"), ("decode", "answer")])
+def test_a_network_without_a_part_trains_where_no_gradient_is_measured(
+    shared_data, tmp_path, part, other
+):
+    pairs = [("self.encoder", "self.body")] if part == "encoder" else [("decode(", "answer(")]
     script = odd(tmp_path, *pairs)
     run(script, shared_data, tmp_path / "out", "--epochs", "1")
     assert history(tmp_path / "out", "odd")["test"]["seg_iou"] >= 0
     printed = run(script, shared_data, tmp_path / "other", "--diagnose", "1", code=2)
     assert printed == (
         "MTL_odd.py: --diagnose: expected a Network with encoder(image), which gives the features "
-        "that the tasks share, and decode(features), found no encoder\n"
+        f"that the tasks share, and decode(features), found no {part}\n"
     )
 
 

@@ -304,6 +304,15 @@ def test_handlers_are_put_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_under_nohup_a_hangup_stays_ignored():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU")
 def test_cuda_alone_is_the_gpu_of_this_process():
     """set_device takes a device with a number only."""

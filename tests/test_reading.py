@@ -116,23 +116,6 @@ def test_only_the_files_that_the_targets_name_are_opened(data_folder):
         H5Dataset("train", data_folder)
 
 
-@on_disk_or_not
-def test_unknown_pixels_labels_and_boxes_of_the_pets(data_folder, memory_limit):
-    arrays = drawn()
-    arrays["masks"][1], arrays["masks"][4:6, 3], arrays["masks"][7, 0, 0] = 255, 255, 255
-    arrays["bboxes"][2], labels = NAN, arrays["binary"].astype(float)
-    labels[:2] = -1, NAN
-    for name, array in (arrays | {"binary": labels}).items():
-        rewrite(data_folder, name, array)
-    dataset = H5Dataset("train", data_folder, memory_limit=memory_limit)
-    _, targets = dataset[range(12)]
-    assert np.array_equal(targets["seg"][:, 0].numpy(), arrays["masks"][..., 0])
-    assert targets["bin"][:4].tolist() == [-1, -1, 0, 1]
-    for name, unknown in {"seg": {1}, "bbox": {2}, "bin": {0, 1}}.items():
-        assert dataset.known[name].tolist() == [i not in unknown for i in range(12)]
-    assert not dataset.complete
-
-
 def test_names_of_classes_are_those_of_the_file_or_else_of_the_kind(data_folder):
     kinds = {
         "a": PixelClasses("a", 3), "b": PixelClasses("b", 3, ("sky", "road", "car")),

@@ -148,6 +148,7 @@ def test_quiet_is_silent_unless_something_is_wrong(shared_data, tmp_path, monkey
         shown = on_a_terminal(monkeypatch, lambda: run(shared_data, out, "--quiet"))
         assert shown == "" and (out / "main_history.pt").is_file()
         run(shared_data, other, "--quiet", "--resume", "--epochs", "1")
+        assert (other / "main_history.pt").is_file()
     assert capfd.readouterr().err == (
         f"--resume: no checkpoint {other}/main_last.pt; starting a new run\n"
     )

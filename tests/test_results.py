@@ -3,7 +3,7 @@
 import pytest
 import torch
 from forked import in_a_new_process
-from running import ROOT, history, load, run, same, without_pictures
+from running import ROOT, changed, history, load, run, same, without_pictures
 
 import engine
 import engine.pictures
@@ -25,12 +25,8 @@ def quick():
 
 def variant(folder, *changes):
     """MTL_baseline in a folder, with some texts replaced, as the experiment "odd"."""
-    text = (ROOT / "MTL_baseline.py").read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
     path = folder / "MTL_odd.py"
-    path.write_text(text)
+    path.write_text(changed((ROOT / "MTL_baseline.py").read_text(), *changes))
     return path
 
 
