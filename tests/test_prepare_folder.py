@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 
+import pytest
 from leaves import COUNT, files, flags, read, refused, total, write_table  # noqa: F401 (a fixture)
 from PIL import Image
 from running import history, run
@@ -165,9 +166,7 @@ def test_a_class_for_each_image_does_not_empty_a_split(files):
 def test_too_few_images_are_an_error(files, capsys):
     for path in list((files / "photos").iterdir())[2:]:
         path.unlink()
-    expected = (
-        "expected at least one image in test, found none; of 2 images, 2 without a split were"
-    )
+    expected = "at least one image in test, found none; of 2 images, 2 without a split were"
     assert expected in refused(capsys, files / "photos")
 
 
