@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import runpy
 import shutil
 import subprocess
@@ -212,25 +213,33 @@ STEPWISE = changed(
      "    STARTED += 1\nstart_once()\n#"),
     ("self.decode(self.encoder(image))", "self.decode(self.encoder(image * SIGN * GAIN))"),
     ("EPOCHS = 250", "GAIN = 1.0  # no flag is given for it\nEPOCHS = 250"),
+    ("import sys\n", "import sys\nfrom dataclasses import replace\n"),
+    ('"seg": SEG,', '"seg": replace(SEG, primary=PRIMARY),'),
+    ("UNITS = 1", 'PRIMARY = "iou"  # metric that chooses the best epoch\nUNITS = 1'),
 )  # fmt: skip
 
 
-def test_a_network_opens_as_it_was_trained_though_its_script_was_edited(shared_data, tmp_path):
-    """Constants that are built step by step, counted up, or read in forward alone."""
+def test_a_network_opens_as_it_was_trained_though_its_script_was_edited(
+    shared_data, tmp_path, capsys
+):
+    """Constants that are built step by step, counted up, read in forward alone or in TASKS."""
     path, out = tmp_path / "MTL_steps.py", tmp_path / "out"
     path.write_text(STEPWISE)
     sizes = ["--depth", "2", "--epochs", "1", "--batch-size", "4", "--sign", "0.5"]
-    flags = arguments(shared_data, out)[:6]
-    engine.main(path, [*flags, *sizes])
-    record = history(out, "steps")
+    paths = arguments(shared_data, out)[:6]
+    engine.main(path, [*paths, *sizes, "--primary", "dice"])
+    record, printed = history(out, "steps"), capsys.readouterr().err
+    assert record["tasks"]["seg"]["primary"] == "dice"
+    assert re.search(r"epoch 1/1: seg \d\.\d+/\d\.\d+, dice \d\.\d+;", printed)
     assert (record["config"]["WIDTHS"], record["config"]["STARTED"]) == ([8, 8], 1)
     image = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy()
     before = engine.open_network(out / "steps_model_lite.pt", "cpu").output(image)
     edits = ("SIGN = 1.0", "SIGN = 2.0"), ("GAIN = 1.0", "GAIN = 3.0"), ("DEPTH = 3", "DEPTH = 4")
     path.write_text(changed(STEPWISE, *edits, ("SEED = 0", "SEED = 0\nNEW = 1")))
     for name in ("steps_model_lite.pt", "steps_model.pt", "steps_last.pt"):
-        after = engine.open_network(out / name, "cpu").output(image)
-        assert all(torch.equal(before[task], after[task]) for task in before)
+        opened = engine.open_network(out / name, "cpu")
+        assert all(torch.equal(before[task], each) for task, each in opened.output(image).items())
+        assert opened.tasks["seg"].primary == "dice" and opened.tasks.keys() == before.keys()
     whole = torch.load(out / "steps_model.pt", weights_only=False).eval()
     images = torch.from_numpy(image).permute(2, 0, 1)[None]
     assert torch.equal(predict_outputs(whole, images)[0]["seg"], before["seg"])

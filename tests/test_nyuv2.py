@@ -44,14 +44,6 @@ def test_segmentation_of_four_pixels():
     assert nyuv2.everything["seg"].loss(logits, target).tolist() == pytest.approx([expected])
 
 
-def test_iou_is_pooled_over_the_split():
-    """1 of 2 pixels and 3 of 3: 4/5, not the mean of the images' IoUs."""
-    logits = torch.zeros(2, 13, 1, 3)
-    logits[0, 0, 0, 0] = logits[0, 1, 0, 1] = logits[1, 0] = 1.0
-    target = torch.tensor([[0, 0, 255], [0, 0, 0]], dtype=torch.uint8).view(2, 1, 1, 3)
-    assert ratios("seg", logits, target)["iou_bed"] == pytest.approx(4 / 5)
-
-
 def test_depth_of_three_pixels():
     depth = torch.tensor([[1.5, 4.0, 9.0]]).view(1, 1, 1, 3)
     target = torch.tensor([[1.0, 5.0, NAN]]).view(1, 1, 1, 3)

@@ -58,14 +58,6 @@ def test_from_python(call, model, tmp_path):
             network.predict(wrong)
 
 
-@pytest.mark.parametrize(("logit", "shown"), [(7.0, "0.99+"), (40.0, "0.99+"), (-2.0, "0.88")])
-def test_no_rounding_makes_a_class_certain(model, logit, shown):
-    network = engine.open_network(model, "cpu")
-    image = torch.zeros(3, *SIDE, dtype=torch.uint8)
-    _, words = network.draw(image, {"bin": torch.tensor([logit])})
-    assert words == f"{'dog' if logit > 0 else 'cat'}, probability {shown}"
-
-
 def checkpoint(about, level, seconds, best_epoch=2, **more):
     """What NAME_last.pt of MTL_bright holds."""
     best = None if level is None else {"level": torch.tensor(level)}

@@ -282,11 +282,3 @@ def test_an_existing_folder_is_not_touched(root, out, capsys):
     assert run(root, out) == 2
     assert f"--out {out}: expected a new folder, found one" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["file"]
-
-
-def test_a_full_disk(root, out, capsys, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(prepare_nyuv2.h5py, "File", full)
-    assert_refused(root, out, capsys, "cannot be written ([Errno 28] No space left on device)")

@@ -175,31 +175,3 @@ def test_operations_are_counted_as_by_hand(channels, groups, operations):
     step = TrainingStep(network, module.TASKS, module.weighting())
     images, targets = torch.zeros(5, 3, 8, 8), {"seg": torch.zeros(5, 1, 8, 8)}
     assert gigaflop(step, images, targets) == 2 * (2 * operations * 64) / 1e9
-
-
-def test_the_training_step_is_compiled_on_request(shared_data, tmp_path, monkeypatch):
-    """In one graph, also for a script of an odd name with classes of its own."""
-    compiled, original = [], torch.nn.Module.compile
-
-    def traced(module, **options):
-        compiled.append(module)
-        original(module, backend="eager", fullgraph=True, **options)  # inductor takes minutes
-
-    monkeypatch.setattr(torch.nn.Module, "compile", traced)
-    script = tmp_path / "my code" / "MTL_0.1 é.py"
-    script.parent.mkdir()
-    text = (ROOT / "MTL_baseline.py").read_text()
-    more = (
-        "import enum\n\n\nclass Mode(enum.Enum):\n    A = 1\n\n\nclass Network",
-        "self.seg(features) if Mode(1) is Mode.A and UNITS else None",
-    )
-    script.write_text(text.replace("class Network", more[0]).replace("self.seg(features)", more[1]))
-    with without_pictures():
-        run(script, shared_data, tmp_path / "plain", "--epochs", "1")
-        assert not compiled
-        run(script, shared_data, tmp_path / "compiled", "--epochs", "1", "--compile")
-    assert len(compiled) == 1
-    losses = [
-        history(tmp_path / out, "0.1 é")["train"]["seg_loss"] for out in ("plain", "compiled")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
