@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from augmented import OFF
 from torch.nn.functional import pad
 
 from parts.augment import Augment
 from parts.targets import Box, Derived, Label, PixelClasses, PixelValues, Values
 
 NAN = math.nan
-OFF = {"degrees": 0, "scale": (1, 1), "stretch": 1, "shift": 0, "colour": 0, "erase": 0}
 MAPS = {
     "nothing": ([[1.0, 0], [0, 1]], (0, 0)),
     "flip": ([[-1.0, 0], [0, 1]], (0, 0)),

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bright import SIDE, record, save_run, upper_half, white
 from PIL import Image
-from predicting import bright, call, model  # noqa: F401 (fixtures)
+from predicting import SIDE, bright, call, model, record, save_run, upper_half, white  # noqa: F401
 from running import ROOT, load
 from torchvision.ops import box_iou
 

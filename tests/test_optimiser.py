@@ -1,6 +1,6 @@
 """The optimiser against torch's own, and its state."""
 
-import io
+import copy
 
 import pytest
 import torch
@@ -212,23 +212,14 @@ def test_a_group_learns_at_its_share_of_the_rate():
         assert torch.equal(in_both, full) and torch.equal(part_in_both, part)
 
 
-def restored(net, optimiser, rate):
-    """A network and an optimiser that go on where these are, by way of a file."""
-    other, file = network(), io.BytesIO()
-    torch.save({"network": net.state_dict(), "optimiser": optimiser.state_dict()}, file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    new = Optimiser(other.parameters(), rate, 0.1, total_steps=10)
-    other.load_state_dict(state["network"])
-    new.load_state_dict(state["optimiser"])
-    return other, new
-
-
 def test_a_restored_optimiser_keeps_its_own_learning_rate():
-    net = network()
-    optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
+    net, other = network(), network()
+    optimiser, new = (
+        Optimiser(n.parameters(), r, 0.1, 10) for n, r in ((net, 0.01), (other, 2e-3))
+    )
     learn(net, optimiser, steps=4)
-    other, new = restored(net, optimiser, 0.002)
+    other.load_state_dict(net.state_dict())
+    new.load_state_dict(copy.deepcopy(optimiser.state_dict()))
     before = net[0].weight.detach().clone()
     for step in range(4, 10):
         for group, low in zip(optimiser.adamw.param_groups, new.adamw.param_groups, strict=True):
@@ -238,9 +229,8 @@ def test_a_restored_optimiser_keeps_its_own_learning_rate():
             learn(net, optimiser, steps=1)
             learn(other, new, steps=1)
             mine, theirs = (each[0].weight.detach() - before for each in (net, other))
-            assert (mine.norm() / theirs.norm()).item() == pytest.approx(
-                5, rel=1e-3
-            )  # both have the same gradient
+            # both have the same gradient
+            assert (mine.norm() / theirs.norm()).item() == pytest.approx(5, rel=1e-3)
         else:
             optimiser.schedule.step()
             new.schedule.step()

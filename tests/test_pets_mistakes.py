@@ -115,50 +115,39 @@ def test_an_unusable_box_is_left_out_or_on_request_unboxed(root, out, capsys, ke
 # Mistakes
 
 
-@pytest.mark.parametrize(
-    ("flags", "fragments"),
-    [
-        (["--size", "0"], ["--size: expected a whole number from 1 to 8192, found '0'"]),
-        (["--size", "-32"], ["--size", "found '-32'"]),
-        (["--size", "large"], ["--size", "found 'large'"]),
-        (["--seed", "-1"], ["--seed: expected a whole number from 0 to 4294967295, found"]),
-        (["--val-fraction", "0.5", "--test-fraction", "0.5"], ["--val-fraction", "0.5 and 0.5"]),
-        (["--val-fraction", "0"], ["--val-fraction", "above 0", "found 0.0"]),
-        (["--test-fraction", "-0.1"], ["--test-fraction", "above 0", "found 0.2 and -0.1"]),
-        (["--test-fraction", "nan"], ["--test-fraction", "found 0.2 and nan"]),
-        (
-            ["--val-fraction", "0.49", "--test-fraction", "0.5"],
-            ["image in train, found none of 44"],
-        ),
-        (
-            ["--val-fraction", "0.01"],
-            ["at least one image in val, found none of 44; change the fr"],
-        ),
-        (["--test-fraction", "0.01"], ["--out: expected at least one image in test, found none"]),
-        (["--size", "8193"], ["--size", "found '8193'"]),
-        (["--colour"], ["--colour"]),
-        (["--mask-share", "0"], ["--mask-share: expected a share above 0, at most 1, found 0.0"]),
-        (["--box-share", "1.5"], ["--box-share: expected a share above 0, at most 1, found 1.5"]),
-        (["--label-share", "nan"], ["--label-share: expected a share above 0, ", "found nan"]),
-        (["--folds", "2", "--fold", "0"], ["--folds: expected a whole number from 3 up, found 2"]),
-        (["--folds", "5"], ["--fold: expected a whole number from 0 to 4, found None"]),
-        (["--folds", "5", "--fold", "5"], ["--fold: expected a whole number from 0 to 4, found 5"]),
-        (["--fold", "1"], ["--folds: expected a whole number from 3 up, found None"]),
-        (
-            ["--folds", "5", "--fold", "0", "--val-fraction", "0.2"],
-            ["--val-fraction, --test-fraction: expected none beside --folds, found 0.2"],
-        ),
-        (
-            ["--folds", "60", "--fold", "59"],
-            ["--out: expected at least one image in", "or the folds"],
-        ),
-        (["--border", "cat"], ["--border", "'cat'"]),
-        (["--root", ""], ["--root", "expected a path, found an empty one"]),
-    ],
-)
-def test_wrong_flags(drawn, out, capsys, flags, fragments):
-    assert run(drawn, out, *flags) == 2
-    assert_one_line(capsys, *fragments)
+WRONG_FLAGS = {  # flags: what the line says, in its order
+    "--size 0": "--size: expected a whole number from 1 to 8192, found '0'",
+    "--size -32": "--size ... found '-32'",
+    "--size large": "--size ... found 'large'",
+    "--size 8193": "--size ... found '8193'",
+    "--seed -1": "--seed: expected a whole number from 0 to 4294967295, found",
+    "--val-fraction 0.5 --test-fraction 0.5": "--val-fraction ... 0.5 and 0.5",
+    "--val-fraction 0": "--val-fraction ... above 0 ... found 0.0",
+    "--test-fraction -0.1": "--test-fraction ... above 0 ... found 0.2 and -0.1",
+    "--test-fraction nan": "--test-fraction ... found 0.2 and nan",
+    "--val-fraction 0.49 --test-fraction 0.5": "image in train, found none of 44",
+    "--val-fraction 0.01": "at least one image in val, found none of 44; change the fr",
+    "--test-fraction 0.01": "--out: expected at least one image in test, found none",
+    "--colour": "--colour",
+    "--mask-share 0": "--mask-share: expected a share above 0, at most 1, found 0.0",
+    "--box-share 1.5": "--box-share: expected a share above 0, at most 1, found 1.5",
+    "--label-share nan": "--label-share: expected a share above 0,  ... found nan",
+    "--folds 2 --fold 0": "--folds: expected a whole number from 3 up, found 2",
+    "--folds 5": "--fold: expected a whole number from 0 to 4, found None",
+    "--folds 5 --fold 5": "--fold: expected a whole number from 0 to 4, found 5",
+    "--fold 1": "--folds: expected a whole number from 3 up, found None",
+    "--folds 5 --fold 0 --val-fraction 0.2": "--val-fraction, --test-fraction: expected none "
+    "beside --folds, found 0.2",
+    "--folds 60 --fold 59": "--out: expected at least one image in ... or the folds",
+    "--border cat": "--border ... 'cat'",
+    "--root=": "--root ... expected a path, found an empty one",
+}
+
+
+@pytest.mark.parametrize("flags", WRONG_FLAGS)
+def test_wrong_flags(drawn, out, capsys, flags):
+    assert run(drawn, out, *flags.split()) == 2
+    assert_one_line(capsys, *WRONG_FLAGS[flags].split(" ... "))
     assert list(out.parent.iterdir()) == []
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bright import BLUE, ORANGE, save_run, upper_half, white
 from PIL import Image
-from predicting import bright, call, model  # noqa: F401 (fixtures)
+from predicting import BLUE, ORANGE, bright, call, model, save_run, upper_half, white  # noqa: F401
 from running import ROOT
 
 from tools.shared import pictures

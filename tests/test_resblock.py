@@ -11,7 +11,6 @@ from ResBlock import (
     Encoder,
     ResidualBlock,
     foreground_weights,
-    grid_centres,
     weighted_mean,
 )
 
@@ -135,13 +134,6 @@ def test_foreground_weights_are_mean_probabilities_of_cells():
     torch.testing.assert_close(found, torch.full((1, 1, 2, 2), 0.5))
     found = foreground_weights(logits, torch.zeros(1, 8, 2, 4))
     assert found[0, 0, 0].tolist() == [0.0, 1.0, 0.5, 0.5]
-
-
-def test_grid_centres():
-    assert grid_centres(2, 2, "cpu").tolist() == [
-        [0.25, 0.75, 0.25, 0.75],
-        [0.25, 0.25, 0.75, 0.75],
-    ]
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
