@@ -35,9 +35,9 @@ def exact_root(gram):
 
 
 def kernels():
-    """Of two numbers of rows, wide and tall, one of them in channels_last memory."""
+    """Of two numbers of rows, wide and tall, in channels_last memory and not."""
     generator = torch.Generator().manual_seed(3)
-    shapes = (24, 16, 3, 3), (32, 16), (16, 40), (16, 40), (40, 24)
+    shapes = (24, 16, 3, 3), (24, 16, 3, 3), (32, 16), (16, 40), (16, 40), (40, 24)
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
     tensors[0] = tensors[0].to(memory_format=torch.channels_last)
     return [nn.Parameter(tensor) for tensor in tensors]

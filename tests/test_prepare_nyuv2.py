@@ -230,8 +230,8 @@ def test_a_damaged_file(root, out, capsys, kind, damage):
 def test_a_missing_file(root, out, capsys, kinds):
     for kind in kinds:
         (root / "train" / kind / "3.npy").unlink()
-    path = root / "train" / kinds[0] / "3.npy"
-    expected = f"{path}: expected a file for each sample, 0.npy to 11.npy, found none"
+    path, last = root / "train" / kinds[0] / "3.npy", 10 + (len(kinds) == 1)
+    expected = f"{path}: expected a file for each sample, 0.npy to {last}.npy, found none"
     assert_refused(root, out, capsys, expected)
 
 
@@ -277,3 +277,11 @@ def test_an_existing_folder_is_not_touched(root, out, capsys):
     assert run(root, out) == 2
     assert f"--out {out}: expected a new folder, found one" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["file"]
+
+
+def test_a_full_disk(root, out, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare_nyuv2.h5py, "File", full)
+    assert_refused(root, out, capsys, "cannot be written ([Errno 28] No space left on device)")

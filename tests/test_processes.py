@@ -39,6 +39,7 @@ def test_runs_at_once_on_one_read_only_folder(data_folder, tmp_path):
             run(script, data_folder, tmp_path / f"{script}_alone")
     for path in paths:
         path.chmod(0o555 if path.is_dir() else 0o444)
+    before = [path.stat().st_mtime_ns for path in paths]
     with ExitStack() as stack:
         for path in paths:
             if path.suffix == ".h5":
@@ -46,6 +47,7 @@ def test_runs_at_once_on_one_read_only_folder(data_folder, tmp_path):
         runs = [Process(script, data_folder, tmp_path / script) for script in scripts]
         ends = [process.wait() for process in runs]
     assert all(code == 0 for code, _ in ends), ends
+    assert [path.stat().st_mtime_ns for path in paths] == before
     for script in scripts:
         assert is_like(tmp_path / f"{script}_alone", tmp_path / script, name_of(script))
 

@@ -31,7 +31,7 @@ DEPTHS = [100, (7, 300), 7]  # as stored; times 0.01 m, 7 means unknown
 CM = {"scale_factor": np.float32(0.01), "_FillValue": np.uint16(7)}
 KINDS = {  # kind, what is stored, its attributes, the first three targets, dtype of the targets
     "label of 3": (Label("x", 3), table([[2.0], [-1], [NAN]]), {}, [2, -1, -1], torch.int64),
-    "label of 2": (Label("x"), table([1, -1, 0]), {}, [1.0, -1.0, 0.0], torch.float32),
+    "label of 2": (Label("x"), table([1, NAN, 0]), {}, [1.0, -1.0, 0.0], torch.float32),
     "value": (Values("x"), table([[0.5], [NAN], [-2]]), {}, [[0.5], [NAN], [-2.0]], torch.float32),
     "flat value": (Values("x"), table([3, 4, 5]), {}, [[3.0], [4.0], [5.0]], torch.float32),
     "vector": (

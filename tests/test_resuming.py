@@ -122,6 +122,14 @@ def test_resuming_a_finished_run_touches_nothing(reference, data_folder, monkeyp
     assert after == before
 
 
+def test_a_lost_history_is_written_again(reference, shared_data, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "main_last.pt").write_bytes((reference / "main_last.pt").read_bytes())
+    run("MTL_main", shared_data, out, *LONGER, "--resume")
+    assert is_like(reference, out)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
