@@ -15,14 +15,7 @@ HEIGHT, WIDTH = 48, 64  # not square, so that a mistake in the aspect shows
 SPOTS = torch.tensor([[25.0, 21.0], [38.0, 20.0], [33.0, 31.0]])  # of red, green and blue
 MANY = 400
 TASKS = {name: SimpleNamespace(target=kind) for name, kind in PETS.items()}
-OFF = {
-    "degrees": 0.0,
-    "scale": (1.0, 1.0),
-    "stretch": 1.0,
-    "shift": 0.0,
-    "colour": 0.0,
-    "erase": 0.0,
-}
+OFF = {"degrees": 0, "scale": (1, 1), "stretch": 1, "shift": 0, "colour": 0, "erase": 0}
 GEOMETRY = {"degrees": 25.0, "scale": (0.6, 1.5), "stretch": 1.3, "shift": 0.1}
 BOX = torch.tensor([0.3, 0.25, 0.5, 0.6])
 EVERYTHING = GEOMETRY | {"colour": 0.4, "erase": 0.3}

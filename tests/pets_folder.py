@@ -3,15 +3,7 @@
 import shutil
 
 import pytest
-from pets_source import (
-    BOX,
-    BOXED,
-    BREEDS,
-    UNBOXED,
-    draw_image,
-    draw_trimap,
-    write_box,
-)
+from pets_source import BOX, BOXED, BREEDS, UNBOXED, draw_image, draw_trimap, write_box
 from PIL import Image
 
 

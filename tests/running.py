@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import time
@@ -32,6 +33,14 @@ def path_of(script):
 def name_of(script):
     """NAME in its artefacts."""
     return path_of(script).stem.removeprefix("MTL_")
+
+
+def changed(text, *pairs):
+    """A script's text with parts of it replaced, which must be there."""
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    return text
 
 
 def arguments(data, out, *flags, script="MTL_main"):
@@ -96,6 +105,15 @@ def at_step(number, action):
         return original(self)
 
     return pause
+
+
+def stopped(script, data, out, *flags, step=5, number=signal.SIGTERM):
+    """What a run prints that stops at a signal in its `step`-th step."""
+    from engine.run import Run
+
+    pause = at_step(step, lambda: signal.raise_signal(number))
+    with mock.patch.object(Run, "pause", pause):
+        return run(script, data, out, *flags, code=128 + number)
 
 
 class Process:

@@ -51,12 +51,10 @@ FILES = {
     "LabelMe XML": ("other.xml", OLD_LABELME),
     "YOLO": ("a.txt", YOLO),
 }
+DRAGGED = {"label": "cat", "shape_type": "rectangle", "points": [[60, 20], [10, 70]]}
 BOXES = {
     "COCO": json.dumps(COCO).replace(json.dumps([RECTANGLE]), "[]"),
-    "labelme": json.dumps(
-        LABELME
-        | {"shapes": [{"label": "cat", "shape_type": "rectangle", "points": [[60, 20], [10, 70]]}]}
-    ),
+    "labelme": json.dumps(LABELME | {"shapes": [DRAGGED]}),
     "VOC": VOC.replace(f"<polygon>{POLYGON}</polygon>", ""),
     "YOLO": "0 0.35 0.5625 0.5 0.625\n",
 }
@@ -116,12 +114,8 @@ def test_annotations_of_the_stored_picture_are_turned(tmp_path, turn):
     """Against what numpy makes of the mask that is drawn without a rotation."""
     notes = read(tmp_path, *FILES["COCO"])
     stored = OUTLINED
-    turned = {
-        5: stored.T,
-        6: np.rot90(stored, -1),
-        7: np.rot90(stored, 2).T,
-        8: np.rot90(stored, 1),
-    }[turn]
+    turned = np.rot90(stored, {6: -1, 7: 2, 8: 1}.get(turn, 0))
+    turned = turned.T if turn in (5, 7) else turned
     shown = View((80, 100), turn)
     assert (draw_mask(notes, shown, SIDE) == turned).mean() > 0.98
     rows, columns = turned.any(1).nonzero()[0], turned.any(0).nonzero()[0]
@@ -211,9 +205,8 @@ def test_run_lengths(tmp_path):
     assert (decode(disc) == (np.hypot(y - 20, x - 14) < 9)).all()
     with pytest.raises(ValueError, match="expected run lengths of 3 x 4 pixels, found 11"):
         decode({"size": [3, 4], "counts": [5, 2, 4]})
-    entry = COCO["annotations"][0] | {
-        "segmentation": {"size": [80, 100], "counts": [800, 400, 6800]}
-    }
+    runs = {"size": [80, 100], "counts": [800, 400, 6800]}
+    entry = COCO["annotations"][0] | {"segmentation": runs}
     notes = read(tmp_path, "all.json", json.dumps(COCO | {"annotations": [entry]}))
     assert (draw_mask(notes, SHOWN, SIDE) == rectangle(0.1, 0, 0.15, 1)).all()
 

@@ -19,18 +19,6 @@ def change(net):
     net(torch.randn(5, 2))  # moves the statistics and the counter of the batch norm
 
 
-def test_the_first_update_copies_and_the_second_keeps_two_elevenths():
-    net = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(net, decay=0.9)
-    values = []
-    for value in (3.0, 14.0):
-        nn.init.constant_(net.weight, value)
-        average.update_parameters(net)
-        values.append(average.module.weight.item())
-    assert values[0] == 3.0
-    assert abs(values[1] - (2 / 11 * 3 + 9 / 11 * 14)) < 1e-6
-
-
 def test_it_is_torchs_average_of_the_same_decay():
     def own(averaged, current, count):
         return torch.lerp(
@@ -47,24 +35,3 @@ def test_it_is_torchs_average_of_the_same_decay():
         assert torch.allclose(a, b, atol=1e-6)
     assert ours.module[1].num_batches_tracked == net[1].num_batches_tracked == 20
     assert not torch.equal(ours.module[1].running_mean, net[1].running_mean)
-
-
-def test_an_update_reads_nothing_back_from_the_device():
-    net = network("meta")  # where a value cannot be read
-    average = WeightAverage(net, 0.9)
-    for _ in range(3):
-        average.update_parameters(net)
-    assert average.n_averaged == 3 and average.n_averaged.device.type == "cpu"
-
-
-def test_its_state_goes_on_where_it_was():
-    net = network()
-    average, other = WeightAverage(net, 0.9), WeightAverage(net, 0.9)
-    change(net)
-    average.update_parameters(net)
-    other.load_state_dict(average.state_dict())
-    change(net)
-    for each in (average, other):
-        each.update_parameters(net)
-    for a, b in zip(average.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)

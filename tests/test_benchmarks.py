@@ -1,12 +1,16 @@
 """The benchmarks run and measure what they say; no assertion is about time."""
 
+import re
 import shutil
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from running import load
 
-from benchmarks import mirrored_view, train_speed
+from benchmarks import data_speed, mirrored_view, train_speed
+from dataload import H5Dataset
 from engine.processes import Processes
 from engine.script import ROOT
 
@@ -73,3 +77,27 @@ def test_the_mirrored_view_of_other_data_is_refused(finished, data_folder, tmp_p
     error = capsys.readouterr().err
     expected = f"{data_folder / 'test'}: expected the run's data, bboxes: 7 samples of checksum"
     assert expected in error and ", found bboxes: 5 samples" in error and error.count("\n") == 1
+
+
+def test_the_tables_of_reading(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_speed, "DTYPES", (np.float64,))
+    small = ["--count", "8", "--side", "32", "--batch-size", "4"]
+    data_speed.main([*small, "--folder", str(tmp_path)])
+    printed = capsys.readouterr().out
+    ways = "in memory", "from disk", "one read per index", "sorted fancy indexing"
+    assert all(re.search(rf"\| .*{way} \| \d+ \|\n", printed) for way in ways)
+    assert re.search(r"\| float64 \| \d+\.\d \| \d+ \| 0 \| \d+\.\d\d \|\n", printed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_way_of_reading_reads_the_same(tmp_path):
+    data_speed.write(tmp_path / "split", 8, 32, np.uint8)
+    images, targets = H5Dataset("split", tmp_path)[[1, 4, 6]]
+    for read in (data_speed.naive, data_speed.fancy):
+        with (
+            h5py.File(tmp_path / "split" / "images.h5") as one,
+            h5py.File(tmp_path / "split" / "masks.h5") as other,
+        ):
+            pixels, masks = read({"images": one, "masks": other}, [1, 4, 6])
+        assert torch.equal(pixels.permute(0, 3, 1, 2), images)
+        assert torch.equal(masks.permute(0, 3, 1, 2), targets["seg"])

@@ -6,8 +6,7 @@ import pytest
 from conftest import rewrite
 from running import history, run
 
-from dataload import SPLITS, H5Dataset
-from parts.targets import PETS
+from dataload import SPLITS
 from tools.check_data import main
 
 
@@ -60,17 +59,6 @@ def test_report_of_what_is_unknown(leaves, capsys):
     assert lines[7] == (
         f"  masks   float64  foreground {known:.1%}, pixels unknown 58.3%, masks 3 unknown (50.0%)"
     )
-
-
-def test_splits_that_do_not_fit_are_a_problem(leaves, capsys):
-    with h5py.File(leaves / "test" / "binary.h5", "r+") as file:
-        file["binary"].attrs["class_names"] = ["ill", "sound"]
-    assert main([str(leaves)]) == 2
-    assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"problem: {leaves}/test/binary.h5: expected the class_names of {leaves}/train/binary.h5, "
-        "('sound', 'ill'), found ('ill', 'sound')",
-        f"{leaves}: 1 problem(s)",
-    ]
 
 
 def test_every_problem_is_named(leaves, capsys):
@@ -206,21 +194,3 @@ def test_data_of_another_kind_trains_after_a_warning(leaves, tmp_path):
     record = history(tmp_path / "out")
     assert list(record["side"]) == [96, 160]
     assert record["test"]["seg_iou"] >= 0 and 0 <= record["test"]["bbox_iou"] <= 1
-
-
-def test_damage_that_a_worker_meets_is_one_line(data_folder, tmp_path, monkeypatch):
-    """Images too many for the memory are first read where they are needed."""
-    monkeypatch.setattr(H5Dataset.__init__, "__defaults__", (PETS, 0))
-    monkeypatch.setattr("engine.run.warnings", lambda datasets: ())  # would meet it first
-    path = data_folder / "train" / "images.h5"
-    with h5py.File(path, "r+") as file:
-        images = file["images"][()]
-        del file["images"]
-        file.create_dataset("images", data=images, chunks=(1, 32, 32, 3), fletcher32=True)
-        chunk = file["images"].id.get_chunk_info(11)
-    with open(path, "r+b") as file:
-        file.seek(chunk.byte_offset)
-        file.write(b"damage")
-    printed = run("MTL_main", data_folder, tmp_path / "out", "--quiet", code=2)
-    assert printed.startswith(f"MTL_main.py: {path}: not a readable HDF5 file (")
-    assert printed.count("\n") == 1

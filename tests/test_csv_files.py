@@ -34,13 +34,13 @@ TABLES = {
     "further columns": f"name,depth,xmin,ymin,xmax,ymax,pose,depth\na.jpg,1,{PIXELS},left,2",
 }
 SAY_MORE = {  # size of the picture, class, split
-    **{"TensorFlow": ((100, 80), "cat", ""), "prefixes": ((100, 80), "", "")},
-    **{"signs": ((100, 80), "3", ""), "capitals": (None, "cat", "val")},
-    **{
-        "a name of the object": (None, "cat", ""),
-        "x1": (None, "cat", ""),
-        "pandas": (None, "1", ""),
-    },
+    "TensorFlow": ((100, 80), "cat", ""),
+    "prefixes": ((100, 80), "", ""),
+    "signs": ((100, 80), "3", ""),
+    "capitals": (None, "cat", "val"),
+    "a name of the object": (None, "cat", ""),
+    "x1": (None, "cat", ""),
+    "pandas": (None, "1", ""),
 }
 
 
@@ -121,16 +121,10 @@ MISTAKES = {
     "nothing": ("", "expected the columns name .*, found no rows"),
     "no row": ("name,class\n", "expected rows below the column names, found none"),
     "half a box": ("name,xmin,ymin,xmax\na,1,2,3", "expected the columns xmin, .*, found no ymax"),
-    "a side twice": (
-        "name,xmin,ymin,xmax,ymax,xmin\na,1,2,3,4,5",
-        f"{ONCE} 2 for xmin: xmin, xmin",
-    ),
+    "a side": ("name,xmin,ymin,xmax,ymax,xmin\na,1,2,3,4,5", f"{ONCE} 2 for xmin: xmin, xmin"),
     "a class twice": ("name,class,Class\na,b,c", f"{ONCE} class 2 times"),
     "a name twice": ("name,name,class\na,b,c", f"{ONCE} name 2 times"),
-    "a split": (
-        "name,split\na,\nb,dev",
-        "line 3: expected train, val, test or nothing as split, f",
-    ),
+    "a split": ("name,split\na,\nb,dev", "line 3: expected train, val, test or nothing as split, "),
     "a workbook": ("PK\3\4 and so on", "expected a CSV file, found a workbook; save it as CSV"),
     "a binary file": ("name,class\0", "expected a CSV file, found something else than text"),
 }

@@ -1,16 +1,14 @@
 """Measuring the tasks' gradients: the numbers, no effect on training, several processes."""
 
 import math
-import signal
 from dataclasses import replace
 
 import matplotlib.image
 import pytest
 import torch
-from running import ROOT, history, load, run, same
+from running import history, load, run, same, stopped
 from torch import nn
 
-import engine.run
 from engine.processes import Processes
 from engine.training import TrainingStep
 from MTL_Utils import BBOX, BIN, FixedWeights
@@ -85,23 +83,11 @@ def test_a_diagnosed_run_learns_the_same(finished, shared_data, tmp_path):
         assert not (finished[script] / f"{name}_conflict.png").exists()
 
 
-def test_a_run_under_gradient_weights_resumes_bit_for_bit(
-    shared_data, tmp_path, monkeypatch, without_pictures
-):
+def test_a_run_under_gradient_weights_resumes_bit_for_bit(shared_data, tmp_path, without_pictures):
     run(EXAMPLE, shared_data, tmp_path / "whole", "--method", "upgrad")
     weights = history(tmp_path / "whole", "weighting")["train"]
     assert weights["seg_weight"] != [1.0] * 3  # they have moved
-    original, steps = engine.run.Run.pause, []
-
-    def pause(self):
-        steps.append(1)
-        if len(steps) == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.run.Run, "pause", pause)
-        run(EXAMPLE, shared_data, tmp_path / "out", "--method", "upgrad", code=143)
+    stopped(EXAMPLE, shared_data, tmp_path / "out", "--method", "upgrad")
     run(EXAMPLE, shared_data, tmp_path / "out", "--method", "upgrad", "--resume")
     pair = (load(tmp_path / name / "weighting_last.pt") for name in ("whole", "out"))
     assert same(*(state | {"about": None} for state in pair))
@@ -121,17 +107,6 @@ def test_an_unknown_method_is_refused(shared_data, tmp_path):
     assert run(EXAMPLE, shared_data, tmp_path / "out", *flags, code=2) == (
         "weighting.py: --loss-weights: expected numbers above 0 with --method uncertainty, found "
         "{'seg': 1.0, 'bbox': 0.3, 'bin': 0.0}\n"
-    )
-
-
-def test_a_network_without_the_interface_is_refused(shared_data, tmp_path):
-    text = (ROOT / "MTL_main.py").read_text().replace("decode", "answer")
-    (tmp_path / "MTL_odd.py").write_text(text)
-    flags = ["--diagnose", "1"]
-    printed = run(tmp_path / "MTL_odd", shared_data, tmp_path / "out", *flags, code=2)
-    assert printed == (
-        "MTL_odd.py: --diagnose: expected a Network with encoder(image), which gives the features "
-        "that the tasks share, and decode(features), found no decode\n"
     )
 
 

@@ -41,47 +41,6 @@ def test_every_sample_is_a_pet_with_its_head_in_the_box(pets):
         assert mask[y0:y1, x0:x1].mean() > 0.3
 
 
-def test_the_varied_style_varies_more(tmp_path):
-    """Sizes, places, pets cut by the frame and pets behind something, in both classes."""
-    samples = [draw_sample(3, 0, index, 64, "varied") for index in range(80)]
-    for label in (0, 1):
-        masks = np.stack([mask[..., 0] for _, mask, _, found, _ in samples if found == label])
-        boxes = np.array([box for _, _, box, found, _ in samples if found == label])
-        shares = masks.mean((1, 2))
-        assert shares.min() < 0.12 and shares.max() > 0.45
-        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
-        assert (np.ptp(middles, axis=0) > 25).all()
-        border = np.stack([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]])
-        assert 0.2 < border.any((0, 2)).mean() < 1
-    light = [image.mean() for image, *_ in samples]
-    assert min(light) < 70 and max(light) > 150
-
-
-def photographs(left, right):
-    """float (60, 128, 128, 3): photographs of a scene whose halves have one colour each."""
-    scene = np.empty((128, 128, 3), np.float32)
-    scene[:, :64], scene[:, 64:] = left, right
-    grid = drawing.grid(128, np.float32)
-    generators = map(np.random.default_rng, range(60))
-    found = [drawn_scenes.photograph(rng, scene, *grid, 128) for rng in generators]
-    return np.stack(found).astype(float)
-
-
-def test_the_varied_light_changes_brightness_contrast_colour_and_focus():
-    grey = photographs((180, 180, 180), (60, 60, 60))
-    means = grey.mean((1, 2, 3))
-    assert means.std() > 12
-    top, bottom = grey[:, :32].mean((1, 2, 3)), grey[:, -32:].mean((1, 2, 3))
-    assert np.median(np.abs(top - bottom)) > 12
-    contrast = (grey[:, :, :56].mean((1, 2, 3)) - grey[:, :, 72:].mean((1, 2, 3))) / means
-    assert np.subtract(*np.quantile(contrast, (0.75, 0.25))) > 0.23
-    columns = grey[:, :, 60:68].mean((1, 3))
-    sharpness = (columns[:, 3] - columns[:, 4]) / (columns[:, 0] - columns[:, 7])
-    assert np.quantile(sharpness, 0.1) < 0.7 and np.quantile(sharpness, 0.9) > 0.95
-    red = photographs((190, 90, 90), (190, 90, 90)).mean((1, 2))
-    assert ((red[:, 0] - red[:, 1]) / red.mean(1)).std() > 0.22
-
-
 @pytest.mark.parametrize("style", STYLES)
 def test_mask_and_box_are_what_is_painted(monkeypatch, style):
     """On black, the body painted red, the head blue and whatever stands before them green."""
@@ -170,13 +129,6 @@ def test_paint_covers_a_shape_with_one_pixel_of_transition():
     expected = [[200, 0, 100], [200, 0, 100], [130, 50, 90], [100, 100, 100], [100, 100, 100]]
     expected.append([115, 75, 95])  # a quarter of (160, 0, 80)
     assert np.allclose(image[0], expected)
-
-
-def test_window_is_the_smallest_one():
-    inside = np.zeros((5, 6), bool)
-    assert np.zeros((5, 6))[drawing.window(inside)].size == 0
-    inside[1, 3] = inside[2, 4] = True
-    assert drawing.window(inside) == (slice(1, 3), slice(3, 5))
 
 
 def test_colour_does_not_tell_the_species(pets):

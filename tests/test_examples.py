@@ -2,7 +2,6 @@
 
 import functools
 import json
-import signal
 
 import h5py
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from conftest import rewrite
 from PIL import Image
-from running import ROOT, history, load, run, same
+from running import ROOT, changed, history, load, run, same, stopped
 
 import engine
 import engine.run
@@ -114,21 +113,9 @@ def test_area_is_computed_from_the_mask(trained):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(
-    trained, tmp_path, monkeypatch, without_pictures, name
-):
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(trained, tmp_path, without_pictures, name):
     data, whole = trained(name)
-    pause, steps = engine.run.Run.pause, []
-
-    def stop(self):
-        steps.append(1)
-        if len(steps) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return pause(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.run.Run, "pause", stop)
-        run(f"examples/{name}", data, tmp_path / "out", "--epochs", "2", code=143)
+    stopped(f"examples/{name}", data, tmp_path / "out", "--epochs", "2", step=2)
     run(f"examples/{name}", data, tmp_path / "out", "--epochs", "2", "--resume")
     states = (
         load(folder / f"{name}_last.pt") | {"about": None} for folder in (whole, tmp_path / "out")
@@ -251,14 +238,11 @@ def test_a_derived_target_may_be_the_only_task(trained, tmp_path, without_pictur
     """And the first one, so that the least error chooses the epoch."""
     data, _ = trained("area")
     text = (ROOT / "examples" / "area.py").read_text()
-    start, rest = text.split("TASKS = {\n")
+    weights = '{"seg": 1.0, "bbox": 0.3, "bin": 0.2, "area": 1.0}', '{"area": 1.0}'
+    start, rest = changed(text, weights).split("TASKS = {\n")
     script = tmp_path / "only area.py"
-    script.write_text(
-        f'{start}TASKS = {{"area": AREA}}\n{rest.split("}", 1)[1]}'.replace(
-            '{"seg": 1.0, "bbox": 0.3, "bin": 0.2, "area": 1.0}', '{"area": 1.0}'
-        )
-    )
-    run(tmp_path / "only area", data, tmp_path / "out")
+    script.write_text(f'{start}TASKS = {{"area": AREA}}\n{rest.split("}", 1)[1]}')
+    run(script, data, tmp_path / "out")
     record = history(tmp_path / "out", "only area")
     errors = record["val"]["area_absolute_error"]
     assert record["best_epoch"] == errors.index(min(errors)) + 1
@@ -296,8 +280,8 @@ def test_the_first_task_must_be_known_in_every_split(data_folder, tmp_path):
 def test_a_target_that_disagrees_with_its_source_is_one_line(shared_data, tmp_path):
     text = (ROOT / "examples" / "area.py").read_text()
     script = tmp_path / "MTL_odd.py"
-    script.write_text(text.replace('seg=PETS["seg"]', 'seg=PETS["bbox"]'))
-    printed = run(tmp_path / "MTL_odd", shared_data, tmp_path / "out", code=2)
+    script.write_text(changed(text, ('seg=PETS["seg"]', 'seg=PETS["bbox"]')))
+    printed = run(script, shared_data, tmp_path / "out", code=2)
     assert printed == (
         "MTL_odd.py: TASKS: expected 'area' to be computed from the target of 'seg', "
         "found another target of that name\n"

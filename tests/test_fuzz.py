@@ -87,35 +87,23 @@ def flip_header(data, random):
     return data
 
 
-def truncate(data, random):
-    return data[: random.integers(len(data))]
-
-
-def zero_block(data, random):
-    start, size = random.integers(len(data)), random.integers(1, 600)
-    data[start : start + size] = bytes(len(data[start : start + size]))
+def overwrite(data, random):
+    """A block becomes zeros, noise or a copy of another place."""
+    start, other = random.integers(min(len(data), random.choice([8192, 2**30])), size=2)
+    size = int(min(random.integers(1, 600), len(data) - max(start, other)))
+    new = (bytes(size), random.bytes(size), data[other : other + size])[random.integers(3)]
+    data[start : start + size] = new
     return data
 
 
-def noise_block(data, random):
-    start, size = random.integers(min(len(data), 8192)), random.integers(1, 64)
-    data[start : start + size] = random.bytes(len(data[start : start + size]))
-    return data
-
-
-def move_block(data, random):
-    start, end = random.integers(len(data), size=2)
-    data[end : end + 256] = data[start : start + 256]
-    return data
-
-
-def drop_bytes(data, random):
+def cut(data, random):
+    """The end, or some bytes before it, are missing."""
     start = random.integers(len(data))
-    del data[start : start + random.integers(1, 100)]
+    del data[start : start + random.choice([random.integers(1, 100), len(data)])]
     return data
 
 
-BYTES = (flip, flip_header, truncate, zero_block, noise_block, move_block, drop_bytes)
+BYTES = (flip, flip_header, overwrite, overwrite, overwrite, cut, cut)
 
 
 # Files that are sound HDF5 and no such data: (open file, name, random) -> None
@@ -127,31 +115,21 @@ def other_dtype(file, name, random):
     kinds = (compound, enum, text, ragged, h5py.ref_dtype, np.dtype("c8"), np.dtype("S3"))
     kinds += (np.dtype("V5"), np.dtype("f2"), np.dtype(">f8"), np.dtype(("f4", (4,))))
     kinds += (np.dtype("i8"), np.dtype("?"), np.dtype("g"), h5py.regionref_dtype)
-    shape = file[name].shape
+    kinds += (np.dtype("i1"), np.dtype(">u2"))
+    kind, values = kinds[random.integers(len(kinds))], file[name][()]
     del file[name]
-    file.create_dataset(name, shape, dtype=kinds[random.integers(len(kinds))], chunks=None)
-
-
-def filled_dtype(file, name, random):
-    """Another real dtype, with the values as far as it holds them."""
-    values = file[name][()]
-    del file[name]
-    file[name] = values.astype(random.choice(["f2", ">f8", "i1", ">u2", "g", "?", "i8"]))
+    if kind.kind in "fiub" and random.integers(2):  # with the values as far as it holds them
+        file[name] = values.astype(kind)
+    else:
+        file.create_dataset(name, values.shape, dtype=kind, chunks=None)
 
 
 def other_shape(file, name, random):
     values = file[name][()]
     changes = (
-        lambda a: a[0],
-        lambda a: a[None],
-        lambda a: a[..., None],
-        lambda a: a[:-1],
-        lambda a: a[:0],
-        lambda a: a[..., :0],
-        lambda a: a.T,
-        lambda a: a.reshape(-1),
-        lambda a: a[(0,) * a.ndim],
-        lambda a: np.repeat(a, 2, axis=a.ndim - 1),
+        *(lambda a: a[0], lambda a: a[None], lambda a: a[..., None], lambda a: a[:-1]),
+        *(lambda a: a[:0], lambda a: a[..., :0], lambda a: a.T, lambda a: a.reshape(-1)),
+        *(lambda a: a[(0,) * a.ndim], lambda a: np.repeat(a, 2, axis=a.ndim - 1)),
         lambda a: np.repeat(a, 2, axis=min(1, a.ndim - 1)),
     )
     del file[name]
@@ -222,7 +200,7 @@ def other_scale(file, name, random):
     file[name].attrs[attribute] = kinds[random.integers(len(kinds))]
 
 
-FILES = (other_dtype, filled_dtype, other_shape, other_values, other_key, huge, elsewhere)
+FILES = (other_dtype, other_dtype, other_shape, other_values, other_key, huge, elsewhere)
 FILES += (other_names, other_scale)
 
 

@@ -8,15 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from recordings import (
-    EPOCHS,
-    STEPS,
-    TASKS,
-    record,
-    steps_of,
-    train,
-    write_striped,
-)
+from recordings import EPOCHS, STEPS, TASKS, record, steps_of, train, write_striped
 from running import load
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 

@@ -58,88 +58,63 @@ def grey(pixels):
     return Image.fromarray(pixels)
 
 
+def saved(picture, ending=".png", **options):
+    """A function that saves a picture at a path that gets this ending."""
+    return lambda path: picture.save(path.with_suffix(ending), **options)
+
+
 WHITE = grey(DISC * 255)
 BLURRED = WHITE.filter(ImageFilter.GaussianBlur(1))
 FLOATS = DISC.astype(np.float32)
 BLACK_RGB = np.dstack([NOTHING] * 3)
 CUT = np.where(DISC[..., None] == 1, NOISE[..., :3] // 4 + 96, 255).astype(np.uint8)
 IDS = DISC * (1 + (X * 7 + Y * 13) % 255).astype(np.uint8)
-EXACT = {  # masks that are the disc to the pixel: how they are saved
-    "0 and 1": lambda p: grey(DISC).save(p.with_suffix(".png")),
-    "0 and 255": lambda p: WHITE.save(p.with_suffix(".png")),
-    "0 and 255 of 16 bits": lambda p: grey(DISC.astype(np.uint16) * 65535).save(
-        p.with_suffix(".png")
-    ),
-    "0 and 1 of 16 bits": lambda p: grey(DISC.astype(np.uint16)).save(p.with_suffix(".png")),
-    "0 and 1 of 32 bits": lambda p: grey(DISC.astype(np.int32)).save(p.with_suffix(".tif")),
-    "one bit": lambda p: WHITE.convert("1").save(p.with_suffix(".png")),
-    "a bitmap": lambda p: WHITE.convert("1").save(p.with_suffix(".bmp")),
-    "a GIF": lambda p: WHITE.save(p.with_suffix(".gif")),
-    "numbers of cells": lambda p: grey(IDS).save(p.with_suffix(".png")),
-    "floats": lambda p: grey(FLOATS).save(p.with_suffix(".tif")),
-    "floats below 1": lambda p: grey(FLOATS * 0.3).save(p.with_suffix(".tif")),
-    "floats up to 255": lambda p: grey(FLOATS * 255).save(p.with_suffix(".tif")),
-    "white first": lambda p: palette(1 - DISC, (255,) * 3, (0,) * 3).save(p.with_suffix(".png")),
-    "white first, GIF": lambda p: palette(1 - DISC, (255,) * 3, (0,) * 3).save(
-        p.with_suffix(".gif")
-    ),
-    "red on white": lambda p: palette(DISC, (255,) * 3, (255, 0, 0)).save(p.with_suffix(".png")),
-    "labels in colours": lambda p: palette(DISC * 2, (0, 0, 0), (128, 0, 0), (0, 128, 0)).save(
-        p.with_suffix(".png")
-    ),
-    "labels without colours": lambda p: palette(DISC * 2, *[(0, 0, 0)] * 3).save(
-        p.with_suffix(".png")
-    ),
-    "first colour clear": lambda p: palette(DISC, (255,) * 3, (0,) * 3).save(
-        p.with_suffix(".png"), transparency=0
-    ),
-    "red is 1": lambda p: rgb(DISC, NOTHING, NOTHING).save(p.with_suffix(".png")),
-    "red is 255": lambda p: rgb(DISC * 255, NOTHING, NOTHING).save(p.with_suffix(".png")),
-    "blue is 7": lambda p: rgb(NOTHING, NOTHING, DISC * 7).save(p.with_suffix(".png")),
-    "white": lambda p: WHITE.convert("RGB").save(p.with_suffix(".png")),
-    "white, opaque": lambda p: WHITE.convert("RGBA").save(p.with_suffix(".png")),
-    "white, CMYK": lambda p: WHITE.convert("RGB").convert("CMYK").save(p.with_suffix(".tif")),
-    "a drawing on white": lambda p: rgb(255 - NOTHING, *[255 - DISC * 255] * 2).save(
-        p.with_suffix(".png")
-    ),
+EXACT = {  # masks that are the disc to the pixel
+    "0 and 1": saved(grey(DISC)),
+    "0 and 255": saved(WHITE),
+    "0 and 255 of 16 bits": saved(grey(DISC.astype(np.uint16) * 65535)),
+    "0 and 1 of 16 bits": saved(grey(DISC.astype(np.uint16))),
+    "0 and 1 of 32 bits": saved(grey(DISC.astype(np.int32)), ".tif"),
+    "one bit": saved(WHITE.convert("1")),
+    "a bitmap": saved(WHITE.convert("1"), ".bmp"),
+    "a GIF": saved(WHITE, ".gif"),
+    "numbers of cells": saved(grey(IDS)),
+    "floats": saved(grey(FLOATS), ".tif"),
+    "floats below 1": saved(grey(FLOATS * 0.3), ".tif"),
+    "floats up to 255": saved(grey(FLOATS * 255), ".tif"),
+    "white first": saved(palette(1 - DISC, (255,) * 3, (0,) * 3)),
+    "white first, GIF": saved(palette(1 - DISC, (255,) * 3, (0,) * 3), ".gif"),
+    "red on white": saved(palette(DISC, (255,) * 3, (255, 0, 0))),
+    "labels in colours": saved(palette(DISC * 2, (0, 0, 0), (128, 0, 0), (0, 128, 0))),
+    "labels without colours": saved(palette(DISC * 2, *[(0, 0, 0)] * 3)),
+    "first colour clear": saved(palette(DISC, (255,) * 3, (0,) * 3), transparency=0),
+    "red is 1": saved(rgb(DISC, NOTHING, NOTHING)),
+    "red is 255": saved(rgb(DISC * 255, NOTHING, NOTHING)),
+    "blue is 7": saved(rgb(NOTHING, NOTHING, DISC * 7)),
+    "white": saved(WHITE.convert("RGB")),
+    "white, opaque": saved(WHITE.convert("RGBA")),
+    "white, CMYK": saved(WHITE.convert("RGB").convert("CMYK"), ".tif"),
+    "a drawing on white": saved(rgb(255 - NOTHING, *[255 - DISC * 255] * 2)),
 }
 FOUND = {  # the same, which take a decision that is said
-    "black on clear": (lambda p: rgba(BLACK_RGB, DISC * 255).save(p.with_suffix(".png")), OPAQUE),
-    "white on clear": (
-        lambda p: rgba(255 - BLACK_RGB, DISC * 255).save(p.with_suffix(".png")),
-        OPAQUE,
-    ),
-    "cut out": (lambda p: rgba(NOISE, DISC * 255).save(p.with_suffix(".png")), OPAQUE),
-    "cut out, soft": (
-        lambda p: rgba(NOISE, np.asarray(BLURRED)).save(p.with_suffix(".png")),
-        OPAQUE,
-    ),
-    "cut out, WebP": (lambda p: rgba(NOISE, DISC * 255).save(p.with_suffix(".webp")), OPAQUE),
-    "second colour clear": (
-        lambda p: palette(1 - DISC, *[(0,) * 3] * 2).save(p.with_suffix(".png"), transparency=1),
-        OPAQUE,
-    ),
-    "cut out on white": (lambda p: grey(CUT).save(p.with_suffix(".png")), "white is background"),
-    "JPEG": (lambda p: WHITE.save(p.with_suffix(".jpg")), SOFT),
-    "JPEG, coarse": (lambda p: WHITE.save(p.with_suffix(".jpg"), quality=30), SOFT),
-    "JPEG, colours": (lambda p: WHITE.convert("RGB").save(p.with_suffix(".jpg")), SOFT),
-    "JPEG, light grey": (lambda p: grey(DISC * 200).save(p.with_suffix(".jpg")), SOFT),
-    "PNG that was JPEG": (lambda p: was_jpeg(WHITE).save(p.with_suffix(".png")), SOFT),
-    "PNG that was a fine JPEG": (
-        lambda p: was_jpeg(WHITE, quality=95).save(p.with_suffix(".png")),
-        SOFT,
-    ),
-    "GIF that was JPEG": (lambda p: was_jpeg(WHITE).save(p.with_suffix(".gif")), SOFT),
-    "palette that was JPEG": (
-        lambda p: was_jpeg(WHITE.convert("RGB")).quantize(16).save(p.with_suffix(".png")),
-        SOFT,
-    ),
-    "no pure black or white": (lambda p: grey(2 + DISC * 251).save(p.with_suffix(".png")), SOFT),
-    "soft edges": (lambda p: BLURRED.save(p.with_suffix(".png")), SOFT),
-    "probabilities": (
-        lambda p: grey(np.asarray(BLURRED, np.float32) / 255).save(p.with_suffix(".tif")),
-        SOFT,
-    ),
+    "black on clear": (saved(rgba(BLACK_RGB, DISC * 255)), OPAQUE),
+    "white on clear": (saved(rgba(255 - BLACK_RGB, DISC * 255)), OPAQUE),
+    "cut out": (saved(rgba(NOISE, DISC * 255)), OPAQUE),
+    "cut out, soft": (saved(rgba(NOISE, np.asarray(BLURRED))), OPAQUE),
+    "cut out, WebP": (saved(rgba(NOISE, DISC * 255), ".webp"), OPAQUE),
+    "second colour clear": (saved(palette(1 - DISC, *[(0,) * 3] * 2), transparency=1), OPAQUE),
+    "cut out on white": (saved(grey(CUT)), "white is background"),
+    "JPEG": (saved(WHITE, ".jpg"), SOFT),
+    "JPEG, coarse": (saved(WHITE, ".jpg", quality=30), SOFT),
+    "JPEG, colours": (saved(WHITE.convert("RGB"), ".jpg"), SOFT),
+    "JPEG, light grey": (saved(grey(DISC * 200), ".jpg"), SOFT),
+    "PNG that was JPEG": (saved(was_jpeg(WHITE)), SOFT),
+    "PNG that was a fine JPEG": (saved(was_jpeg(WHITE, quality=95)), SOFT),
+    "GIF that was JPEG": (saved(was_jpeg(WHITE), ".gif"), SOFT),
+    "palette that was JPEG": (saved(was_jpeg(WHITE.convert("RGB")).quantize(16)), SOFT),
+    "no pure black or white": (saved(grey(2 + DISC * 251)), SOFT),
+    "soft edges": (saved(BLURRED), SOFT),
+    "probabilities": (saved(grey(np.asarray(BLURRED, np.float32) / 255), ".tif"), SOFT),
 }
 
 
@@ -164,7 +139,7 @@ def test_what_is_decided_is_said(tmp_path, kind):
 
 
 def test_a_coloured_disc_in_a_jpeg(tmp_path):
-    mask = read(tmp_path, lambda p: rgb(DISC * 255, NOTHING, NOTHING).save(p.with_suffix(".jpg")))
+    mask = read(tmp_path, saved(rgb(DISC * 255, NOTHING, NOTHING), ".jpg"))
     assert mask.words == ("black is background",)
     assert abs(mask.foreground - DISC.mean()) < 0.01  # its colours are stored at half the side
 
@@ -173,10 +148,7 @@ TRIMAP = np.where(DISTANCE < 20, 1, np.where(DISTANCE < 24, 3, 2)).astype(np.uin
 
 
 def test_values_are_chosen(tmp_path):
-    def save(path):
-        grey(TRIMAP).save(path.with_suffix(".png"))
-
-    whole = (TRIMAP != 2).astype(np.uint8)
+    save, whole = saved(grey(TRIMAP)), (TRIMAP != 2).astype(np.uint8)
     assert (read(tmp_path, save, Choice((1, 3))).pixels == resized(whole)).all()
     mask = read(tmp_path, save, Choice((1,), (3,)))
     assert (mask.pixels == resized(np.where(TRIMAP == 3, 255, DISC))).all()
@@ -195,30 +167,22 @@ def test_values_are_chosen(tmp_path):
 def test_chosen_colours_and_void(tmp_path):
     colours = np.where(X < 10, 255, DISC * 128).astype(np.uint8)
     with_void = np.where(X < 10, 255, DISC).astype(np.uint8)
-
-    def save(path):
-        rgb(colours, np.where(X < 10, 255, 0).astype(np.uint8), NOTHING).save(
-            path.with_suffix(".png")
-        )
-
+    save = saved(rgb(colours, np.where(X < 10, 255, 0).astype(np.uint8), NOTHING))
     mask = read(tmp_path, save, Choice((parse_value("#800000"),), (parse_value("#FFff00"),)))
     assert (mask.pixels == resized(with_void)).all()
-    assert (
-        "values 0 (74.4%), #800000 (15.6%), #ffff00 (10.0%)" in summarise({"": mask}, Choice())[0]
-    )
+    words = "values 0 (74.4%), #800000 (15.6%), #ffff00 (10.0%)"
+    assert words in summarise({"": mask}, Choice())[0]
     assert parse_value("#070707") == 7 and parse_value("12") == 12
 
 
 def test_black_is_chosen(tmp_path):
-    mask = read(
-        tmp_path, lambda p: grey(255 - DISC * 255).save(p.with_suffix(".png")), Choice((0,))
-    )
+    mask = read(tmp_path, saved(grey(255 - DISC * 255)), Choice((0,)))
     assert (mask.pixels == resized(DISC)).all()
 
 
 def test_a_chosen_grey_in_a_jpeg(tmp_path):
     pixels = np.where(DISTANCE < 20, 255, np.where(DISTANCE < 26, 128, 0)).astype(np.uint8)
-    mask = read(tmp_path, lambda p: grey(pixels).save(p.with_suffix(".jpg")), Choice((), (128,)))
+    mask = read(tmp_path, saved(grey(pixels), ".jpg"), Choice((), (128,)))
     assert {*mask.shares} == {0, 128, 255}
     assert ((mask.pixels == 1) == (resized(DISC) == 1)).mean() > 0.99
 
@@ -226,7 +190,7 @@ def test_a_chosen_grey_in_a_jpeg(tmp_path):
 def test_nan_is_unknown(tmp_path):
     floats = FLOATS.copy()
     floats[:5] = np.nan
-    mask = read(tmp_path, lambda p: grey(floats).save(p.with_suffix(".tif")))
+    mask = read(tmp_path, saved(grey(floats), ".tif"))
     assert (mask.pixels[:4] == 255).all() and (mask.pixels[4:] == resized(DISC)[4:]).all()
     assert mask.foreground == DISC.sum() / DISC[5:].size
     assert "nan (6.2%)" in summarise({"": mask}, Choice())[0]
@@ -237,10 +201,7 @@ def test_pages_add_up(tmp_path):
     left[:, 40:], right[:, :40] = 0, 0
     preview = grey(right[::4, ::4] * 255)
     pages = [grey(right * 255), preview]
-
-    def save(path):
-        grey(left * 255).save(path.with_suffix(".tif"), save_all=True, append_images=pages)
-
+    save = saved(grey(left * 255), ".tif", save_all=True, append_images=pages)
     mask = read(tmp_path, save)
     assert (mask.pixels == resized(DISC)).all()
     assert mask.words == ("several pages, whose foregrounds are joined",)
@@ -251,12 +212,18 @@ def test_pages_add_up(tmp_path):
 @pytest.mark.parametrize(("scale", "wrong"), [(0.5, 0.01), (2, 0), (0.33, 0.02)])
 def test_masks_of_another_size_are_scaled(tmp_path, scale, wrong):
     size = (round(WIDTH * scale), round(HEIGHT * scale))
-    mask = read(tmp_path, lambda p: WHITE.resize(size, 0).save(p.with_suffix(".png")))
+    mask = read(tmp_path, saved(WHITE.resize(size, 0)))
     assert (mask.pixels != resized(DISC)).mean() <= wrong and mask.words == (SCALED,)
 
 
 # Orientation 6: the stored picture must be turned by 90 degrees clockwise; 3: upside down.
 UPRIGHT = {3: np.rot90(DISC, 2), 6: np.rot90(DISC, -1)}
+
+
+def rotated(turn):
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    return exif
 
 
 @pytest.mark.parametrize("turn", [3, 6])
@@ -266,13 +233,8 @@ UPRIGHT = {3: np.rot90(DISC, 2), 6: np.rot90(DISC, -1)}
 def test_a_mask_on_the_stored_pixels_is_turned_with_its_picture(
     tmp_path, turn, scale, ending, has_own
 ):
-    def save(path):
-        exif = Image.Exif()
-        exif[ORIENTATION] = turn if has_own else 1
-        small = WHITE.resize((round(WIDTH * scale), round(HEIGHT * scale)), 0)
-        small.save(path.with_suffix(ending), exif=exif)
-
-    upright = UPRIGHT[turn]
+    small = WHITE.resize((round(WIDTH * scale), round(HEIGHT * scale)), 0)
+    save, upright = saved(small, ending, exif=rotated(turn if has_own else 1)), UPRIGHT[turn]
     mask = read(tmp_path, save, shown=View(upright.shape[::-1], turn))
     assert (mask.pixels != resized(upright)).mean() < 0.02
     own_of_a_tiff = has_own and ending == ".tif"  # Pillow turns it
@@ -284,13 +246,10 @@ def test_a_mask_on_the_stored_pixels_is_turned_with_its_picture(
 def test_a_mask_on_the_upright_picture_stays(tmp_path):
     upright = UPRIGHT[6] * 255
     shown = View(upright.shape[::-1], 6)
-    mask = read(tmp_path, lambda p: grey(upright).save(p.with_suffix(".png")), shown=shown)
+    mask = read(tmp_path, saved(grey(upright)), shown=shown)
     assert (mask.pixels == resized(UPRIGHT[6])).all() and mask.words == ()
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6  # left behind by a program that has turned the pixels
-    mask = read(
-        tmp_path, lambda p: grey(upright).save(p.with_suffix(".png"), exif=exif), shown=shown
-    )
+    # left behind by a program that has turned the pixels
+    mask = read(tmp_path, saved(grey(upright), exif=rotated(6)), shown=shown)
     assert (mask.pixels == resized(UPRIGHT[6])).all()
 
 
@@ -303,23 +262,17 @@ def huge(path):
 
 
 def truncated(path):
-    grey(NOISE[..., 0]).save(path.with_suffix(".png"))
+    saved(grey(NOISE[..., 0]))(path)
     path.with_suffix(".png").write_bytes(path.with_suffix(".png").read_bytes()[:4000])
 
 
 REFUSED = {
-    "another shape": (
-        lambda p: WHITE.resize((50, 50)).save(p.with_suffix(".png")),
-        r"expected a mask of \(100, 80\), found \(50, 50\)",
-    ),
-    "text": (
-        lambda p: p.with_suffix(".png").write_text("no picture"),
-        "cannot identify image file",
-    ),
+    "shape": (saved(WHITE.resize((50, 50))), r"expected a mask of \(100, 80\), found \(50, 50\)"),
+    "text": (lambda p: p.with_suffix(".png").write_text("x"), "cannot identify image file"),
     "truncated": (truncated, "(?i)truncated"),
     "huge": (huge, r"exceeds limit of \d+ pixels"),
     "a photo": (
-        lambda p: grey(NOISE[..., :3]).save(p.with_suffix(".jpg")),
+        saved(grey(NOISE[..., :3]), ".jpg"),
         "expected a mask, found a picture with many colours and no black or white background",
     ),
 }
@@ -334,9 +287,9 @@ def test_what_is_no_mask_is_refused_in_one_line(tmp_path, kind):
 
 
 def test_masks_of_one_kind_alone_are_a_warning(tmp_path):
-    some = read(tmp_path, lambda p: WHITE.save(p.with_suffix(".png")))
-    none = read(tmp_path, lambda p: grey(NOTHING).save(p.with_suffix(".png")))
-    full = read(tmp_path, lambda p: grey(NOTHING + 1).save(p.with_suffix(".png")))
+    some = read(tmp_path, saved(WHITE))
+    none = read(tmp_path, saved(grey(NOTHING)))
+    full = read(tmp_path, saved(grey(NOTHING + 1)))
     line, warnings = summarise({"a": some, "b": none, "c": full, "d": none}, Choice())
     assert line == "masks: 4; values 0 (71.1%), 1 (25.0%), 255 (3.9%); foreground 28.9%"
     assert warnings == [

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from augmented import OFF
 from torch.nn.functional import pad
 
-from parts.augment import Augment, affine_grid
-from parts.targets import Box, Derived, Label, PixelClasses, PixelValues, Values, move_boxes
+from parts.augment import Augment
+from parts.targets import Box, Derived, Label, PixelClasses, PixelValues, Values
 
 NAN = math.nan
-OFF = {"degrees": 0, "scale": (1, 1), "stretch": 1, "shift": 0, "colour": 0, "erase": 0}
 MAPS = {
     "nothing": ([[1.0, 0], [0, 1]], (0, 0)),
     "flip": ([[-1.0, 0], [0, 1]], (0, 0)),
@@ -207,20 +207,6 @@ def test_a_pixel_is_unknown_if_half_of_it_is_and_the_known_part_decides():
 # ------------------------------------------------------------------ targets that have no pixels
 
 
-def test_boxes_by_hand():
-    boxes = torch.tensor([[0.25, 0.5, 0.5, 0.75]]).repeat(4, 1)
-    maps = torch.eye(3).repeat(4, 1, 1)
-    maps[1, :2, :2] = torch.tensor([[0.0, -1.0], [1.0, 0.0]])  # a quarter turn: (x, y) -> (-y, x)
-    maps[2, 0, 2] = -1.25  # 0.625 of the width to the left: out of the frame
-    maps[3, 0, 2] = -0.6  # 0.3 to the left: 80 % of the width stays
-    moved = move_boxes(boxes, maps, least_visible=0.7)
-    assert moved[0].tolist() == pytest.approx([0.25, 0.5, 0.5, 0.75])
-    assert moved[1].tolist() == pytest.approx([0.25, 0.25, 0.5, 0.5])
-    assert moved[2].isnan().all()
-    assert moved[3].tolist() == pytest.approx([0.0, 0.5, 0.2, 0.75], abs=1e-6)
-    assert move_boxes(boxes[3:], maps[3:], least_visible=0.9).isnan().all()
-
-
 BOXES = torch.tensor([[1 / 3, 1 / 2, 2 / 3, 5 / 6], [NAN] * 4])
 MOVED_BOXES = {
     "flip": [1 / 3, 1 / 2, 2 / 3, 5 / 6],
@@ -278,9 +264,3 @@ def test_a_derived_target_is_computed_from_what_has_moved(names):
 def test_a_target_that_no_task_has_stays_as_it_is():
     targets = {"seg": torch.ones(1, 1, 6, 6, dtype=torch.uint8), "other": torch.tensor([7])}
     assert move({"seg": PixelClasses("x")}, targets, "zoom")["other"] is targets["other"]
-
-
-def test_the_grid_is_torchs():
-    maps = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
-    expected = torch.nn.functional.affine_grid(maps, (5, 1, 6, 8), align_corners=False)
-    torch.testing.assert_close(affine_grid(maps, 6, 8), expected)

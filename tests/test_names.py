@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import runpy
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 from forked import forget_us, in_a_new_process
 from PIL import Image
-from running import ROOT, arguments, history, name_of, run, without_pictures
+from running import ROOT, arguments, changed, history, load, name_of, run, without_pictures
 
 import engine
 from dataload import H5Dataset
@@ -33,6 +34,9 @@ NAMES = [
     "кошки/MTL_кошка é.py",
     "tools/lab.py",
 ]
+
+IMAGES = torch.arange(3 * 32 * 32).view(1, 3, 32, 32).remainder(251).to(torch.uint8)
+PIXELS = IMAGES[0].permute(1, 2, 0).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +87,18 @@ def open_whole_networks(files, out):
     forget_us()
     os.chdir(ROOT)
     sys.path.insert(0, "")
-    image = torch.arange(3 * 32 * 32).view(1, 3, 32, 32).remainder(251).to(torch.uint8)
     networks = [torch.load(file, weights_only=False).eval() for file in files]
     with torch.inference_mode():
-        torch.save([network(image)["seg"] for network in networks], out)
+        torch.save([network(IMAGES)["seg"] for network in networks], out)
 
 
 def test_whole_networks_open_in_a_new_process_with_the_same_outputs(trained, tmp_path):
     files = [out / f"{name_of(script)}_model.pt" for script, out in trained.items()]
     in_a_new_process(open_whole_networks, files, tmp_path / "theirs.pt")
-    image = torch.arange(3 * 32 * 32).view(1, 3, 32, 32).remainder(251).to(torch.uint8)
-    for (script, out), seg in zip(trained.items(), torch.load(tmp_path / "theirs.pt"), strict=True):
+    for (script, out), seg in zip(trained.items(), load(tmp_path / "theirs.pt"), strict=True):
         network = engine.load(script, WIDTHS=(8, 8, 16, 16)).Network().eval()
         network.load_state_dict(torch.load(out / f"{name_of(script)}_model_lite.pt"))
-        assert torch.allclose(network(image)["seg"], seg, atol=1e-5)
+        assert torch.allclose(network(IMAGES)["seg"], seg, atol=1e-5)
 
 
 def train_and_use_tools(fakes, data, out, cat):
@@ -194,20 +196,12 @@ def test_places_by_hand(tmp_path, monkeypatch, capsys):
         assert Path(module.__file__) == ROOT / f"{place.removesuffix('.py').replace('.', '/')}.py"
     (tmp_path / "no_ending").write_text("X = 1\n")
     assert engine.load("no_ending").X == 1
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match=r"^2$"):
         engine.main("MTL_mian.py", [])
-    assert (stop.value.code, capsys.readouterr().err) == (
-        *(2,),
+    assert capsys.readouterr().err == (
         "MTL_mian.py: MTL_mian.py: expected a script, found no such file; looked for MTL_mian.py, "
-        f"{ROOT / 'MTL_mian.py'}\n",
+        f"{ROOT / 'MTL_mian.py'}\n"
     )
-
-
-def changed(text, *pairs):
-    for old, new in pairs:
-        assert old in text
-        text = text.replace(old, new)
-    return text
 
 
 # ------------------------------------------------------------- trained networks, and later edits
@@ -220,28 +214,37 @@ STEPWISE = changed(
      "    STARTED += 1\nstart_once()\n#"),
     ("self.decode(self.encoder(image))", "self.decode(self.encoder(image * SIGN * GAIN))"),
     ("EPOCHS = 250", "GAIN = 1.0  # no flag is given for it\nEPOCHS = 250"),
+    ("import sys\n", "import sys\nfrom dataclasses import replace\n"),
+    ('"seg": SEG,', '"seg": replace(SEG, primary=PRIMARY),'),
+    ("UNITS = 1", 'PRIMARY = "iou"  # metric that chooses the best epoch\nUNITS = 1'),
 )  # fmt: skip
 
 
-def test_a_network_opens_as_it_was_trained_though_its_script_was_edited(shared_data, tmp_path):
-    """Constants that are built step by step, counted up, or read in forward alone."""
+def test_a_network_opens_as_it_was_trained_though_its_script_was_edited(
+    shared_data, tmp_path, capsys
+):
+    """Constants that are built step by step, counted up, read in forward alone or in TASKS."""
     path, out = tmp_path / "MTL_steps.py", tmp_path / "out"
     path.write_text(STEPWISE)
     sizes = ["--depth", "2", "--epochs", "1", "--batch-size", "4", "--sign", "0.5"]
-    flags = arguments(shared_data, out)[:6]
-    engine.main(path, [*flags, *sizes])
-    record = history(out, "steps")
+    paths = arguments(shared_data, out)[:6]
+    engine.main(path, [*paths, *sizes, "--primary", "dice"])
+    record, printed = history(out, "steps"), capsys.readouterr().err
+    assert record["tasks"]["seg"]["primary"] == "dice"
+    assert re.search(r"epoch 1/1: seg \d\.\d+/\d\.\d+, dice \d\.\d+;", printed)
     assert (record["config"]["WIDTHS"], record["config"]["STARTED"]) == ([8, 8], 1)
-    image = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy()
-    before = engine.open_network(out / "steps_model_lite.pt", "cpu").output(image)
+    assert "warning" not in printed
+    before = engine.open_network(out / "steps_model_lite.pt", "cpu").output(PIXELS)
     edits = ("SIGN = 1.0", "SIGN = 2.0"), ("GAIN = 1.0", "GAIN = 3.0"), ("DEPTH = 3", "DEPTH = 4")
     path.write_text(changed(STEPWISE, *edits, ("SEED = 0", "SEED = 0\nNEW = 1")))
     for name in ("steps_model_lite.pt", "steps_model.pt", "steps_last.pt"):
-        after = engine.open_network(out / name, "cpu").output(image)
-        assert all(torch.equal(before[task], after[task]) for task in before)
+        opened = engine.open_network(out / name, "cpu")
+        assert all(torch.equal(before[task], each) for task, each in opened.output(PIXELS).items())
+        assert opened.tasks["seg"].primary == "dice" and opened.tasks.keys() == before.keys()
     whole = torch.load(out / "steps_model.pt", weights_only=False).eval()
-    images = torch.from_numpy(image).permute(2, 0, 1)[None]
-    assert torch.equal(predict_outputs(whole, images)[0]["seg"], before["seg"])
+    assert torch.equal(predict_outputs(whole, IMAGES)[0]["seg"], before["seg"])
+    in_a_new_process(open_whole_networks, [out / "steps_model.pt"], tmp_path / "theirs.pt")
+    assert torch.allclose(whole(IMAGES)["seg"], load(tmp_path / "theirs.pt")[0], atol=1e-5)
 
 
 KINDS = """

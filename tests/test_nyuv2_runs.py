@@ -4,15 +4,12 @@ Runs train on synthetic rooms with unknown pixels of each kind, and with samples
 """
 
 import math
-import signal
-import socket
 
 import pytest
 import torch
-from running import ROOT, Process, history, is_like, run
+from running import ROOT, Pair, history, is_like, run, stopped
 from test_nyuv2 import TARGETS, ratios
 
-import engine.run
 from benchmarks import dense_speed
 from dataload import H5Dataset, write_split
 from engine.processes import Processes
@@ -96,36 +93,18 @@ def test_every_weighting_learns_from_partly_known_batches(rooms, method):
     assert all(p.isfinite().all() for p in trainer.network.parameters())
 
 
-def test_a_run_resumes_bit_for_bit(rooms, tmp_path, monkeypatch):
+def test_a_run_resumes_bit_for_bit(rooms, tmp_path):
     flags = ["--method", "cagrad"]
     run(SCRIPT, rooms, tmp_path / "whole", *flags)
     assert all(map(math.isfinite, history(tmp_path / "whole", "nyuv2")["test"].values()))
-    original, steps = engine.run.Run.pause, []
-
-    def pause(self):
-        steps.append(1)
-        if len(steps) == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.run.Run, "pause", pause)
-        run(SCRIPT, rooms, tmp_path / "parts", *flags, code=143)
+    stopped(SCRIPT, rooms, tmp_path / "parts", *flags)
     run(SCRIPT, rooms, tmp_path / "parts", *flags, "--resume")
     assert is_like(tmp_path / "whole", tmp_path / "parts", "nyuv2")
 
 
 def test_two_processes_train_together(rooms, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    processes = []
-    for rank in ("0", "1"):
-        place = address | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        flags = ("--method", "pcgrad")
-        processes.append(Process(SCRIPT, rooms, tmp_path / "out", *flags, environment=place))
-    ends = [process.wait() for process in processes]
-    assert [code for code, _ in ends] == [0, 0] and "2 process(es)" in ends[0][1], ends
+    codes, printed = Pair(SCRIPT, rooms, tmp_path / "out", "--method", "pcgrad").wait()
+    assert codes == [0, 0] and "2 process(es)" in printed[0], printed
     record = history(tmp_path / "out", "nyuv2")
     for name in TARGETS:
         assert all(map(math.isfinite, record["train"][f"{name}_loss"]))

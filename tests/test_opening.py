@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bright import SIDE, record, save_run, upper_half, white
 from PIL import Image
-from predicting import bright, call, model  # noqa: F401 (fixtures)
+from predicting import SIDE, bright, call, model, record, save_run, upper_half, white  # noqa: F401
 from running import ROOT, load
 from torchvision.ops import box_iou
 
@@ -58,14 +57,6 @@ def test_from_python(call, model, tmp_path):
             network.predict(wrong)
 
 
-@pytest.mark.parametrize(("logit", "shown"), [(7.0, "0.99+"), (40.0, "0.99+"), (-2.0, "0.88")])
-def test_no_rounding_makes_a_class_certain(model, logit, shown):
-    network = engine.open_network(model, "cpu")
-    image = torch.zeros(3, *SIDE, dtype=torch.uint8)
-    _, words = network.draw(image, {"bin": torch.tensor([logit])})
-    assert words == f"{'dog' if logit > 0 else 'cat'}, probability {shown}"
-
-
 def checkpoint(about, level, seconds, best_epoch=2, **more):
     """What NAME_last.pt of MTL_bright holds."""
     best = None if level is None else {"level": torch.tensor(level)}
@@ -113,20 +104,6 @@ def test_an_older_history_names_no_script_and_no_task_of_its_classes(finished, t
     network = engine.open_network(tmp_path / "run" / "main_model.pt", "cpu")
     assert network.class_names["bin"] == ("blue", "red")
     assert network.class_names["seg"] == ("background", "foreground")
-
-
-def test_a_script_that_has_moved_is_found_beside_its_run(call, bright, tmp_path):
-    white(tmp_path / "a.png")
-    model = save_run(bright, tmp_path / "run")
-    path = model.with_name("bright_history.pt")
-    torch.save(record(tmp_path / "away" / "MTL_bright.py"), path)
-    _, error = call(tmp_path / "a.png", model=model, code=2)
-    looked = f"{tmp_path / 'away' / 'MTL_bright.py'}, {tmp_path / 'run' / 'MTL_bright.py'}"
-    assert "MTL_bright.py: expected a script, found no such file; looked for " in error
-    assert looked in error and error.count("\n") == 1
-    shutil.copy(bright, tmp_path / "run")
-    [line], _ = call(tmp_path / "a.png", model=model)
-    assert line["mask_area"] == 1
 
 
 class Code:

@@ -1,11 +1,10 @@
 """The optimiser against torch's own, and its state."""
 
-import io
+import copy
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parts.optimiser import POLYNOMIALS, Optimiser, inverse_root
 
@@ -36,9 +35,9 @@ def exact_root(gram):
 
 
 def kernels():
-    """Of two numbers of rows, wide and tall, one of them in channels_last memory."""
+    """Of two numbers of rows, wide and tall, in channels_last memory and not."""
     generator = torch.Generator().manual_seed(3)
-    shapes = (24, 16, 3, 3), (32, 16), (16, 40), (16, 40), (40, 24)
+    shapes = (24, 16, 3, 3), (24, 16, 3, 3), (32, 16), (16, 40), (16, 40), (40, 24)
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
     tensors[0] = tensors[0].to(memory_format=torch.channels_last)
     return [nn.Parameter(tensor) for tensor in tensors]
@@ -140,12 +139,6 @@ def test_singular_values_are_those_of_the_polynomials():
     torch.testing.assert_close(orthogonalised(vector), x * vector / 5, rtol=0.01, atol=0)
 
 
-def test_small_singular_values_grow_44_fold():
-    values = torch.tensor([1.0, 1e-4], dtype=torch.float64)
-    reached = torch.linalg.svdvals(orthogonalised(of_singular_values(values)).double())
-    torch.testing.assert_close(reached[:, 1], torch.full((2,), 0.0044).double(), atol=1e-4, rtol=0)
-
-
 def test_each_polynomial_is_the_best_one_of_its_range():
     """An odd polynomial of degree 5 is closest to 1 if it is off by the same, 4 times in turn."""
     low, high = 0.03, 1.0
@@ -178,14 +171,6 @@ def test_a_kernel_without_a_gradient_stays():
     optimiser.zero_grad()
     assert used.grad is None
     optimiser.step()
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_weights_of_any_layout_learn(layout):
-    net = network().to(memory_format=layout)
-    before = net[0].weight.clone()
-    learn(net, Optimiser(net.parameters(), 0.01, 0.1, total_steps=10))
-    assert (net[0].weight != before).float().mean() > 0.9
 
 
 def test_the_rest_is_updated_by_adamw_and_vectors_do_not_decay():
@@ -227,47 +212,14 @@ def test_a_group_learns_at_its_share_of_the_rate():
         assert torch.equal(in_both, full) and torch.equal(part_in_both, part)
 
 
-def test_the_rate_follows_one_cycle_to_its_end():
-    net = network()
-    optimiser = Optimiser(net.parameters(), 0.01, 0.0, total_steps=10)
-    rates = []
-    for _ in range(10):
-        rates.append(optimiser.adamw.param_groups[0]["lr"])
-        learn(net, optimiser, steps=1)
-    assert max(rates) == pytest.approx(0.01) and rates.index(max(rates)) == 1
-    assert rates[-1] < 1e-6
-
-
-def restored(net, optimiser, rate):
-    """A network and an optimiser that go on where these are, by way of a file."""
-    other, file = network(), io.BytesIO()
-    torch.save({"network": net.state_dict(), "optimiser": optimiser.state_dict()}, file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    new = Optimiser(other.parameters(), rate, 0.1, total_steps=10)
-    other.load_state_dict(state["network"])
-    new.load_state_dict(state["optimiser"])
-    return other, new
-
-
-@pytest.mark.parametrize("steps", [0, 1, 4])
-def test_a_restored_optimiser_goes_on_in_the_same_way(steps):
-    net = network()
-    optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
-    learn(net, optimiser, steps)
-    other, new = restored(net, optimiser, 0.01)
-    learn(net, optimiser)
-    learn(other, new)
-    for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-    assert new.adamw.param_groups[0]["lr"] == optimiser.adamw.param_groups[0]["lr"]
-
-
 def test_a_restored_optimiser_keeps_its_own_learning_rate():
-    net = network()
-    optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
+    net, other = network(), network()
+    optimiser, new = (
+        Optimiser(n.parameters(), r, 0.1, 10) for n, r in ((net, 0.01), (other, 2e-3))
+    )
     learn(net, optimiser, steps=4)
-    other, new = restored(net, optimiser, 0.002)
+    other.load_state_dict(net.state_dict())
+    new.load_state_dict(copy.deepcopy(optimiser.state_dict()))
     before = net[0].weight.detach().clone()
     for step in range(4, 10):
         for group, low in zip(optimiser.adamw.param_groups, new.adamw.param_groups, strict=True):
@@ -277,23 +229,8 @@ def test_a_restored_optimiser_keeps_its_own_learning_rate():
             learn(net, optimiser, steps=1)
             learn(other, new, steps=1)
             mine, theirs = (each[0].weight.detach() - before for each in (net, other))
-            assert (mine.norm() / theirs.norm()).item() == pytest.approx(
-                5, rel=1e-3
-            )  # both have the same gradient
+            # both have the same gradient
+            assert (mine.norm() / theirs.norm()).item() == pytest.approx(5, rel=1e-3)
         else:
             optimiser.schedule.step()
             new.schedule.step()
-
-
-def test_a_step_reads_nothing_back_from_a_gpu():
-    """On fake tensors of a GPU, where reading a value is an error."""
-    with FakeTensorMode(), torch.device("cuda"):
-        shapes = (24, 16, 3, 3), (16, 24, 3, 3), (40, 16), (2, 24), (24,)
-        parameters = [nn.Parameter(torch.ones(shape)) for shape in shapes]
-        optimiser = Optimiser(parameters, 0.01, 0.1, total_steps=10)
-        for _ in range(2):
-            for parameter in parameters:
-                parameter.grad = torch.ones_like(parameter)
-            optimiser.step()
-            optimiser.zero_grad()
-        assert optimiser.state_dict()["momentum"][0].device.type == "cuda"

@@ -115,50 +115,39 @@ def test_an_unusable_box_is_left_out_or_on_request_unboxed(root, out, capsys, ke
 # Mistakes
 
 
-@pytest.mark.parametrize(
-    ("flags", "fragments"),
-    [
-        (["--size", "0"], ["--size: expected a whole number from 1 to 8192, found '0'"]),
-        (["--size", "-32"], ["--size", "found '-32'"]),
-        (["--size", "large"], ["--size", "found 'large'"]),
-        (["--seed", "-1"], ["--seed: expected a whole number from 0 to 4294967295, found"]),
-        (["--val-fraction", "0.5", "--test-fraction", "0.5"], ["--val-fraction", "0.5 and 0.5"]),
-        (["--val-fraction", "0"], ["--val-fraction", "above 0", "found 0.0"]),
-        (["--test-fraction", "-0.1"], ["--test-fraction", "above 0", "found 0.2 and -0.1"]),
-        (["--test-fraction", "nan"], ["--test-fraction", "found 0.2 and nan"]),
-        (
-            ["--val-fraction", "0.49", "--test-fraction", "0.5"],
-            ["image in train, found none of 44"],
-        ),
-        (
-            ["--val-fraction", "0.01"],
-            ["at least one image in val, found none of 44; change the fr"],
-        ),
-        (["--test-fraction", "0.01"], ["--out: expected at least one image in test, found none"]),
-        (["--size", "8193"], ["--size", "found '8193'"]),
-        (["--colour"], ["--colour"]),
-        (["--mask-share", "0"], ["--mask-share: expected a share above 0, at most 1, found 0.0"]),
-        (["--box-share", "1.5"], ["--box-share: expected a share above 0, at most 1, found 1.5"]),
-        (["--label-share", "nan"], ["--label-share: expected a share above 0, ", "found nan"]),
-        (["--folds", "2", "--fold", "0"], ["--folds: expected a whole number from 3 up, found 2"]),
-        (["--folds", "5"], ["--fold: expected a whole number from 0 to 4, found None"]),
-        (["--folds", "5", "--fold", "5"], ["--fold: expected a whole number from 0 to 4, found 5"]),
-        (["--fold", "1"], ["--folds: expected a whole number from 3 up, found None"]),
-        (
-            ["--folds", "5", "--fold", "0", "--val-fraction", "0.2"],
-            ["--val-fraction, --test-fraction: expected none beside --folds, found 0.2"],
-        ),
-        (
-            ["--folds", "60", "--fold", "59"],
-            ["--out: expected at least one image in", "or the folds"],
-        ),
-        (["--border", "cat"], ["--border", "'cat'"]),
-        (["--root", ""], ["--root", "expected a path, found an empty one"]),
-    ],
-)
-def test_wrong_flags(drawn, out, capsys, flags, fragments):
-    assert run(drawn, out, *flags) == 2
-    assert_one_line(capsys, *fragments)
+WRONG_FLAGS = {  # flags: what the line says, in its order
+    "--size 0": "--size: expected a whole number from 1 to 8192, found '0'",
+    "--size -32": "--size ... found '-32'",
+    "--size large": "--size ... found 'large'",
+    "--size 8193": "--size ... found '8193'",
+    "--seed -1": "--seed: expected a whole number from 0 to 4294967295, found",
+    "--val-fraction 0.5 --test-fraction 0.5": "--val-fraction ... 0.5 and 0.5",
+    "--val-fraction 0": "--val-fraction ... above 0 ... found 0.0",
+    "--test-fraction -0.1": "--test-fraction ... above 0 ... found 0.2 and -0.1",
+    "--test-fraction nan": "--test-fraction ... found 0.2 and nan",
+    "--val-fraction 0.49 --test-fraction 0.5": "image in train, found none of 44",
+    "--val-fraction 0.01": "at least one image in val, found none of 44; change the fr",
+    "--test-fraction 0.01": "--out: expected at least one image in test, found none",
+    "--colour": "--colour",
+    "--mask-share 0": "--mask-share: expected a share above 0, at most 1, found 0.0",
+    "--box-share 1.5": "--box-share: expected a share above 0, at most 1, found 1.5",
+    "--label-share nan": "--label-share: expected a share above 0,  ... found nan",
+    "--folds 2 --fold 0": "--folds: expected a whole number from 3 up, found 2",
+    "--folds 5": "--fold: expected a whole number from 0 to 4, found None",
+    "--folds 5 --fold 5": "--fold: expected a whole number from 0 to 4, found 5",
+    "--fold 1": "--folds: expected a whole number from 3 up, found None",
+    "--folds 5 --fold 0 --val-fraction 0.2": "--val-fraction, --test-fraction: expected none "
+    "beside --folds, found 0.2",
+    "--folds 60 --fold 59": "--out: expected at least one image in ... or the folds",
+    "--border cat": "--border ... 'cat'",
+    "--root=": "--root ... expected a path, found an empty one",
+}
+
+
+@pytest.mark.parametrize("flags", WRONG_FLAGS)
+def test_wrong_flags(drawn, out, capsys, flags):
+    assert run(drawn, out, *flags.split()) == 2
+    assert_one_line(capsys, *WRONG_FLAGS[flags].split(" ... "))
     assert list(out.parent.iterdir()) == []
 
 
@@ -177,44 +166,33 @@ def test_root_without_pets(drawn, out, capsys):
     assert_one_line(capsys, "--root", "oxford-iiit-pet/ in it", "['annotations', 'images']")
 
 
-def test_pets_without_annotations(root, out, capsys):
-    shutil.rmtree(root / "oxford-iiit-pet/annotations")
+def emptied(path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def replace(old, new):
+    return lambda path: path.write_text(path.read_text().replace(old, new))
+
+
+DAMAGED_ROOTS = {  # what: (file or folder, damage, what the line says, in its order)
+    "no folder": ("annotations", shutil.rmtree, "pet: expected images/ and annotations/"),
+    "no image": ("images", emptied, "pet/images: expected the files ... found none"),
+    "no trimap": ("annotations/trimaps", emptied, "/trimaps: expected the files ... found none"),
+    "no box": ("annotations/xmls", emptied, "/xmls: expected the files ... found none"),
+    "no list": ("annotations/test.txt", Path.unlink, "annotations/test.txt"),
+    "two words": ("annotations/test.txt", replace(" 2 1", ""), "pet: expected ... not enough val"),
+    "in both": ("annotations/test.txt", replace("pug_10", "pug_0"), "expected pug_0 once, found 2"),
+    "species": ("annotations/trainval.txt", replace("4 2 1", "4 7 1"), "binary.h5: expected 0, 1"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED_ROOTS)
+def test_a_damaged_root(root, out, capsys, what):
+    name, damage, message = DAMAGED_ROOTS[what]
+    damage(root / "oxford-iiit-pet" / name)
     assert run(root, out) == 2
-    assert_one_line(capsys, "oxford-iiit-pet: expected images/ and annotations/")
-
-
-@pytest.mark.parametrize("name", ["images", "annotations/trimaps", "annotations/xmls"])
-def test_empty_folder(root, out, capsys, name):
-    shutil.rmtree(root / "oxford-iiit-pet" / name)
-    (root / "oxford-iiit-pet" / name).mkdir()
-    assert run(root, out) == 2
-    assert_one_line(capsys, f"oxford-iiit-pet/{name}: expected the files", "found none")
-
-
-def test_missing_list(root, out, capsys):
-    (root / "oxford-iiit-pet/annotations/test.txt").unlink()
-    assert run(root, out) == 2
-    assert_one_line(capsys, "annotations/test.txt")
-
-
-def test_damaged_list(root, out, capsys):
-    (root / "oxford-iiit-pet/annotations/test.txt").write_text("pug_10 4\n")
-    assert run(root, out) == 2
-    assert_one_line(capsys, "oxford-iiit-pet: expected", "not enough values")
-
-
-def test_name_in_both_lists(root, out, capsys):
-    with (root / "oxford-iiit-pet/annotations/test.txt").open("a") as file:
-        file.write("pug_0 4 2 1\n")
-    assert run(root, out) == 2
-    assert_one_line(capsys, "expected pug_0 once, found 2")
-
-
-def test_impossible_species_is_not_published(root, out, capsys):
-    path = root / "oxford-iiit-pet/annotations/trainval.txt"
-    path.write_text(path.read_text().replace("pug_0 4 2 1", "pug_0 4 7 1"))
-    assert run(root, out) == 2
-    assert_one_line(capsys, "binary.h5: expected 0, 1")
+    assert_one_line(capsys, *message.split(" ... "))
     assert list(out.parent.iterdir()) == []
 
 

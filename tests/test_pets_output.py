@@ -10,13 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 from pets_folder import drawn, out, root  # noqa: F401 (fixtures)
-from pets_source import (
-    assert_one_line,
-    boxed_names,
-    contents,
-    everything,
-    run,
-)
+from pets_source import assert_one_line, boxed_names, contents, everything, run
 
 from dataload import SPLITS, H5Dataset
 from tools import prepare_pets
@@ -39,14 +33,10 @@ def test_force_replaces(drawn, out):
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_force_without_an_old_output(drawn, out):
+def test_force_needs_no_old_output_and_follows_a_link(drawn, out):
+    link = out.with_name("link")
     assert run(drawn, out, "--force") == 0
     assert everything(out) == boxed_names()
-
-
-def test_force_follows_a_link(drawn, out):
-    link = out.with_name("link")
-    run(drawn, out)
     link.symlink_to(out)
     assert run(drawn, link, "--size", 16, "--force") == 0
     assert link.is_symlink() and H5Dataset("val", out).side == (16, 16)

@@ -7,16 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from pets_folder import drawn, out, root  # noqa: F401 (fixtures)
-from pets_source import (
-    BREED,
-    BREEDS,
-    boxed_names,
-    everything,
-    members,
-    run,
-    whole,
-    write_box,
-)
+from pets_source import BREED, BREEDS, boxed_names, everything, members, run, whole, write_box
 from PIL import Image
 
 from dataload import SPLITS, H5Dataset

@@ -12,7 +12,6 @@ from pets_source import (
     FILES,
     SCALED_BOX,
     SIZE,
-    UNBOXED,
     assert_one_line,
     boxed_names,
     everything,
@@ -67,8 +66,11 @@ def test_images_without_a_box_change_the_training_split_only(drawn, out):
     for split in ("val", "test"):
         for name in FILES:
             assert np.array_equal(read(out, split, name)[0], read(without, split, name)[0])
-    kept = [member for member in members(out, "train") if member in members(without, "train")]
-    assert kept == members(without, "train")
+        assert H5Dataset(split, out).known["bbox"].all()
+    found, added = members(out, "train"), {(b, n + i) for b, n in enumerate(BOXED) for i in (0, 1)}
+    assert [member for member in found if member not in added] == members(without, "train")
+    is_known = H5Dataset("train", out).known["bbox"].tolist()
+    assert is_known == [member not in added for member in found] and added <= {*found}
 
 
 def test_listed_names_are_split_alike_whatever_else_is_there(drawn, root, out, tmp_path):
@@ -106,12 +108,11 @@ def test_wrong_names(drawn, out, tmp_path, capsys, content, message):
     assert list(out.parent.iterdir()) == []
 
 
-def test_types_shapes_and_masks(drawn, out):
+def test_types_and_shapes(drawn, out):
     run(drawn, out)
     images, masks = read(out, "val", "images")[0], read(out, "val", "masks")[0]
     assert images.dtype == masks.dtype == np.uint8
     assert images.shape == (9, SIZE, SIZE, 3) and masks.shape == (9, SIZE, SIZE, 1)
-    assert (masks[:, :4] == 0).all() and (masks[:, 4:] == 1).all()  # border counts as pet
 
 
 def test_boxes_are_scaled_along_each_axis(drawn, out):
@@ -180,19 +181,6 @@ def test_provenance(drawn, out):
                 "label_share": 1.0,
                 "split": split,
             }
-
-
-def test_unboxed_images_go_to_train_only(drawn, out):
-    boxed = out.with_name("boxed")
-    run(drawn, boxed)
-    run(drawn, out, "--add-unboxed")
-    for split in ("val", "test"):
-        assert set(members(out, split)) == set(members(boxed, split))
-        assert H5Dataset(split, out).known["bbox"].all()
-    added = set(members(out, "train")) - set(members(boxed, "train"))
-    assert added == {(b, count + i) for b, count in enumerate(BOXED) for i in range(UNBOXED)}
-    is_known = H5Dataset("train", out).known["bbox"].tolist()
-    assert is_known == [member not in added for member in members(out, "train")]
 
 
 def test_the_summary_counts_what_is_there(drawn, out, capsys, monkeypatch):

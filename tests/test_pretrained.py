@@ -9,7 +9,6 @@ import engine
 from engine.training import parameters_by_rate
 from MTL_Utils import FixedWeights
 from parts.errors import SettingError
-from parts.optimiser import Optimiser
 from parts.precision import StridedDepthwise, speed_up_depthwise
 
 PLACE = "examples/pretrained.py"
@@ -120,11 +119,6 @@ def test_the_backbone_learns_at_its_own_rate():
         0.25: len(list(network.encoder.stages.parameters())),
         1.0: sum(1 for n, _ in network.named_parameters() if "stages" not in n),
     }
-    one, other = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(4))
-    optimiser = Optimiser({1.0: [one], 0.25: [other]}, 1e-2, 0.0, 10)
-    one.grad, other.grad = torch.ones(4), torch.ones(4)
-    optimiser.step()
-    torch.testing.assert_close(other, one / 4)
 
 
 def test_a_strided_depthwise_convolution_computes_the_same():

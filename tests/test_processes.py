@@ -13,17 +13,7 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from running import (
-    Pair,
-    Process,
-    history,
-    is_like,
-    load,
-    name_of,
-    run,
-    same,
-    without_pictures,
-)
+from running import Pair, Process, history, is_like, load, name_of, run, same, without_pictures
 
 import engine
 import engine.run
@@ -49,6 +39,7 @@ def test_runs_at_once_on_one_read_only_folder(data_folder, tmp_path):
             run(script, data_folder, tmp_path / f"{script}_alone")
     for path in paths:
         path.chmod(0o555 if path.is_dir() else 0o444)
+    before = [path.stat().st_mtime_ns for path in paths]
     with ExitStack() as stack:
         for path in paths:
             if path.suffix == ".h5":
@@ -56,6 +47,7 @@ def test_runs_at_once_on_one_read_only_folder(data_folder, tmp_path):
         runs = [Process(script, data_folder, tmp_path / script) for script in scripts]
         ends = [process.wait() for process in runs]
     assert all(code == 0 for code, _ in ends), ends
+    assert [path.stat().st_mtime_ns for path in paths] == before
     for script in scripts:
         assert is_like(tmp_path / f"{script}_alone", tmp_path / script, name_of(script))
 
@@ -225,10 +217,7 @@ PROBLEMS = {
         (full_disk, None),
         r".*main_last.pt: cannot be written \(No space left on device\)",
     ),
-    "damage that only the first one comes upon": (
-        (damaged_image, None),
-        "images.h5: damaged",
-    ),
+    "damage that only the first one comes upon": ((damaged_image, None), "images.h5: damaged"),
 }
 
 
@@ -315,6 +304,15 @@ def test_handlers_are_put_back():
     with StopSignals():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_under_nohup_a_hangup_stays_ignored():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU")

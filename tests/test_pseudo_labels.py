@@ -1,6 +1,5 @@
 """What train does not know, predicted by a network whose answer is known."""
 
-import io
 import os
 import shutil
 import stat
@@ -13,7 +12,6 @@ import torch
 from running import run
 
 from dataload import H5Dataset, write_split
-from parts import h5file
 from parts.targets import Box, Derived, Label, PixelClasses
 from tools import pseudo_labels
 
@@ -281,16 +279,3 @@ def test_mistakes_take_one_line(data, model, tmp_path, monkeypatch, capsys, mist
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"] + ["out"] * (
         mistake == "there"
     )
-
-
-def test_a_full_disk_takes_one_line_and_leaves_nothing(data, model, tmp_path, monkeypatch, capsys):
-    def full(file, data):
-        raise OSError(28, "No space left on device")
-
-    raw = type("Raw", (io.FileIO,), {"write": full})
-    monkeypatch.setattr(h5file, "Sink", type("Sink", (h5file.Sink, raw), {}))
-    assert call(model, data, tmp_path / "out") == 2
-    message = "bboxes.h5: cannot be written (No space left on device)\n"
-    printed = capsys.readouterr().err
-    assert printed.endswith(message) and printed.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]

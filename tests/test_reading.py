@@ -31,7 +31,7 @@ DEPTHS = [100, (7, 300), 7]  # as stored; times 0.01 m, 7 means unknown
 CM = {"scale_factor": np.float32(0.01), "_FillValue": np.uint16(7)}
 KINDS = {  # kind, what is stored, its attributes, the first three targets, dtype of the targets
     "label of 3": (Label("x", 3), table([[2.0], [-1], [NAN]]), {}, [2, -1, -1], torch.int64),
-    "label of 2": (Label("x"), table([1, -1, 0]), {}, [1.0, -1.0, 0.0], torch.float32),
+    "label of 2": (Label("x"), table([1, NAN, 0]), {}, [1.0, -1.0, 0.0], torch.float32),
     "value": (Values("x"), table([[0.5], [NAN], [-2]]), {}, [[0.5], [NAN], [-2.0]], torch.float32),
     "flat value": (Values("x"), table([3, 4, 5]), {}, [[3.0], [4.0], [5.0]], torch.float32),
     "vector": (
@@ -114,23 +114,6 @@ def test_only_the_files_that_the_targets_name_are_opened(data_folder):
     assert dataset.arrays.keys() == {"images", "seg"} and dataset[0][1].keys() == {"seg"}
     with pytest.raises(DataError, match=r"bboxes\.h5: not a readable HDF5 file"):
         H5Dataset("train", data_folder)
-
-
-@on_disk_or_not
-def test_unknown_pixels_labels_and_boxes_of_the_pets(data_folder, memory_limit):
-    arrays = drawn()
-    arrays["masks"][1], arrays["masks"][4:6, 3], arrays["masks"][7, 0, 0] = 255, 255, 255
-    arrays["bboxes"][2], labels = NAN, arrays["binary"].astype(float)
-    labels[:2] = -1, NAN
-    for name, array in (arrays | {"binary": labels}).items():
-        rewrite(data_folder, name, array)
-    dataset = H5Dataset("train", data_folder, memory_limit=memory_limit)
-    _, targets = dataset[range(12)]
-    assert np.array_equal(targets["seg"][:, 0].numpy(), arrays["masks"][..., 0])
-    assert targets["bin"][:4].tolist() == [-1, -1, 0, 1]
-    for name, unknown in {"seg": {1}, "bbox": {2}, "bin": {0, 1}}.items():
-        assert dataset.known[name].tolist() == [i not in unknown for i in range(12)]
-    assert not dataset.complete
 
 
 def test_names_of_classes_are_those_of_the_file_or_else_of_the_kind(data_folder):

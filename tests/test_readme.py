@@ -29,30 +29,23 @@ SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of t
     "three tasks instead of one: mask": ("seg_iou", "main", "128"),
     "three tasks instead of one: box": ("bbox_iou", "main", "128"),
     "three tasks instead of one: cat or dog": ("bin_accuracy", "main", "128"),
-    "boxes and labels for the mask of `MTL_OEQ`, all masks": (
-        *("seg_iou", "with OEQ", "with=128", "alone=128_mask_only", "alone"),
-    ),
-    "the same, half of the masks": (
-        *("seg_iou", "with OEQ", "with=128_m0.5", "alone=128_m0.5_mask_only", "alone"),
-    ),
-    "the same, a tenth of the masks": (
-        *("seg_iou", "with OEQ", "with=128_m0.1", "alone=128_m0.1_mask_only", "alone"),
-    ),
-    "the same, a twentieth of the masks": (
-        *("seg_iou", "with OEQ", "with=128_m0.05", "alone=128_m0.05_mask_only", "alone"),
-    ),
-    "pre-training on synthetic pets: mask of `MTL_baseline`": (
-        *("seg_iou", "with baseline", "with=128_drawn30k", "128", "baseline"),
-    ),
-    "pre-training on synthetic pets: mask of `MTL_OEQ`": (
-        *("seg_iou", "with OEQ", "with=128_drawn30k", "128", "OEQ"),
-    ),
-    "from ImageNet, three tasks instead of one: mask": (
-        *("seg_iou", "three", "128_pretrained", "mask"),
-    ),
+    "boxes and labels for the mask of `MTL_OEQ`, all masks":
+        ("seg_iou", "with OEQ", "with=128", "alone=128_mask_only", "alone"),
+    "the same, half of the masks":
+        ("seg_iou", "with OEQ", "with=128_m0.5", "alone=128_m0.5_mask_only", "alone"),
+    "the same, a tenth of the masks":
+        ("seg_iou", "with OEQ", "with=128_m0.1", "alone=128_m0.1_mask_only", "alone"),
+    "the same, a twentieth of the masks":
+        ("seg_iou", "with OEQ", "with=128_m0.05", "alone=128_m0.05_mask_only", "alone"),
+    "pre-training on synthetic pets: mask of `MTL_baseline`":
+        ("seg_iou", "with baseline", "with=128_drawn30k", "128", "baseline"),
+    "pre-training on synthetic pets: mask of `MTL_OEQ`":
+        ("seg_iou", "with OEQ", "with=128_drawn30k", "128", "OEQ"),
+    "from ImageNet, three tasks instead of one: mask":
+        ("seg_iou", "three", "128_pretrained", "mask"),
     "`MTL_OEQ` instead of `MTL_main`: mask": ("seg_iou", "OEQ", "128", "main"),
     "PCGrad instead of fixed weights: mask": ("seg_iou", "pcgrad", "128_weighting", "main"),
-}
+}  # fmt: skip
 
 
 def test_the_gate_does_what_the_documents_leave_to_it():

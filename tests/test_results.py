@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from forked import in_a_new_process
-from running import ROOT, history, load, run, same, without_pictures
+from running import ROOT, changed, history, load, run, same, without_pictures
 
 import engine
 import engine.pictures
@@ -25,12 +24,8 @@ def quick():
 
 def variant(folder, *changes):
     """MTL_baseline in a folder, with some texts replaced, as the experiment "odd"."""
-    text = (ROOT / "MTL_baseline.py").read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
     path = folder / "MTL_odd.py"
-    path.write_text(text)
+    path.write_text(changed((ROOT / "MTL_baseline.py").read_text(), *changes))
     return path
 
 
@@ -43,27 +38,6 @@ def left(out):
 
 
 OUTPUT = '"seg": seg,'
-GAIN = (  # constants that only forward reads, and one computed from them
-    ("UNITS = 1  #", "GAIN = 1.0  # of the mask's logits\nTWICE = 2 * GAIN\nUNITS = 1  #"),
-    (OUTPUT, '"seg": seg * GAIN - TWICE,'),
-)
-
-
-def evaluate_whole(path, data, out):
-    """Open a whole network as a user would, and keep its metrics of the test split."""
-    network = torch.load(path, weights_only=False)
-    tasks = engine.load("MTL_baseline").TASKS
-    table = evaluate(network, H5Dataset("test", data), tasks, 4, Processes())
-    torch.save(values(tasks, table), out)
-
-
-def test_the_whole_network_has_its_constants_in_another_process(shared_data, tmp_path):
-    script, out = variant(tmp_path, *GAIN), tmp_path / "out"
-    printed = run(script, shared_data, out, "--gain", "3", "--epochs", "1")
-    assert not warned(printed) and history(out, "odd")["config"]["GAIN"] == 3.0
-    script.write_text(script.read_text().replace("GAIN = 1.0", "GAIN = 5.0"))  # a later default
-    in_a_new_process(evaluate_whole, out / "odd_model.pt", shared_data, tmp_path / "values.pt")
-    assert load(tmp_path / "values.pt") == pytest.approx(history(out, "odd")["test"], abs=1e-6)
 
 
 def test_a_network_that_opens_as_another_is_a_warning(shared_data, tmp_path):

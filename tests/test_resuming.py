@@ -9,7 +9,7 @@ import h5py
 import pytest
 import torch
 from conftest import COUNTS
-from running import LONGER, at_step, history, is_like, load, run, without_pictures
+from running import LONGER, at_step, is_like, load, run, stopped, without_pictures
 
 import engine.run
 import engine.setup
@@ -26,12 +26,9 @@ def quick():
 # --------------------------------------------------------------------------------------- signals
 
 
-def test_a_signal_stops_after_the_step(reference, shared_data, tmp_path, monkeypatch):
+def test_a_signal_stops_after_the_step(reference, shared_data, tmp_path):
     out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        stop = at_step(8, lambda: signal.raise_signal(signal.SIGINT))
-        patch.setattr(engine.run.Run, "pause", stop)
-        printed = run("MTL_main", shared_data, out, *LONGER, code=128 + signal.SIGINT)
+    printed = stopped("MTL_main", shared_data, out, *LONGER, step=8, number=signal.SIGINT)
     assert printed.endswith("stopped by signal 2; continue with --resume\n")
     assert load(out / "main_last.pt")["done"] == 2  # of the third epoch: eight steps in all
     assert [path.name for path in out.iterdir()] == ["main_last.pt"]
@@ -133,13 +130,6 @@ def test_a_lost_history_is_written_again(reference, shared_data, tmp_path):
     assert is_like(reference, out)
 
 
-def test_resuming_without_a_checkpoint_starts_a_new_run(shared_data, tmp_path):
-    printed = run("MTL_main", shared_data, tmp_path / "out", "--resume", "--epochs", "1")
-    last = tmp_path / "out" / "main_last.pt"
-    assert printed.startswith(f"--resume: no checkpoint {last}; starting a new run")
-    assert len(history(tmp_path / "out")["train"]["seg_loss"]) == 1
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -170,9 +160,6 @@ def test_the_demo_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_data, "make_demo", tiny)
     flags = ["--demo", "--epochs", "2"]
     run("MTL_main", tmp_path, tmp_path / "whole", *flags)
-    with monkeypatch.context() as patch:
-        stop = at_step(3, lambda: signal.raise_signal(signal.SIGTERM))
-        patch.setattr(engine.run.Run, "pause", stop)
-        run("MTL_main", tmp_path, tmp_path / "out", *flags, code=128 + signal.SIGTERM)
+    stopped("MTL_main", tmp_path, tmp_path / "out", *flags, step=3)
     run("MTL_main", tmp_path, tmp_path / "out", *flags, "--resume")
     assert is_like(tmp_path / "whole", tmp_path / "out")

@@ -137,25 +137,6 @@ def test_a_signal_stops_all_and_the_next_call_goes_on(scripts, series, name):
     assert sorted(calls(scripts)[2:]) == again
 
 
-def test_an_ignored_signal_stays_ignored(scripts, series):
-    """As under nohup, which lets a series outlive its terminal."""
-    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    (scripts / "wait").touch()
-
-    def send():
-        wait_for(scripts, "main_seed0")
-        os.kill(os.getpid(), signal.SIGHUP)
-        (scripts / "wait").unlink()
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        assert series("--scripts", "main", "--seeds", "0") == 0
-    finally:
-        thread.join()
-        signal.signal(signal.SIGHUP, old)
-
-
 def test_the_minutes_end_it(scripts, series, capfd):
     (scripts / "wait").touch()
     assert series("--scripts", "main", "--seeds", "0", "1", "--minutes", "0.02") == 3

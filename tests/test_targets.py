@@ -115,6 +115,8 @@ def test_an_unknown_box_is_said():
     [
         ([2.6], "dog, probability 0.93"),
         ([-2.6], "cat, probability 0.93"),
+        ([7.0], "dog, probability 0.99+"),  # no rounding makes a class certain
+        ([40.0], "dog, probability 0.99+"),
         (1.0, "dog"),
         (0.0, "cat"),
         (-1.0, "class unknown"),

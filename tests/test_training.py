@@ -5,17 +5,7 @@ import sys
 
 import pytest
 import torch
-from recordings import (
-    BATCH,
-    EPOCHS,
-    FLAGS,
-    STEPS,
-    TASKS,
-    record,
-    samples,
-    steps_of,
-    told,
-)
+from recordings import BATCH, EPOCHS, FLAGS, STEPS, TASKS, record, samples, steps_of, told
 from running import Pair, load
 
 import engine

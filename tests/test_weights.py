@@ -1,7 +1,6 @@
 """Starting from trained weights: what is taken, what is refused, and that it never hurts."""
 
 import json
-import signal
 import sys
 import zlib
 from types import SimpleNamespace
@@ -9,7 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from running import ROOT, Pair, history, is_like, load, run, same, without_pictures
+from running import (
+    ROOT,
+    Pair,
+    at_step,
+    history,
+    is_like,
+    load,
+    run,
+    same,
+    stopped,
+    without_pictures,
+)
 
 import engine
 import engine.run
@@ -110,25 +120,13 @@ def test_the_starting_weights_compete(shared_data, tmp_path, monkeypatch, case):
 @pytest.mark.parametrize("crash", [False, True])
 def test_resuming_keeps_the_start(trained, wrecked, shared_data, tmp_path, monkeypatch, crash):
     """Also after a kill, here a crash, before any checkpoint knows of its validation."""
-    out, steps = tmp_path / "out", []
-    original = engine.run.Run.pause
-
-    def pause(self):
-        steps.append(1)
-        if len(steps) == 2:
-            if crash:
-                raise MemoryError
-            signal.raise_signal(signal.SIGTERM)
-        return original(self)
-
-    flags = [*start(trained), *WRECK]
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.run.Run, "pause", pause)
-        if crash:
-            with pytest.raises(MemoryError):
-                run("MTL_main", shared_data, out, *flags)
-        else:
-            run("MTL_main", shared_data, out, *flags, code=128 + signal.SIGTERM)
+    out, flags = tmp_path / "out", [*start(trained), *WRECK]
+    if crash:
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(engine.run.Run, "pause", at_step(2, lambda: 1 / 0))
+            run("MTL_main", shared_data, out, *flags)
+    else:
+        stopped("MTL_main", shared_data, out, *flags, step=2)
     state = load(out / "main_last.pt")
     assert (len(state["history"]["seconds"]), "start" in state["history"]) == (0, not crash)
     if not crash:  # the best weights so far are those that it started from
