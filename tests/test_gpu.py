@@ -7,6 +7,7 @@ import torch
 from running import ROOT, SCRIPTS, changed, history, name_of, run, without_pictures
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
+    DynamicOutputShapeException,
     FakeTensorMode,
 )
 
@@ -139,3 +140,19 @@ def test_an_evaluation_waits_for_the_gpu_once_at_its_end(script, fake_gpu, monke
     table = engine.evaluation.evaluate(network, range(12), module.TASKS, 4, processes)
     pairs = [pair for metrics in table.values() for pair in metrics.values()]
     assert all(pair.device == fake_gpu and pair.shape == (12, 2) for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda values: values.sum().item(),
+        lambda values: bool(values.any()),
+        lambda values: values.nonzero(),
+        lambda values: values[values > 0],
+        lambda values: values + torch.zeros(3),  # on the CPU
+    ],
+)
+def test_the_fake_gpu_notices_a_wait_and_another_device(fake_gpu, wait):
+    errors = (DataDependentOutputException, DynamicOutputShapeException, RuntimeError)
+    with pytest.raises(errors):
+        wait(torch.zeros(3, device=fake_gpu))
