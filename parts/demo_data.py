@@ -42,7 +42,7 @@ def make_demo(folder, side=128, counts=(640, 96, 96), seed=0, style="demo", bree
         side: height and width of the pictures in pixels, at least 32.
         counts: number of samples in train, val and test, at least 1 each.
         seed: a whole number from 0.
-        style: "demo", "varied" or "rich".
+        style: "demo" or "varied".
         breeds: also write breeds.h5, with numbers in `drawn_scenes.BREED_NAMES`.
 
     Raises:

@@ -5,9 +5,8 @@ head box are computed from the same distances, so they always agree.
 
 The style "demo" shows a whole pet in profile. The style "varied" draws pets that stand, sit, lie,
 curl up or face the camera, near or far, cropped, behind objects, with many coats, backgrounds and
-lights. The style "rich" adds things that networks mistake for a pet in photos: cushions and
-blankets in the coat's colour, people, clothes, and furniture in front. Mask and box cover only the
-visible part, not what lies behind an object or outside the picture.
+lights. Mask and box cover only the visible part, not what lies behind an object or outside the
+picture.
 
 Training on pictures drawn by formulas was introduced by Kataoka et al., Pre-training without
 Natural Images (arXiv:2101.08515), and for segmentation by Shinoda et al., SegRCDB
@@ -28,7 +27,6 @@ from parts.drawing import (
     smooth_noise,
     stripes,
     triangle,
-    union,
     window,
 )
 from parts.drawn_pets import (
@@ -42,7 +40,6 @@ from parts.drawn_pets import (
     place_varied,
     silhouettes,
 )
-from parts.drawn_things import clothes, cover, cushions, person
 
 COLOURS = ("black", "grey", "silver", "white", "cream", "ginger", "brown", "chocolate")
 PALETTE = np.array(  # their RGB, 0-255
@@ -54,7 +51,6 @@ PALETTE = np.array(  # their RGB, 0-255
 )
 DARK = np.array((28, 24, 26), np.float32)  # eyes and nose of both species
 EYES = {"dark": DARK, "glint": np.array((245, 245, 245), np.float32)}
-SKIN = np.array([(236, 188, 160), (198, 140, 108), (141, 92, 66), (84, 54, 42)], np.float32)
 PLAIN = 0.75  # least share of a plain coat that its commonest colour covers
 BREED_NAMES = tuple(
     f"{coat} {colour} {species}"
@@ -206,108 +202,32 @@ def photograph(rng, image, x, y, side):
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def place_visible(rng, side, label, front):
-    """A pet of class `label`, placed again until at least about half of its head is visible.
+def draw_varied(rng, side, label):
+    """One pet of class `label`, of any size and pose; returns what `draw_demo` does.
 
-    Args:
-        front: (x, y) coordinates of the body -> parts of what is in front of the pet.
-
-    Returns:
-        what `place_varied` does; the parts in front, [] if they hide no pixel; and the visible
-        areas of the pet and its head, bool (side, side) each.
+    It is placed again until at least about half of its head is visible.
     """
+    x, y = grid(side, np.float32)
+    image = scenery(rng, x, y, side)
     visible = 0
     while visible < 0.15:  # a whole head covers about 0.3 square units
-        placed = body, head, near, scale, x, y = place_varied(rng, side, label)
-        things, hidden = front(x, y), np.zeros((side, side), bool)
-        if things:
-            hidden = union(*(distance for distance, _ in things)) < 0
+        body, head, near, scale, u, v = place_varied(rng, side, label)
+        hidden = np.zeros((side, side), bool)
+        if rng.random() < 0.35:
+            thing = clutter(rng, u, v)
+            hidden = thing < 0
         in_pet, in_head = (shape & ~hidden for shape in silhouettes(body, head, near, side))
         visible = in_head.sum() / scale**2
-    return placed, things if hidden.any() else [], in_pet, in_head
-
-
-def cast_shadow(rng, image, x, y):
-    """Darken a scene in place around the feet of a pet, in its coordinates x and y."""
-    ground = np.clip(1.2 - np.hypot(x, (y - 0.68) / 0.3), 0, 1)[..., None]
-    image *= 1 - rng.uniform(0, 0.6) * ground
-
-
-def draw_varied(rng, side, label):
-    """One pet of class `label`, of any size and pose; returns what `draw_demo` does."""
-    x, y = grid(side, np.float32)
-    image = scenery(rng, x, y, side)
-
-    def front(u, v):
-        return [(clutter(rng, u, v), "thing")] if rng.random() < 0.35 else []
-
-    (body, head, near, scale, u, v), things, *seen = place_visible(rng, side, label, front)
-    cast_shadow(rng, image, u, v)
+    ground = np.clip(1.2 - np.hypot(u, (v - 0.68) / 0.3), 0, 1)[..., None]
+    image *= 1 - rng.uniform(0, 0.6) * ground  # its shadow
     paints = coat(rng, u, v, side)
     paint_pet(image, body, head, near, paints, scale, rng.uniform(0.65, 1))
-    for distance, _ in things:
-        paint(image, distance, lambda where: surface(rng, x, y, side, where), scale, 0.9)
-    return photograph(rng, image, x, y, side), *seen, paints["fur"]
+    if hidden.any():
+        paint(image, thing, lambda where: surface(rng, x, y, side, where), scale, 0.9)
+    return photograph(rng, image, x, y, side), in_pet, in_head, paints["fur"]
 
 
-# The style "rich": "varied", among things that are easily mistaken for a pet.
-
-
-def materials(rng, x, y, side, coat):
-    """{name: colour as `paint` takes it} for drawn_things.py; each call draws a new one.
-
-    Args:
-        coat: (H, W, 3) of the pet, whose colours soft things often have.
-    """
-
-    def soft(where):
-        likeness, own = rng.choice((0, 0.6, 1)), surface(rng, x, y, side, where)
-        main = coat.mean((0, 1)) + rng.normal(0, 12, 3)
-        folds = 1 + rng.uniform(0, 0.25) * (stripes(rng, x, y, rng.uniform(0.5, 2)) - 0.5)
-        alike = main + 0.5 * (own - own.mean((0, 1))) if own.size else own
-        return ((1 - likeness) * own + likeness * alike) * folds[where][..., None]
-
-    def skin(where):
-        tone = SKIN[rng.integers(len(SKIN))] + rng.normal(0, 8, 3)
-        return tone + 10 * smooth_noise(rng, side, 12)[where][..., None]
-
-    def cloth(where):
-        return surface(rng, x, y, side, where)
-
-    return {"soft": soft, "skin": skin, "cloth": cloth, "wood": cloth}
-
-
-def draw_rich(rng, side, label):
-    """One pet as in `draw_varied`, among cushions, people and furniture, or in clothes.
-
-    Things in front of the pet hide it; clothes are a part of it, as in Oxford-IIIT Pet.
-    """
-    x, y = grid(side, np.float32)
-    image = scenery(rng, x, y, side)
-
-    def front(u, v):
-        return cover(rng, u, v) if rng.random() < 0.4 else []
-
-    (body, head, near, scale, u, v), things, *seen = place_visible(rng, side, label, front)
-    paints = coat(rng, u, v, side)
-    colours, rim = materials(rng, x, y, side, paints["fur"]), rng.uniform(0.65, 1)
-    behind = cushions(rng, u, v) if rng.random() < 0.6 else []
-    behind += person(rng, u, v) if rng.random() < 0.35 else []
-    for distance, name in behind:
-        paint(image, distance, colours[name], scale, rim)
-    cast_shadow(rng, image, u, v)
-    if rng.random() < 0.4:
-        inside = union(*(distance for distance, _ in head)) < 0
-        centre = np.array((u[near][inside].mean(), v[near][inside].mean()))
-        body = body + clothes(rng, u, v, body, centre)
-        paints["clothes"] = surface(rng, x, y, side)
-    paint_pet(image, body, head, near, paints, scale, rim)
-    for distance, name in things:
-        paint(image, distance, colours[name], scale, rim)
-    return photograph(rng, image, x, y, side), *seen, paints["fur"]
-
-
-STYLES = {"demo": draw_demo, "varied": draw_varied, "rich": draw_rich}
+STYLES = {"demo": draw_demo, "varied": draw_varied}
 
 
 def breed(coat, in_pet, label):
