@@ -43,6 +43,9 @@ SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of t
         ("seg_iou", "with OEQ", "with=128_drawn30k", "128", "OEQ"),
     "from ImageNet, three tasks instead of one: mask":
         ("seg_iou", "three", "128_pretrained", "mask"),
+    "from ImageNet, a tenth of the masks: mask": (
+        *("seg_iou", "three", "128_m0.1_pretrained", "mask"),
+    ),
     "`MTL_OEQ` instead of `MTL_main`: mask": ("seg_iou", "OEQ", "128", "main"),
     "PCGrad instead of fixed weights: mask": ("seg_iou", "pcgrad", "128_weighting", "main"),
 }  # fmt: skip
