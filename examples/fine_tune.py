@@ -3,7 +3,8 @@
     python -m examples.fine_tune --h5-save-path data/mine
     python -m examples.fine_tune --h5-save-path data/mine --weights runs/drawn/OEQ_model_lite.pt
 
-The untouched network competes as epoch 0, so the validation result never gets worse.
+The untouched network competes as epoch 0, so the validation metric of the first task never gets
+worse.
 """
 
 from torch import nn
