@@ -28,17 +28,17 @@ class ResidualBlock(nn.Module):
             the channels, 3 x 3, 1 x 1 back).
 
     Raises:
-        ValueError: unknown sampling or mode, or a size below 1.
+        SettingError: unknown sampling or mode, or a size below 1.
     """
 
     def __init__(self, in_channels, out_channels, size=2, sampling="down", mode="normal"):
         super().__init__()
         if sampling not in ("down", "up"):
-            raise ValueError(f"sampling: expected 'down' or 'up', found {sampling!r}")
+            raise SettingError(f"sampling: expected 'down' or 'up', found {sampling!r}")
         if mode not in ("normal", "bottleneck"):
-            raise ValueError(f"mode: expected 'normal' or 'bottleneck', found {mode!r}")
+            raise SettingError(f"mode: expected 'normal' or 'bottleneck', found {mode!r}")
         if size < 1:
-            raise ValueError(f"size: expected at least one residual unit, found {size}")
+            raise SettingError(f"size: expected at least one residual unit, found {size}")
         unit = ResidualUnit if mode == "normal" else BottleneckUnit
         self.up, first = nn.Identity(), unit(in_channels, out_channels, stride=2)
         if sampling == "up":

@@ -19,9 +19,6 @@ import os
 import sys
 from pathlib import Path
 
-if "ipykernel" not in sys.modules:  # outside a notebook, pictures go to files only; a notebook's
-    os.environ["MPLBACKEND"] = "agg"  # own backend, inherited by `!python`, may not be importable
-
 
 def main(file, argv=None):
     """Run the experiment in a script, with flags from the command line.
@@ -41,6 +38,7 @@ def main(file, argv=None):
     from parts.errors import UserError
     from parts.streams import STDERR
 
+    is_said = os.environ.get("RANK", "0") == "0"  # every process finds the same wrong flag
     try:
         if argv is None:
             started = sys.argv and Path(sys.argv[0]).resolve() == Path(file).resolve()
@@ -48,10 +46,10 @@ def main(file, argv=None):
         script, settings, options = parse(file, argv)
         from engine.run import execute  # late, so that --help and a wrong flag answer quickly
 
+        is_said = True  # what all processes find in a run, the first of them raises alone
         execute(script, settings, options)
     except UserError as error:
-        alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        if alone or os.environ.get("RANK") == "0":  # every process finds the same mistake
+        if is_said:
             STDERR.write(f"{Path(file).name}: {error}\n")
             STDERR.flush()
         sys.exit(2)

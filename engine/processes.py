@@ -7,7 +7,6 @@ import sys
 import torch
 import torch.distributed as dist
 
-from dataload import DataError
 from parts.errors import UserError
 
 TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for every process
@@ -57,8 +56,9 @@ class Processes:
             name = f"cuda:{self.local_rank}"
         try:
             self.device = torch.device(name)
-            torch.zeros(1, device=self.device).item()  # "meta" holds no numbers
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            # "meta" holds no numbers, "mps" none of the metrics' type
+            torch.zeros(1, dtype=torch.float64, device=self.device).item()
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"--device: expected a usable device, found {name} ({reason})"
@@ -105,7 +105,7 @@ class Processes:
         message = None
         try:
             yield
-        except (UserError, DataError) as error:
+        except UserError as error:
             if self.size == 1:
                 raise
             message = str(error)

@@ -64,16 +64,20 @@ def _summaries(tasks, network, train, device):
     return found
 
 
-def _gigaflop(trainer, train):
-    """GFLOP of one image, forward and backward, in this process alone."""
+def _gigaflop(trainer, train, report):
+    """GFLOP of one image, forward and backward, in this process alone; None if it fails."""
     device = trainer.processes.device
     images, targets = train[[0, 0]]  # batch norm needs more than one value
     targets = {task: target.to(device) for task, target in targets.items()}
     alone = TrainingStep(trainer.network, trainer.tasks, trainer.weighting)
-    return gigaflop(alone, images.to(device), targets)
+    try:
+        return gigaflop(alone, images.to(device), targets)
+    except Exception as error:  # such as a network that cannot be copied, once it has trained
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        report.warn(f"warning: the work of a step could not be counted ({reason})")
 
 
-def with_test_results(about, trainer, table, data):
+def with_test_results(about, trainer, table, data, report):
     """The `describe_run` of a run with its results on the test split, one row per sample."""
     rows = {
         f"{name}_{metric}": pairs.cpu()
@@ -81,7 +85,7 @@ def with_test_results(about, trainer, table, data):
         for metric, pairs in metrics.items()
     }
     return about | {
-        "gflop": _gigaflop(trainer, data["train"]),
+        "gflop": _gigaflop(trainer, data["train"], report),
         "test": values(trainer.tasks, table),
         "test_rows": rows,
         "test_lines": data["test"].source_lines,

@@ -18,10 +18,9 @@ from engine.report import Report
 from engine.script import check_script
 from engine.training import known_counts, means
 from engine.weights import describe_source, identity, same_source, take_weights, weights_file
-from parts import files
+from parts import demo_data, files
 from parts.errors import UserError
 from parts.gradients import conflict
-from parts.h5array import DataError
 from parts.sampling import epoch_batches
 from parts.signals import StopSignals
 
@@ -48,7 +47,7 @@ def execute(script, settings, options):
                 # before the data are read; Run.start does it again under the lock
                 wanted = Path(os.path.expanduser(settings.FILE_SAVE_PATH))
                 setup.refuse_existing_run(wanted, script.name, options, processes.is_first)
-                draw = getattr(script.module, "demo", setup.make_demo) if options.demo else None
+                draw = getattr(script.module, "demo", demo_data.make_demo) if options.demo else None
                 folder = stack.enter_context(setup.data_folder(settings.H5_SAVE_PATH, draw))
                 data = setup.open_data(folder, script.module.TASKS)
                 trainer = setup.build(script, settings, options, data["train"], processes)
@@ -62,8 +61,6 @@ def execute(script, settings, options):
             run = Run(script, settings, options, data, trainer, report, out, signals)
             run.start(options)
             run.train_and_test()
-        except DataError as error:
-            raise UserError(str(error)) from error
         except Exception as error:
             if options.compile and type(error).__module__.startswith(COMPILER):
                 reason = " ".join(str(error).split())[:200]
@@ -307,7 +304,9 @@ class Run:
             if self.processes.is_first:
                 run = self.folder, self.tasks
                 if not self._has_numbers():
-                    tested = results.with_test_results(self.about, self.trainer, table, self.data)
+                    tested = results.with_test_results(
+                        self.about, self.trainer, table, self.data, self.report
+                    )
                     results.write_numbers(*run, self.history | tested, network)
                 saved = files.load(self.finished)
                 results.write_others(*run, saved, network, self.data, self.report, table)

@@ -166,6 +166,12 @@ def parse(file, argv):
     with tokenize.open(path) as file:  # in its own encoding
         source = file.read()
     options = parser_of(path.name, text.splitlines()[0], source, defaults).parse_args(argv)
+    if options.demo and "H5_SAVE_PATH" in vars(options):
+        raise UserError(
+            f"--demo: expected no --h5-save-path beside it, found {options.H5_SAVE_PATH}"
+        )
+    if getattr(options, "weights", None) == "":  # such as an unset variable of the shell
+        raise UserError("--weights: expected a file, found an empty path")
     chosen = {n: as_type_of(v, vars(options)[n]) for n, v in defaults.items() if n in vars(options)}
     if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
         chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen

@@ -38,15 +38,8 @@ def data_folder(path, draw=None):
         yield Path(folder) / "demo"
 
 
-def make_demo(folder):
-    """Draw the synthetic pets of --demo, for a script without its own `demo(folder)`."""
-    from parts.demo_data import make_demo  # only now, because other runs draw nothing
-
-    make_demo(folder)
-
-
 def open_data(folder, tasks):
-    """{split: H5Dataset} of a folder; DataError if the splits do not fit together, or one of them
+    """{split: H5Dataset} of a folder; UserError if the splits do not fit together, or one of them
     has no known target of the first task."""
     try:
         targets = with_sources({name: task.target for name, task in tasks.items()})
@@ -87,8 +80,10 @@ def build(script, settings, options, train, processes):
     tasks = script.module.TASKS
     device, sizes = processes.device, (min(settings.BATCH_SIZE, len(train)), processes.size)
     if sizes[0] % sizes[1]:
+        cut = f", cut to {sizes[0]} images" if sizes[0] < settings.BATCH_SIZE else ""
         raise UserError(
-            f"--batch-size: expected a multiple of the {sizes[1]} processes, found {sizes[0]}"
+            f"--batch-size: expected a multiple of the {sizes[1]} processes, found "
+            f"{settings.BATCH_SIZE}{cut}"
         )
     seeded(settings.SEED)
     try:

@@ -110,6 +110,8 @@ def open_network(path, device=None):
 
 def state_and_history(path):
     """The weights {name: tensor} in a file of a run, and its history; raises UserError."""
+    if path.name.endswith("_history.pt"):
+        path = path.with_name(f"{path.name.removesuffix('_history.pt')}{LITE}")
     ending = next((e for e in (WHOLE, LITE, LAST) if path.name.endswith(e)), None)
     if not path.is_file() or ending is None:
         names, found = f"NAME{WHOLE}, NAME{LITE} or NAME{LAST}", "no such file" if ending else path

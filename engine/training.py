@@ -193,8 +193,8 @@ class Trainer:
         self.step.train()
         with report.bar(epoch, batches, done) as bar:
             for images, targets in loader(dataset, mine, world.device):
-                if hasattr(self.weighting, "batch_start"):  # alike in all processes
-                    self.weighting.batch_start(seeded(settings.SEED, epoch, done))
+                if hasattr(self.weighting, "batch_start"):  # alike, but no process's
+                    self.weighting.batch_start(seeded(settings.SEED, epoch, done, world.size))
                 generator = seeded(settings.SEED, epoch, done, world.rank)
                 measure = self.diagnose > 0 and done % self.diagnose == 0
                 recent.append(self.learn(images, targets, generator, side, measure))

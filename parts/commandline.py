@@ -27,13 +27,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, description=description, allow_abbrev=False, **options)
 
     def error(self, message):
-        wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+        unknown = message.startswith("unrecognized arguments: -")
+        wrong = message.split()[2] if unknown else ""
         word = wrong.split("=")[0].strip("-").replace("_", "-").lower()
         known = self._option_string_actions
         near = difflib.get_close_matches(f"--{word}", known, n=1)
         if word in SYNONYMS and flag(SYNONYMS[word]) in known:
             near = [flag(SYNONYMS[word])]
-        hint = f" (did you mean {near[0]}?)" if near and wrong.startswith("-") else ""
+        hint = f" (did you mean {near[0]}?)" if near and unknown else ""
         raise UserError(f"{message}{hint}; --help lists the flags")
 
 
@@ -111,7 +112,7 @@ class _Entries(argparse.Action):
         self.entries = entries
 
     def __call__(self, parser, namespace, texts, option_string=None):
-        changed = dict(self.entries)
+        changed = dict(getattr(namespace, self.dest, self.entries))  # the flag may be repeated
         for text in texts:
             key, equals, value = text.partition("=")
             if key not in self.entries or not equals:

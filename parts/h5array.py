@@ -11,12 +11,14 @@ from contextlib import contextmanager, suppress
 import h5py
 import numpy as np
 
+from parts.errors import UserError
+
 SPLITS = ("train", "val", "test")
 SLAB_BYTES = 32 * 2**20  # converted at a time, so that a float64 file never fills the memory
 HEAP_BYTES = 2**20  # largest file whose heap of strings is checked for damage
 
 
-class DataError(Exception):
+class DataError(UserError):
     """A missing, damaged or inconsistent data file; the message is one line that names the file."""
 
     def __str__(self):

@@ -50,8 +50,8 @@ def arguments(data, out, *flags, script="MTL_main"):
         if word.startswith("--"):
             has = f"\n{word[2:].upper().replace('-', '_')} = " in text
         short += [word] if has else []
-    paths = ["--h5-save-path", str(data), "--file-save-path", str(out), "--device", "cpu"]
-    return [*paths, *short, *flags]
+    data = ["--h5-save-path", str(data)] if data else []
+    return [*data, "--file-save-path", str(out), "--device", "cpu", *short, *flags]
 
 
 def run(script, data, out, *flags, code=0):

@@ -229,7 +229,7 @@ def test_a_border_is_five_pixels_wide(small_demo, tmp_path):
 
 @pytest.mark.parametrize("name", ["border", "breed"])
 def test_demo(small_demo, tmp_path, without_pictures, name):
-    run(f"examples/{name}", "nowhere", tmp_path / "out", "--demo", "--epochs", "1")
+    run(f"examples/{name}", None, tmp_path / "out", "--demo", "--epochs", "1")
     record = history(tmp_path / "out", name)
     assert record["data"] == dict(zip(SPLITS, COUNTS, strict=True)) and record["config"]["demo"]
 

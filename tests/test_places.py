@@ -16,6 +16,7 @@ from running import ROOT, Process, arguments, changed, history, load, run, witho
 import engine
 import engine.run
 from dataload import H5Dataset
+from engine.processes import TORCHRUN
 from parts.files import locked
 
 
@@ -224,16 +225,27 @@ def test_a_signal_to_the_whole_group_spares_the_workers(shared_data, tmp_path, n
     assert load(out / "area_last.pt")["done"] >= 0
 
 
-def test_what_torchrun_left_in_the_environment_is_named(shared_data, tmp_path, monkeypatch):
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
+@pytest.mark.parametrize("given", [{"RANK": "0"}, {"RANK": "1"}, {}])
+def test_what_torchrun_left_in_the_environment_is_named(shared_data, tmp_path, monkeypatch, given):
+    for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
+    for name, value in {"WORLD_SIZE": "2", **given}.items():
+        monkeypatch.setenv(name, value)
+    missing = ", ".join(name for name in TORCHRUN if name not in given)
     printed = run("MTL_main", shared_data, tmp_path / "out", code=2)
     assert printed == (
         "MTL_main.py: WORLD_SIZE=2 in the environment: expected RANK, MASTER_ADDR, MASTER_PORT "
-        "beside it, found no MASTER_ADDR, MASTER_PORT; start with torchrun, or unset WORLD_SIZE\n"
+        f"beside it, found no {missing}; start with torchrun, or unset WORLD_SIZE\n"
     )
+
+
+def test_only_the_first_process_says_that_a_flag_is_wrong(shared_data, tmp_path, monkeypatch):
+    for rank, line in (
+        (0, "MTL_main.py: --epochs: expected a whole number above 0, found 0\n"),
+        (1, ""),
+    ):
+        monkeypatch.setenv("RANK", str(rank))
+        assert run("MTL_main", shared_data, tmp_path / "out", "--epochs", "0", code=2) == line
 
 
 def test_a_device_without_numbers_is_refused(shared_data, tmp_path):

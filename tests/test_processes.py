@@ -13,7 +13,18 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from running import Pair, Process, history, is_like, load, name_of, run, same, without_pictures
+from running import (
+    ROOT,
+    Pair,
+    Process,
+    history,
+    is_like,
+    load,
+    name_of,
+    run,
+    same,
+    without_pictures,
+)
 
 import engine
 import engine.run
@@ -22,6 +33,8 @@ import MTL_Utils
 from dataload import DataError, H5Dataset
 from engine.evaluation import evaluate, values
 from engine.processes import Processes
+from engine.script import parse
+from engine.setup import build
 from parts.errors import UserError
 from parts.signals import StopSignals
 
@@ -238,6 +251,13 @@ def test_a_batch_that_cannot_be_shared_is_refused(shared_data, tmp_path):
         "MTL_main.py: --batch-size: expected a multiple of the 2 processes, found 5\n", ""
     ]  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_that_is_cut_to_few_images_is_said(shared_data):
+    five, parsed = Processes({}), parse(ROOT / "MTL_main.py", ["--batch-size", "32"])
+    five.size = 5
+    with pytest.raises(UserError, match=r"of the 5 processes, found 32, cut to 12 images$"):
+        build(*parsed, H5Dataset("train", shared_data), five)
 
 
 def torchrun(dies):

@@ -46,7 +46,7 @@ def test_a_unit_begins_as_its_shortcut():
     ],
 )
 def test_complaints(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         ResidualBlock(4, 4, **options)
 
 

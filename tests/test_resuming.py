@@ -159,7 +159,7 @@ def test_the_demo_resumes(tmp_path, monkeypatch):
     tiny = functools.partial(demo_data.make_demo, side=32, counts=(8, 4, 4))
     monkeypatch.setattr(demo_data, "make_demo", tiny)
     flags = ["--demo", "--epochs", "2"]
-    run("MTL_main", tmp_path, tmp_path / "whole", *flags)
-    stopped("MTL_main", tmp_path, tmp_path / "out", *flags, step=3)
-    run("MTL_main", tmp_path, tmp_path / "out", *flags, "--resume")
+    run("MTL_main", None, tmp_path / "whole", *flags)
+    stopped("MTL_main", None, tmp_path / "out", *flags, step=3)
+    run("MTL_main", None, tmp_path / "out", *flags, "--resume")
     assert is_like(tmp_path / "whole", tmp_path / "out")

@@ -5,7 +5,16 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from forked import forget_us, in_a_new_process
-from running import ROOT, SCRIPTS, history, name_of, run, without_pictures, without_times
+from running import (
+    ROOT,
+    SCRIPTS,
+    changed,
+    history,
+    name_of,
+    run,
+    without_pictures,
+    without_times,
+)
 
 import engine
 from dataload import H5Dataset
@@ -79,7 +88,20 @@ def test_the_seed_decides_the_history(finished, shared_data, tmp_path):
     assert history(tmp_path / "other")["train"] != first["train"]
 
 
+def test_numbers_are_written_though_the_work_cannot_be_counted(shared_data, tmp_path):
+    """A network that keeps a feature cannot be copied, once it has trained."""
+    kept = "        return {\n", "        self.kept = seg\n        return {\n"
+    (script := tmp_path / "MTL_keeps.py").write_text(
+        changed((ROOT / "MTL_main.py").read_text(), kept)
+    )
+    printed = run(script, shared_data, tmp_path / "out", "--epochs", "1")
+    assert "warning: the work of a step could not be counted (RuntimeError: Only Tensors" in printed
+    record = history(tmp_path / "out", "keeps")
+    assert record["gflop"] is None and 0 <= record["test"]["seg_iou"] <= 1
+
+
 MISTAKES = {
+    "--demo": "--demo: expected no --h5-save-path beside it, found /",
     "--epoch 3": "unrecognized arguments: --epoch 3 (did you mean --epochs?)",
     "--device toaster": "--device: expected a usable device, found toaster",
     "--h5-save-path nowhere": "no data: expected train/, val/ and test/ in nowhere",

@@ -99,6 +99,7 @@ FLAGS = {
     "--limit True": {"LIMIT": True},
     "": {},  # a list, None, a dict, annotated, computed and unpacked; what is imported is none
     "--rates bbox=0.1": {"RATES": {"seg": 1.0, "bbox": 0.1}},
+    "--rates bbox=0.1 --rates seg=2": {"RATES": {"seg": 2.0, "bbox": 0.1}},
     "--switches on=False start=3": {"SWITCHES": {"on": False, "start": 3}},
     "--activation relu 2 none": {"ACTIVATION": ("relu", 2, None)},
     "--epochs 40": {"EPOCHS": 40, "HALF": 20, "QUARTER": 10, "B": 41},
@@ -214,6 +215,13 @@ def test_every_script_has_its_constants_in_titled_groups(name):
     assert titles == {"paths", "training", "losses", "network", "augmentation"}
 
 
+def test_an_empty_argument_is_refused(toy):
+    """Such as an unset variable of the shell."""
+    for empty in ("", " "):
+        with pytest.raises(UserError, match=r"^unrecognized arguments: +; --help lists the flags$"):
+            parse(toy(), [empty])
+
+
 UNREADABLE = {
     "--Learning_Rate=1": "unrecognized arguments: --Learning_Rate=1 (did you mean --learn",
     "-epochs 3": "unrecognized arguments: -epochs 3 (did you mean --epochs?)",
@@ -227,6 +235,7 @@ UNREADABLE = {
     "--switches on=1": "argument --switches: expected True or False, found '1'",
     "--resume --overwrite": "argument --overwrite: not allowed with argument --resume",
     "--diagnose -1": "argument --diagnose: expected a whole number from 0 to ",
+    "--weights=": "--weights: expected a file, found an empty path",
 }
 
 

@@ -35,7 +35,7 @@ def rows(tasks, table):
 
 @command
 def main(argv):
-    """Print one line for each metric; raises UserError or DataError."""
+    """Print one line for each metric; raises UserError."""
     parser = Parser("evaluate.py", __doc__)
     add = parser.add_argument
     add("model", metavar="MODEL", help="NAME_model.pt, NAME_model_lite.pt or NAME_last.pt")

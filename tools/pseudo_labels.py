@@ -92,7 +92,7 @@ def write_predicted(file, name, split, rows, source):
 
 @command
 def main(argv):
-    """Write OUT and report; raises UserError or DataError."""
+    """Write OUT and report; raises UserError."""
     parser = Parser("pseudo_labels.py", __doc__)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="a file of a run")
     parser.add_argument("data", metavar="DATA", help="data folder, not everything known in train")

@@ -11,7 +11,6 @@ from pathlib import Path
 from engine.processes import Processes
 from parts.errors import UserError
 from parts.files import output_folder
-from parts.h5array import DataError
 from parts.streams import STDERR
 
 EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # in table order
@@ -26,7 +25,7 @@ def command(work):
 def run_tool(name, work, argv):
     """The exit code of `work(argv)`, which is 0 where it returns None.
 
-    UserError, DataError, OSError and MemoryError become one line on stderr and exit code 2; Ctrl-C,
+    UserError, OSError and MemoryError become one line on stderr and exit code 2; Ctrl-C,
     SIGTERM and SIGHUP become one line and 128 + signal number. If stdout is closed by its reader,
     as by `| head -1`, the tool ends silently with exit code 0.
     """
@@ -37,7 +36,7 @@ def run_tool(name, work, argv):
             code = work(argv) or 0
         print(end="", flush=True)
         return code
-    except (UserError, DataError) as error:
+    except UserError as error:
         to_stderr(f"{name}: {error}")
     except MemoryError:
         to_stderr(f"{name}: expected enough memory, found too little; use smaller or fewer images")

@@ -198,7 +198,7 @@ def reserve(folder, sizes):
 
 
 def save(folder, splits, class_names, about):
-    """Write the H5 files of {split: [Sample]} and check them; raises UserError or DataError.
+    """Write the H5 files of {split: [Sample]} and check them; raises UserError.
 
     Args:
         class_names: {file: names of its classes}; labels are written to "binary" and "classes",
