@@ -119,10 +119,6 @@ class Report:
             shown.append(f"{name} {losses}, {metric}")
         return "; ".join(shown)
 
-    def table(self, history):
-        """Print the table of test metrics."""
-        self.say(test_table(history))
-
     def end(self, history, files):
         """Print the list of files; write test metrics and PNG files for TensorBoard."""
         places = [*files, self.writer.log_dir] if self.writer else files

@@ -166,7 +166,8 @@ def parse(file, argv):
     with tokenize.open(path) as file:  # in its own encoding
         source = file.read()
     options = parser_of(path.name, text.splitlines()[0], source, defaults).parse_args(argv)
-    chosen = {n: as_type_of(v, vars(options)[n]) for n, v in defaults.items() if n in vars(options)}
+    chosen = {name: vars(options)[name] for name in defaults if name in vars(options)}
+    chosen |= {n: tuple(v) for n, v in chosen.items() if isinstance(defaults[n], tuple)}
     if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
         chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen
     check(chosen)
@@ -184,11 +185,6 @@ def parse(file, argv):
     check(values)
     options.weights = values.get("WEIGHTS") or getattr(options, "weights", None)
     return Script(path, module), SimpleNamespace(**values), options
-
-
-def as_type_of(default, value):
-    """The value of a flag, as a tuple if the constant is one."""
-    return tuple(value) if isinstance(default, tuple) else value
 
 
 def check_script(script, settings):
