@@ -16,11 +16,10 @@ from engine.evaluation import evaluate, values
 from engine.processes import Processes
 from engine.report import Report
 from engine.script import check_script
-from engine.training import known_counts, means
+from engine.training import conflict, known_counts, means
 from engine.weights import describe_source, identity, same_source, take_weights, weights_file
 from parts import files
 from parts.errors import UserError
-from parts.gradients import conflict
 from parts.h5array import DataError
 from parts.sampling import epoch_batches
 from parts.signals import StopSignals
@@ -205,7 +204,7 @@ class Run:
         self.processes.broadcast(average.buffers())  # batch norm's are each process's own
         found = values(self.tasks, self._evaluate(average, "val"))
         self._keep_best(epoch, found)
-        self._record("val", found)
+        record(self.history["val"], found)
         self.history["seconds"].append(self.seconds + time.monotonic() - start)
         self.rows, self.done, self.seconds = [], 0, 0.0
         self.report.epoch(self.history, rate)
@@ -217,18 +216,16 @@ class Run:
             weights = {task: float(weight) for task, weight in weighting.weights().items()}
         known = known_counts(self.tasks, self.rows)
         for what, found in (("loss", losses), ("weight", weights), ("known", known)):
-            self._record("train", {f"{task}_{what}": value for task, value in found.items()})
+            record(self.history["train"], {f"{task}_{what}": v for task, v in found.items()})
         weighting.epoch_end(losses)
         if self.trainer.diagnose:
-            self._record("conflict", conflict(self.tasks, self.rows))
+            series = self.history.setdefault("conflict", {})
+            for kind, found in conflict(self.tasks, self.rows).items():
+                record(series.setdefault(kind, {}), found)
 
     def _evaluate(self, network, split):
         data, size = self.data[split], self.settings.BATCH_SIZE
         return evaluate(network, data, self.tasks, size, self.processes)
-
-    def _record(self, part, found):
-        for name, value in found.items():
-            self.history.setdefault(part, {}).setdefault(name, []).append(value)
 
     def _keep_best(self, epoch, found):
         """Keep the averaged weights if the validation values {name: value} are the best so far.
@@ -320,3 +317,9 @@ class Run:
             if self.finished.is_file():
                 return files.load(self.finished)["seconds"] == self.history["seconds"]
         return False
+
+
+def record(series, found):
+    """Append the values of an epoch {name: value} to {name: values of the epochs before}."""
+    for name, value in found.items():
+        series.setdefault(name, []).append(value)
