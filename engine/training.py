@@ -30,7 +30,7 @@ class TrainingStep(nn.Module):
     Args:
         network: with `encoder` and `decode(features)` if gradients are measured.
         tasks: {name: Task}.
-        weighting: a loss weighting of MTL_Utils.py; asks for gradients by `needs_gradients`.
+        weighting: of parts/weightings.py or, with `needs_gradients`, parts/gradients.py.
         processes: among which the inner products are summed; None for this one alone.
     """
 
@@ -94,7 +94,7 @@ class Trainer:
     Args:
         network: on its device.
         tasks: {name: Task}.
-        weighting: a loss weighting of MTL_Utils.py.
+        weighting: as for TrainingStep.
         augment: (images, targets, generator, side) -> (images, targets).
         settings: of the run.
         total_steps: of all epochs together.
@@ -109,8 +109,8 @@ class Trainer:
     ):
         self.network, self.tasks, self.augment = network, tasks, augment
         self.settings, self.processes, self.diagnose = settings, processes, diagnose
-        self.step = TrainingStep(network, tasks, weighting, processes).to(processes.device)
-        self.weighting = self.step.weighting
+        self.training_step = TrainingStep(network, tasks, weighting, processes).to(processes.device)
+        self.weighting = self.training_step.weighting
         parameters = parameters_by_rate(network, self.weighting)
         self.optimiser = Optimiser(
             parameters, settings.LEARNING_RATE, settings.WEIGHT_DECAY, total_steps
@@ -136,13 +136,14 @@ class Trainer:
         A step that measures gradients runs the decoder several times; then only the encoder is
         compiled.
         """
-        part = self.network.encoder if self.diagnose or self.step.needs_gradients else self.step
+        measures = self.diagnose or self.training_step.needs_gradients
+        part = self.network.encoder if measures else self.training_step
         part.compile(dynamic=False)
 
     def distribute(self):
         """Divide every step among the processes, if there are several."""
         if self.processes.size > 1:
-            self.step = DistributedDataParallel(self.step)
+            self.training_step = DistributedDataParallel(self.training_step)
 
     def learn(self, images, targets, generator, side=None, measure=False):
         """Augment a batch and train on it, without making a GPU wait.
@@ -161,10 +162,11 @@ class Trainer:
         counts = torch.stack([task.known(targets[n]).sum() for n, task in self.tasks.items()])
         counts = self.processes.sum(counts.float())  # (T,)
         images = images.contiguous(memory_format=torch.channels_last)
-        total, sums, matrix = self.step(images, targets, counts / self.processes.size, measure)
+        share = counts / self.processes.size
+        total, sums, matrix = self.training_step(images, targets, share, measure)
         self.optimiser.zero_grad()
         total.backward()
-        norm = clip_grad_norm_(self.step.parameters(), self.settings.CLIP_NORM)
+        norm = clip_grad_norm_(self.training_step.parameters(), self.settings.CLIP_NORM)
         self.optimiser.step()
         self.average.update_parameters(self.network)
         row = {"loss": sums, "known": counts, "norm": norm}
@@ -190,7 +192,7 @@ class Trainer:
             settings.SIDES, epoch, settings.EPOCHS, dataset.side, self.network.stride
         )
         mine = [batch[world.rank :: world.size] for batch in batches[done:]]
-        self.step.train()
+        self.training_step.train()
         with report.bar(epoch, batches, done) as bar:
             for images, targets in loader(dataset, mine, world.device):
                 if hasattr(self.weighting, "batch_start"):  # alike in all processes

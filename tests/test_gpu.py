@@ -113,11 +113,11 @@ def test_a_training_step_stays_on_the_gpu_and_never_waits_for_it(script, fake_gp
 
     def backward(total):  # the one part that a real GPU alone can do
         assert total.shape == () and total.device == fake_gpu and total.requires_grad
-        for weight in trainer.step.parameters():
+        for weight in trainer.training_step.parameters():
             weight.grad = torch.empty_like(weight)
 
     monkeypatch.setattr(torch.Tensor, "backward", backward)
-    trainer.step.train()
+    trainer.training_step.train()
     for side in (None, (32, 32)):
         row = trainer.learn(*fake_batch(fake_gpu), torch.Generator(), side)
         count = len(module.TASKS)

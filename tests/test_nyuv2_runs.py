@@ -81,7 +81,7 @@ def test_every_weighting_learns_from_partly_known_batches(rooms, method):
     script, settings, options = parse(ROOT / f"{SCRIPT}.py", [*flags, *widths])
     data = open_data(rooms, script.module.TASKS)["train"]
     trainer = build(script, settings, options, data, Processes({}))
-    trainer.step.train()
+    trainer.training_step.train()
     images, targets = data[[0, 1, 2, 3]]
     row = trainer.learn(images, targets, torch.Generator().manual_seed(0))
     assert all(tensor.isfinite().all() for tensor in row.values())
