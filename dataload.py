@@ -65,7 +65,7 @@ class H5Dataset(Dataset):
         side: (H, W) in pixels.
         class_names: {name: names of the classes}, () for targets without classes.
         in_memory: whether images and other pixels are held in memory.
-        complete: the names of the targets that are fully known, to the last pixel.
+        complete: the names of the pixel targets that are fully known, to the last pixel.
         known: {name: bool (N,)}, on the CPU: whether any part of each sample's target is known.
         source_lines: the line of each sample in the lists of its source; None if not recorded.
 
@@ -90,7 +90,8 @@ class H5Dataset(Dataset):
         self.in_memory = self.length * height * width * pixels <= memory_limit
         self.source_lines = self.arrays["images"].source_lines()
         self.class_names = {name: self._names(name) for name in self.targets}
-        self.complete, self.known, self._kept = set(), {}, {}
+        self.complete, self.known = set(), {}
+        self._kept = {}  # {name: values}; None for pixels that are on disk or have no file
         for name in self.kinds:
             self._load(name)
         for name in self.targets.keys() - self.known.keys():
@@ -125,7 +126,10 @@ class H5Dataset(Dataset):
         return torch.cat(found)
 
     def _load_pixels(self, name, array, kind):
-        """All pixels as one tensor; None if they stay on disk, after a check."""
+        """All pixels as one tensor, or None if they stay on disk; checks all but uint8 images.
+
+        Of a target, this one pass also sets `known` and `complete`.
+        """
         if name == "images" and not self.in_memory and kind.accepts_all(array.dtype):
             return None
         kept, known, complete = None, [], True

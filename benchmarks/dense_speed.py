@@ -74,7 +74,7 @@ def measure(variant, folder, batch_size, steps, device):
     device = processes.device
     data = open_data(folder, script.module.TASKS)["train"]
     trainer = build(script, settings, options, data, processes)
-    trainer.step.train()
+    trainer.training_step.train()
     images, targets = data.to(device)[list(range(batch_size))]
     step = plain_step(trainer, images, targets)
     if variant != "plain":

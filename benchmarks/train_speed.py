@@ -74,12 +74,12 @@ def timed_step(trainer, data, step):
     images = images.contiguous(memory_format=torch.channels_last)
     counts = torch.stack([t.known(targets[n]).sum() for n, t in trainer.tasks.items()]).float()
     seconds = {"data": clock.lap()}
-    total, *_ = trainer.step(images, targets, counts)
+    total, *_ = trainer.training_step(images, targets, counts)
     seconds["forward"] = clock.lap()
     trainer.optimiser.zero_grad()
     total.backward()
     seconds["backward"] = clock.lap()
-    clip_grad_norm_(trainer.step.parameters(), trainer.settings.CLIP_NORM)
+    clip_grad_norm_(trainer.training_step.parameters(), trainer.settings.CLIP_NORM)
     seconds["clip"] = clock.lap()
     trainer.optimiser.step()
     seconds["optimiser"] = clock.lap()
@@ -94,7 +94,7 @@ def make_trainer(path, folder, processes, batch_size, *flags):
     script, settings, options = parse(path, [*paths, *flags])
     data = open_data(folder, script.module.TASKS)["train"]
     trainer = build(script, settings, options, data, processes)
-    trainer.step.train()  # it comes in eval mode, from the check of its outputs
+    trainer.training_step.train()  # it comes in eval mode, from the check of its outputs
     return trainer, data
 
 
@@ -116,7 +116,7 @@ def measure(path, side, options, processes):
         arguments = path, Path(folder), processes, options.batch_size
         trainers = {"as shipped": make_trainer(*arguments), "with AdamW": make_trainer(*arguments)}
         plain = trainers["with AdamW"][0]
-        plain.optimiser = torch.optim.AdamW(plain.step.parameters(), 1e-3, fused=True)
+        plain.optimiser = torch.optim.AdamW(plain.training_step.parameters(), 1e-3, fused=True)
         if options.compile:
             trainers["compiled"] = make_trainer(*arguments, "--compile")
         rows = {name: [] for name in trainers}

@@ -1,6 +1,5 @@
 """What a run prints, and the copy of its history for TensorBoard."""
 
-import math
 from pathlib import Path
 from statistics import median
 
@@ -119,10 +118,6 @@ class Report:
             shown.append(f"{name} {losses}, {metric}")
         return "; ".join(shown)
 
-    def table(self, history):
-        """Print the table of test metrics."""
-        self.say(test_table(history))
-
     def end(self, history, files):
         """Print the list of files; write test metrics and PNG files for TensorBoard."""
         places = [*files, self.writer.log_dir] if self.writer else files
@@ -161,12 +156,8 @@ def summary_writer():
 def test_table(history):
     """The test metrics of a finished history as lines of text, losses left out."""
     losses = {f"{task}_loss" for task in history["tasks"]}
-    rows = {name: value for name, value in history["test"].items() if name not in losses}
+    rows = {name: f"{v:.4f}" for name, v in history["test"].items() if name not in losses}
     width = max(map(len, rows))
     heading = f"test: {history['data']['test']} images, weights of epoch {history['best_epoch']}"
-    lines = (f"  {name:{width}}  {_number(value)}" for name, value in rows.items())
+    lines = (f"  {name:{width}}  {v.replace('nan', 'unknown')}" for name, v in rows.items())
     return "\n".join([heading, *lines])
-
-
-def _number(value):
-    return "unknown" if math.isnan(value) else f"{value:.4f}"

@@ -6,6 +6,7 @@ import functools
 import torch
 
 from engine.evaluation import predict, sample_scores, values
+from engine.report import test_table
 from engine.script import PICKLE
 from engine.training import TrainingStep
 from parts import files, provenance
@@ -123,7 +124,7 @@ def write_others(folder, tasks, history, network, data, report, table):
     The arguments are those of `write_numbers`, {split: H5Dataset}, the Report of the run, and what
     `evaluate` gives for the test split.
     """
-    report.table(history)
+    report.say(test_table(history))
     on_cpu = copy.deepcopy(network).cpu().eval()  # so that the files open without a GPU
     places = paths(folder, history["name"], tasks)
     steps = [

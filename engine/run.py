@@ -16,11 +16,10 @@ from engine.evaluation import evaluate, values
 from engine.processes import Processes
 from engine.report import Report
 from engine.script import check_script
-from engine.training import known_counts, means
+from engine.training import conflict, known_counts, means
 from engine.weights import describe_source, identity, same_source, take_weights, weights_file
 from parts import demo_data, files
 from parts.errors import UserError
-from parts.gradients import conflict
 from parts.sampling import epoch_batches
 from parts.signals import StopSignals
 
@@ -72,20 +71,27 @@ def execute(script, settings, options):
 
 
 class Run:
-    """A run: its history, its checkpoints, and its results."""
+    """A run: its history, its checkpoints, and its results.
+
+    Attributes:
+        done, rows, seconds: of the unfinished epoch: steps, their rows (`rows_of`), training time.
+        best: state dict of the best epoch so far; None before the first one.
+        saved: when the last checkpoint was written, by time.monotonic().
+        complete: whether all files are written.
+    """
 
     def __init__(self, script, settings, options, data, trainer, report, folder, signals):
         self.script, self.name, self.settings = script, script.name, settings
         self.data, self.trainer = data, trainer
         self.tasks, self.processes = script.module.TASKS, trainer.processes
         self.report, self.folder, self.signals = report, folder, signals
-        self.last, self.finished = setup.run_files(folder, self.name)
+        self.checkpoint_file, self.history_file = setup.run_files(folder, self.name)
         config = vars(settings) | {"demo": options.demo, "processes": self.processes.size}
         config |= {"diagnose": options.diagnose} if options.diagnose else {}
         self.about = results.describe_run(script, config, self.tasks, data, trainer)
         self.history = {"train": {}, "val": {}, "best_epoch": 0, "seconds": []}
         self.best, self.done, self.rows, self.seconds = None, 0, [], 0.0
-        self.complete = False  # whether all files are written
+        self.complete = False
 
     def start(self, options):
         """Load the checkpoint, or write the first one, so that a full disk shows before training.
@@ -94,7 +100,7 @@ class Run:
             UserError: the folder holds a run and neither --resume nor --overwrite is given, or the
                 checkpoint is damaged, of other settings or of other data.
         """
-        has_checkpoint = self.last.is_file()
+        has_checkpoint = self.checkpoint_file.is_file()
         (resumes,) = self.processes.max(options.resume and has_checkpoint)
         with self.processes.failing_together():
             setup.refuse_existing_run(self.folder, self.name, options, self.processes.is_first)
@@ -107,16 +113,17 @@ class Run:
                 self.report.say(take_weights(weights, *networks))
                 self.about["weights_from"] = source
             if options.resume and has_checkpoint:
-                self._load(files.load(self.last), source)
+                self._load(files.load(self.checkpoint_file), source)
             elif resumes:
                 raise UserError(
-                    f"--resume: expected {self.last} for every process, found it for some only"
+                    f"--resume: expected {self.checkpoint_file} for every process, found it for "
+                    "some only"
                 )
         if options.resume and not has_checkpoint:
-            self.report.warn(f"--resume: no checkpoint {self.last}; starting a new run")
+            self.report.warn(f"--resume: no checkpoint {self.checkpoint_file}; starting a new run")
         if self.processes.is_first:
             written = results.paths(self.folder, self.name, self.tasks)
-            files.remove_leftovers([self.last, *written])
+            files.remove_leftovers([self.checkpoint_file, *written])
             for path in written if not resumes else ():
                 path.unlink(missing_ok=True)
         self.saved = time.monotonic()
@@ -202,7 +209,7 @@ class Run:
         self.processes.broadcast(average.buffers())  # batch norm's are each process's own
         found = values(self.tasks, self._evaluate(average, "val"))
         self._keep_best(epoch, found)
-        self._record("val", found)
+        record(self.history["val"], found)
         self.history["seconds"].append(self.seconds + time.monotonic() - start)
         self.rows, self.done, self.seconds = [], 0, 0.0
         self.report.epoch(self.history, rate)
@@ -214,18 +221,16 @@ class Run:
             weights = {task: float(weight) for task, weight in weighting.weights().items()}
         known = known_counts(self.tasks, self.rows)
         for what, found in (("loss", losses), ("weight", weights), ("known", known)):
-            self._record("train", {f"{task}_{what}": value for task, value in found.items()})
+            record(self.history["train"], {f"{task}_{what}": v for task, v in found.items()})
         weighting.epoch_end(losses)
         if self.trainer.diagnose:
-            self._record("conflict", conflict(self.tasks, self.rows))
+            series = self.history.setdefault("conflict", {})
+            for kind, found in conflict(self.tasks, self.rows).items():
+                record(series.setdefault(kind, {}), found)
 
     def _evaluate(self, network, split):
         data, size = self.data[split], self.settings.BATCH_SIZE
         return evaluate(network, data, self.tasks, size, self.processes)
-
-    def _record(self, part, found):
-        for name, value in found.items():
-            self.history.setdefault(part, {}).setdefault(name, []).append(value)
 
     def _keep_best(self, epoch, found):
         """Keep the averaged weights if the validation values {name: value} are the best so far.
@@ -258,22 +263,23 @@ class Run:
             if self.processes.is_first:
                 state = {"about": self.about, "settings": self._settings()}
                 progress = {name: getattr(self, name) for name in PROGRESS}
-                files.save(state | progress | self.trainer.state_dict(), self.last)
+                files.save(state | progress | self.trainer.state_dict(), self.checkpoint_file)
         self.saved = time.monotonic()
 
     def _load(self, state, source):
         """Load a checkpoint's state; `source` of --weights, if given, must be the recorded one."""
         if not isinstance(state, dict) or "settings" not in state:
-            raise UserError(f"{self.last}: expected a checkpoint, found another file")
+            raise UserError(f"{self.checkpoint_file}: expected a checkpoint, found another file")
+        made = f"--resume: {self.checkpoint_file} was made with"
         found, settings = state["settings"], self._settings()
         names = [n for n in settings | found if found.get(n) != settings.get(n)]
         if names:
             differences = (f"{n} = {found.get(n)}, not {settings.get(n)}" for n in names)
-            raise UserError(f"--resume: {self.last} was made with {'; '.join(differences)}")
+            raise UserError(f"{made} {'; '.join(differences)}")
         try:
             self.trainer.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"--resume: {self.last} was made with another network") from error
+            raise UserError(f"{made} another network") from error
         for name in PROGRESS:
             setattr(self, name, state.get(name, False))
         started = self.about["weights_from"] = state["about"]["weights_from"]
@@ -290,7 +296,7 @@ class Run:
 
     def _is_finished(self):
         """Whether all files of this run are written."""
-        return self.processes.max(self.complete and self.finished.is_file())[0]
+        return self.processes.max(self.complete and self.history_file.is_file())[0]
 
     def _finish(self):
         """Test the best epoch and write everything: the numbers, then the other files.
@@ -308,7 +314,7 @@ class Run:
                         self.about, self.trainer, table, self.data, self.report
                     )
                     results.write_numbers(*run, self.history | tested, network)
-                saved = files.load(self.finished)
+                saved = files.load(self.history_file)
                 results.write_others(*run, saved, network, self.data, self.report, table)
         self.complete = True
         self._checkpoint()
@@ -316,6 +322,12 @@ class Run:
     def _has_numbers(self):
         """Whether the history file, the last of the numbers, exists and is of this run."""
         with contextlib.suppress(UserError):
-            if self.finished.is_file():
-                return files.load(self.finished)["seconds"] == self.history["seconds"]
+            if self.history_file.is_file():
+                return files.load(self.history_file)["seconds"] == self.history["seconds"]
         return False
+
+
+def record(series, found):
+    """Append the values of an epoch {name: value} to {name: values of the epochs before}."""
+    for name, value in found.items():
+        series.setdefault(name, []).append(value)

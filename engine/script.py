@@ -1,7 +1,6 @@
 """One experiment: a script, executed under given constants, and what it must define."""
 
 import copy
-import difflib
 import functools
 import itertools
 import linecache
@@ -17,7 +16,7 @@ from typing import NamedTuple
 from engine.settings import check, constants, is_setting, parser_of
 from parts.commandline import flag
 from parts.errors import UserError
-from parts.execution import OverridingNamespace, statements
+from parts.execution import execute
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = {  # by the engine itself
@@ -81,23 +80,11 @@ def load(place, **given):
     sys.modules[name] = module  # dataclasses and torch.compile look there
     linecache.checkcache(str(path))
     kept = {n: copy.deepcopy(v) if is_setting(v) else v for n, v in given.items()}
-    names = OverridingNamespace(vars(module), kept)
     executing.append(path)
     try:
-        for code in statements(path):
-            exec(code, vars(module), names)
+        execute(path, module, kept)
     finally:
         executing.pop()
-    for constant, value in names.given.items():
-        if not hasattr(module, constant):
-            near = difflib.get_close_matches(constant, constants(module), n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(f"{path.name}: expected a constant {constant}, found none{hint}")
-        if getattr(module, constant) is not value or repr(value) != repr(given[constant]):
-            raise UserError(
-                f"{flag(constant)}: expected {path.name} not to change {constant} after defining "
-                "it, found that it does; use another name for the changed value"
-            )
     others = {name: value for name, value in given.items() if not is_setting(value)}
     origins[name] = place_of(path), constants(module) | others
     return module
@@ -172,7 +159,8 @@ def parse(file, argv):
         )
     if getattr(options, "weights", None) == "":  # such as an unset variable of the shell
         raise UserError("--weights: expected a file, found an empty path")
-    chosen = {n: as_type_of(v, vars(options)[n]) for n, v in defaults.items() if n in vars(options)}
+    chosen = {name: vars(options)[name] for name in defaults if name in vars(options)}
+    chosen |= {n: tuple(v) for n, v in chosen.items() if isinstance(defaults[n], tuple)}
     if options.demo and "DEMO_EPOCHS" in defaults:  # an easier task
         chosen = {"EPOCHS": chosen.get("DEMO_EPOCHS", defaults["DEMO_EPOCHS"])} | chosen
     check(chosen)
@@ -190,11 +178,6 @@ def parse(file, argv):
     check(values)
     options.weights = values.get("WEIGHTS") or getattr(options, "weights", None)
     return Script(path, module), SimpleNamespace(**values), options
-
-
-def as_type_of(default, value):
-    """The value of a flag, as a tuple if the constant is one."""
-    return tuple(value) if isinstance(default, tuple) else value
 
 
 def check_script(script, settings):

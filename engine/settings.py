@@ -22,6 +22,7 @@ SCALARS = (bool, int, float, str)
 
 WHOLE = (lambda value: isinstance(value, int) and value >= 1, "a whole number above 0")
 POSITIVE = (lambda value: 0 < value < math.inf, "a number above 0")
+PATH = (lambda value: value.strip() != "", "a path")
 RULES = {  # (test, expected) for the constants that the engine itself uses
     **dict.fromkeys(("EPOCHS", "DEMO_EPOCHS", "BATCH_SIZE"), WHOLE),
     **dict.fromkeys(("LEARNING_RATE", "CLIP_NORM"), POSITIVE),
@@ -33,10 +34,7 @@ RULES = {  # (test, expected) for the constants that the engine itself uses
         "numbers above 0, at most 1",
     ),
     "WEIGHTS": (lambda value: value is None or isinstance(value, str), "a file or None"),
-    **dict.fromkeys(
-        ("H5_SAVE_PATH", "FILE_SAVE_PATH"),
-        (lambda value: value.strip() != "", "a path"),
-    ),
+    **dict.fromkeys(("H5_SAVE_PATH", "FILE_SAVE_PATH"), PATH),
 }
 
 

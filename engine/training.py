@@ -1,5 +1,6 @@
 """The training step, and the Trainer with network, optimiser and weight average."""
 
+import itertools
 import math
 
 import torch
@@ -29,7 +30,7 @@ class TrainingStep(nn.Module):
     Args:
         network: with `encoder` and `decode(features)` if gradients are measured.
         tasks: {name: Task}.
-        weighting: a loss weighting of MTL_Utils.py; asks for gradients by `needs_gradients`.
+        weighting: of parts/weightings.py or, with `needs_gradients`, parts/gradients.py.
         processes: among which the inner products are summed; None for this one alone.
     """
 
@@ -93,7 +94,7 @@ class Trainer:
     Args:
         network: on its device.
         tasks: {name: Task}.
-        weighting: a loss weighting of MTL_Utils.py.
+        weighting: as for TrainingStep.
         augment: (images, targets, generator, side) -> (images, targets).
         settings: of the run.
         total_steps: of all epochs together.
@@ -108,8 +109,8 @@ class Trainer:
     ):
         self.network, self.tasks, self.augment = network, tasks, augment
         self.settings, self.processes, self.diagnose = settings, processes, diagnose
-        self.step = TrainingStep(network, tasks, weighting, processes).to(processes.device)
-        self.weighting = self.step.weighting
+        self.training_step = TrainingStep(network, tasks, weighting, processes).to(processes.device)
+        self.weighting = self.training_step.weighting
         parameters = parameters_by_rate(network, self.weighting)
         self.optimiser = Optimiser(
             parameters, settings.LEARNING_RATE, settings.WEIGHT_DECAY, total_steps
@@ -135,13 +136,14 @@ class Trainer:
         A step that measures gradients runs the decoder several times; then only the encoder is
         compiled.
         """
-        part = self.network.encoder if self.diagnose or self.step.needs_gradients else self.step
+        measures = self.diagnose or self.training_step.needs_gradients
+        part = self.network.encoder if measures else self.training_step
         part.compile(dynamic=False)
 
     def distribute(self):
         """Divide every step among the processes, if there are several."""
         if self.processes.size > 1:
-            self.step = DistributedDataParallel(self.step)
+            self.training_step = DistributedDataParallel(self.training_step)
 
     def learn(self, images, targets, generator, side=None, measure=False):
         """Augment a batch and train on it, without making a GPU wait.
@@ -153,25 +155,25 @@ class Trainer:
             measure: whether to measure the inner products of the tasks' gradients.
 
         Returns:
-            (2 T + 1,) fp64: for each task the sum of its losses over the known samples of all
-            processes, for each task their number, and the norm of the gradient. With `measure`,
-            T x T inner products follow.
+            {"loss": (T,) sums over the known samples of all processes, "known": (T,) their number,
+            "norm": () of the gradient}; with `measure` also "products": (T, T).
         """
         images, targets = self.augment(images, targets, generator, side)
         counts = torch.stack([task.known(targets[n]).sum() for n, task in self.tasks.items()])
         counts = self.processes.sum(counts.float())  # (T,)
         images = images.contiguous(memory_format=torch.channels_last)
-        total, sums, matrix = self.step(images, targets, counts / self.processes.size, measure)
+        share = counts / self.processes.size
+        total, sums, matrix = self.training_step(images, targets, share, measure)
         self.optimiser.zero_grad()
         total.backward()
-        norm = clip_grad_norm_(self.step.parameters(), self.settings.CLIP_NORM)
-        row = torch.cat([sums, counts, norm[None]]).double()
+        norm = clip_grad_norm_(self.training_step.parameters(), self.settings.CLIP_NORM)
         self.optimiser.step()
         self.average.update_parameters(self.network)
-        return torch.cat([row, matrix.flatten().double()]) if measure else row
+        row = {"loss": sums, "known": counts, "norm": norm}
+        return row | {"products": matrix} if measure else row
 
     def epoch(self, dataset, batches, epoch, done, report, pause):
-        """Train on `batches[done:]` of an epoch, and yield the rows of its steps, as of `learn`.
+        """Train on `batches[done:]` of an epoch, and yield its steps as rows of `rows_of`.
 
         The rows come in groups, one for each check. Whatever ends the epoch early, every step has
         been checked, so the state of the Trainer may be saved.
@@ -190,7 +192,7 @@ class Trainer:
             settings.SIDES, epoch, settings.EPOCHS, dataset.side, self.network.stride
         )
         mine = [batch[world.rank :: world.size] for batch in batches[done:]]
-        self.step.train()
+        self.training_step.train()
         with report.bar(epoch, batches, done) as bar:
             for images, targets in loader(dataset, mine, world.device):
                 if hasattr(self.weighting, "batch_start"):  # alike, but no process's
@@ -202,7 +204,7 @@ class Trainer:
                 bar.update(len(batches[0]))
                 paused = pause()
                 if paused or done % CHECK_EVERY == 0 or done == len(batches):
-                    rows = _lists(recent)
+                    rows = rows_of(self.tasks, recent)
                     first, recent = done - len(rows), []
                     self._refuse_non_finite(rows, epoch, first, batches[first:done])
                     report.show(bar, epoch, means(self.tasks, rows[-1:]))
@@ -212,11 +214,9 @@ class Trainer:
 
     def _refuse_non_finite(self, rows, epoch, first, batches):
         """UserError for the first of some steps whose losses or gradient are not finite."""
-        count = len(self.tasks)
         for step, (row, batch) in enumerate(zip(rows, batches, strict=True), first + 1):
-            pairs = zip(self.tasks, row[:count], strict=True)
-            bad = [task for task, loss in pairs if not math.isfinite(loss)]
-            if bad or not math.isfinite(row[2 * count]):
+            bad = [task for task, loss in row["loss"].items() if not math.isfinite(loss)]
+            if bad or not math.isfinite(row["norm"]):
                 what = f"the loss of {', '.join(bad)}" if bad else "the gradient"
                 message = (
                     f"{what} is not finite in epoch {epoch}, step {step}, samples {batch}; the "
@@ -242,22 +242,49 @@ def parameters_by_rate(network, weighting):
     return found
 
 
-def _lists(rows):
-    """Row tensors as lists, by one transfer from the device."""
-    lengths = [len(row) for row in rows]
-    numbers = iter(torch.cat(rows).tolist())
-    return [[next(numbers) for _ in range(length)] for length in lengths]
+def rows_of(tasks, steps):
+    """What `Trainer.learn` returned for some steps, in numbers, by one transfer from the device.
+
+    Returns:
+        For each step {"loss": {task: sum}, "known": {task: number}, "norm": number} and, if it
+        measured them, "products": {(task, other): number, for a task with itself too}.
+    """
+    keys = {"loss": tasks, "known": tasks, "products": [*itertools.product(tasks, repeat=2)]}
+    numbers = iter(torch.cat([t.flatten() for step in steps for t in step.values()]).tolist())
+
+    def named(name):
+        return {key: next(numbers) for key in keys[name]} if name in keys else next(numbers)
+
+    return [{name: named(name) for name in step} for step in steps]
 
 
 def means(tasks, rows):
     """{task: mean loss over the known samples} of the rows of some steps; NaN where none is."""
-    count = len(tasks)
-    sums = torch.tensor([row[: 2 * count] for row in rows], dtype=torch.float64).sum(0)
-    return dict(zip(tasks, (sums[:count] / sums[count : 2 * count]).tolist(), strict=True))
+    sums = {task: sum(row["loss"][task] for row in rows) for task in tasks}
+    return {t: sums[t] / n if n else math.nan for t, n in known_counts(tasks, rows).items()}
 
 
 def known_counts(tasks, rows):
     """{task: number of known targets} in the rows of some steps."""
-    count = len(tasks)
-    sums = torch.tensor([row[count : 2 * count] for row in rows], dtype=torch.float64).sum(0)
-    return dict(zip(tasks, map(int, sums.tolist()), strict=True))
+    return {task: int(sum(row["known"][task] for row in rows)) for task in tasks}
+
+
+def conflict(tasks, rows):
+    """Means over those of some steps that measured the gradients at the shared features.
+
+    Returns:
+        {"cosine": {(task, other): of the angle between their gradients}, "norm": {task: length of
+        its gradient}}; NaN where a task had no known target.
+    """
+    measured = [row["products"] for row in rows if "products" in row]
+    series = {  # {pair of tasks: (measurements,)}
+        pair: torch.tensor([products[pair] for products in measured], dtype=torch.float64)
+        for pair in itertools.combinations_with_replacement(tasks, 2)
+    }
+    norms = {task: series[task, task].sqrt() for task in tasks}
+    norms = {task: torch.where(norm > 0, norm, torch.nan) for task, norm in norms.items()}
+    cosines = {(a, b): s / norms[a] / norms[b] for (a, b), s in series.items() if a != b}
+    return {
+        "cosine": {pair: cosine.nanmean().item() for pair, cosine in cosines.items()},
+        "norm": {task: norm.nanmean().item() for task, norm in norms.items()},
+    }

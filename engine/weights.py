@@ -9,7 +9,7 @@ from torch import nn
 from engine.script import ROOT, pickle_from
 from parts.commandline import count_by_part
 from parts.errors import UserError
-from parts.files import load
+from parts.files import load, load_safetensors
 
 
 def weights_file(place):
@@ -76,7 +76,7 @@ def weights_in(path):
         UserError: the file is damaged or holds no weights.
     """
     if path.suffix == ".safetensors":
-        found = _safetensors(path)
+        found = load_safetensors(path)
     elif path.name.endswith("_model.pt"):
         try:
             module = pickle_from(path.parent)
@@ -98,18 +98,3 @@ def weights_in(path):
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise UserError(f"{path}: expected weights, found something else")
     return found
-
-
-def _safetensors(path):
-    """{name: tensor} of a .safetensors file; UserError if the package is missing."""
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise UserError(
-            f"{path}: expected a .pt file, found one of the package safetensors; pip install "
-            "safetensors to read it"
-        ) from error
-    try:
-        return load_file(path)
-    except Exception as error:  # the package has its own class, raised from Rust
-        raise UserError(f"{path}: expected weights, found a damaged file ({error})") from error

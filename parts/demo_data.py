@@ -56,6 +56,21 @@ def make_demo(folder, side=128, counts=(640, 96, 96), seed=0, style="demo", bree
         raise DataError(f"{folder}: expected no split there yet, found {', '.join(found)}")
     if style not in STYLES:
         raise ValueError(f"style: expected one of {', '.join(STYLES)}, found {style!r}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:  # a kill leaves no half split
+            draw_splits(Path(unfinished), side, counts, seed, style, breeds)
+            for split in SPLITS:
+                (Path(unfinished) / split).rename(folder / split)
+    except BrokenExecutor as error:
+        raise DataError(f"{folder}: a process that drew pets has died ({error})") from error
+    finally:
+        if is_new and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def draw_splits(folder, side, counts, seed, style, breeds):
+    """Draw the splits into a folder, with a bar on a terminal; the arguments of `make_demo`."""
     provenance = {"source": "tools/make_demo.py", "side": side, "seed": seed, "style": style}
     tasks = [
         (seed, number, start, min(start + CHUNK, count), side, style)
@@ -66,22 +81,12 @@ def make_demo(folder, side=128, counts=(640, 96, 96), seed=0, style="demo", bree
     chunks = draw_chunks(tasks, min(count_cores(), len(tasks)) if is_large else 1)
     look = {"desc": "drawing", "unit": "pet", "delay": 1, "leave": False}
     bar = tqdm(total=sum(counts), file=STDERR, disable=None, **look)  # None: without a terminal
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished, closing(chunks), bar:
-            for split, count in zip(SPLITS, counts, strict=True):  # a kill leaves no half split
-                arrays = collect(chunks, count, side, bar)
-                if not breeds:
-                    del arrays["breeds"]
-                target = Path(unfinished) / split
-                write_split(target, arrays, provenance, CLASS_NAMES)
-            for split in SPLITS:
-                (Path(unfinished) / split).rename(folder / split)
-    except BrokenExecutor as error:
-        raise DataError(f"{folder}: a process that drew pets has died ({error})") from error
-    finally:
-        if is_new and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
+    with closing(chunks), bar:
+        for split, count in zip(SPLITS, counts, strict=True):
+            arrays = collect(chunks, count, side, bar)
+            if not breeds:
+                del arrays["breeds"]
+            write_split(folder / split, arrays, provenance, CLASS_NAMES)
 
 
 def collect(chunks, count, side, bar):

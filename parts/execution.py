@@ -3,8 +3,38 @@
 import __future__
 
 import ast
+import difflib
 import functools
 from collections import UserDict
+
+from parts.commandline import flag
+from parts.errors import UserError
+
+
+def execute(path, module, given):
+    """Execute a file in a module, with given names bound to their values from their definition on.
+
+    Args:
+        given: {NAME: value}.
+
+    Raises:
+        UserError: the file does not define a given name, or changes its value afterwards.
+    """
+    before = {name: repr(value) for name, value in given.items()}
+    names = OverridingNamespace(vars(module), given)
+    for code in statements(path):
+        exec(code, vars(module), names)
+    for name, value in given.items():
+        if not hasattr(module, name):
+            constants = filter(str.isupper, assigned(path.read_bytes()))
+            near = difflib.get_close_matches(name, constants, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"{path.name}: expected a constant {name}, found none{hint}")
+        if getattr(module, name) is not value or repr(value) != before[name]:
+            raise UserError(
+                f"{flag(name)}: expected {path.name} not to change {name} after defining it, found "
+                "that it does; use another name for the changed value"
+            )
 
 
 def statements(path):

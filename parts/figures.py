@@ -68,15 +68,15 @@ def save_conflict_picture(path, conflict):
     """Cosines and norms of the tasks' gradients at the shared features, by epoch and smoothed.
 
     Args:
-        conflict: {"cosine TASK OTHER" or "norm TASK": value of every epoch}.
+        conflict: {"cosine": {(task, other): values}, "norm": {task: values}}, a value per epoch.
     """
+    cosines = {" and ".join(pair): values for pair, values in conflict["cosine"].items()}
+    panels = {"cosine": cosines, "norm": conflict["norm"]}
     with plain_style():
         figure = Figure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
-        for axis, kind in zip(figure.subplots(1, 2), ("cosine", "norm"), strict=True):
-            series = {n: values for n, values in conflict.items() if n.startswith(f"{kind} ")}
-            for (name, values), dashes in zip(series.items(), cycle(("-", "--", "-.", ":"))):
+        for axis, (kind, series) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+            for (label, values), dashes in zip(series.items(), cycle(("-", "--", "-.", ":"))):
                 epochs = range(1, len(values) + 1)
-                label = " and ".join(name.split()[1:])
                 (line,) = axis.plot(epochs, smoothed(values), dashes, label=label)
                 axis.plot(epochs, values, color=line.get_color(), alpha=0.2)
             axis.set(xlabel="epoch", title=f"{kind} of the tasks' gradients")

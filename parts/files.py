@@ -61,6 +61,21 @@ def load(path):
         ) from error
 
 
+def load_safetensors(path):
+    """{name: tensor} of a .safetensors file; UserError if the package is missing."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(
+            f"{path}: expected a .pt file, found one of the package safetensors; pip install "
+            "safetensors to read it"
+        ) from error
+    try:
+        return load_file(path)
+    except Exception as error:  # the package has its own class, raised from Rust
+        raise UserError(f"{path}: expected weights, found a damaged file ({error})") from error
+
+
 def output_folder(path, flag="--file-save-path"):
     """The folder as a Path, created if necessary and writable; ~ is the home folder.
 

@@ -177,22 +177,3 @@ def _first_least(values):
     """(N, ...) -> (...): the first index of the least value, up to rounding."""
     least = values.amin(0)
     return (values <= least + 1e-9 * least.abs() + 1e-15).int().argmax(0)
-
-
-def conflict(tasks, rows):
-    """Means over the gradient measurements in the rows of an epoch.
-
-    Returns:
-        {"norm TASK": length of a task's gradient at the shared features,
-        "cosine TASK OTHER": cosine of the angle between two}; NaN where a task had no known target.
-    """
-    count = len(tasks)
-    measured = [row[2 * count + 1 :] for row in rows if len(row) > 2 * count + 1]
-    matrix = torch.tensor(measured, dtype=torch.float64).view(-1, count, count)
-    norms = matrix.diagonal(dim1=1, dim2=2).sqrt()  # (measurements, T)
-    norms = torch.where(norms > 0, norms, torch.nan)
-    cosines = matrix / norms[:, :, None] / norms[:, None]
-    found = {f"norm {task}": norms[:, i] for i, task in enumerate(tasks)}
-    for (i, task), (j, other) in itertools.combinations(enumerate(tasks), 2):
-        found[f"cosine {task} {other}"] = cosines[:, i, j]
-    return {name: series.nanmean().item() for name, series in found.items()}

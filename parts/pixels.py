@@ -232,7 +232,8 @@ class PixelValues(PixelTarget):
 
     def draw(self, image, value, names):
         """Grey from the smallest to the largest known value; three channels as RGB."""
-        value = resized(value.nan_to_num(torch.nan).float(), image.shape[1:])
+        value = value.nan_to_num(torch.nan)  # makes infinities finite, keeps NaN
+        value = resized(value.float(), image.shape[1:])
         unknown = value.isnan().any(0)
         low, high = value[:, ~unknown].aminmax() if not unknown.all() else (0.0, 1.0)
         shown = (255 * (value - low) / max(float(high - low), 1e-9)).nan_to_num(0)

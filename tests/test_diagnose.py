@@ -10,9 +10,9 @@ from running import history, load, run, same, stopped
 from torch import nn
 
 from engine.processes import Processes
-from engine.training import TrainingStep
+from engine.training import TrainingStep, conflict, known_counts, means, rows_of
 from MTL_Utils import BBOX, BIN, FixedWeights
-from parts.gradients import GradientWeights, conflict, upgrad
+from parts.gradients import GradientWeights, upgrad
 
 TASKS = {"bbox": BBOX, "bin": BIN}
 EXAMPLE = "examples/weighting"
@@ -62,10 +62,29 @@ def test_a_task_without_a_known_target_has_no_gradient_and_no_vote():
 
 def test_the_means_of_an_epoch_by_hand():
     """Two looks at two tasks; in the second the other task knows nothing."""
-    rows = [[0.0] * 5 + [4.0, 3.0, 3.0, 9.0], [0.0] * 5, [0.0] * 5 + [16.0, 0.0, 0.0, 0.0]]
-    found = conflict(TASKS, rows)
-    assert found == pytest.approx({"norm bbox": 3.0, "norm bin": 3.0, "cosine bbox bin": 0.5})
-    assert math.isnan(conflict(TASKS, [[0.0] * 5])["norm bin"])
+    matrices = [[4.0, 3.0], [3.0, 9.0]], [[16.0, 0.0], [0.0, 0.0]]
+    first, last = ({"products": torch.tensor(matrix)} for matrix in matrices)
+    found = conflict(TASKS, rows_of(TASKS, [first, {"norm": torch.tensor(1.0)}, last]))
+    assert found["cosine"] == pytest.approx({("bbox", "bin"): 0.5})
+    assert found["norm"] == pytest.approx({"bbox": 3.0, "bin": 3.0})
+    assert math.isnan(conflict(TASKS, [{"norm": 1.0}])["norm"]["bin"])
+
+
+def test_steps_become_rows_with_names(monkeypatch):
+    step = {"loss": torch.tensor([6.0, 1.0]), "known": torch.tensor([3.0, 0.0])}
+    step["norm"] = torch.tensor(0.5)
+    products = {"products": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()}
+    transfers, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: transfers.append(t) or tolist(t))
+    rows = rows_of(TASKS, [step, step | products])
+    assert len(transfers) == 1
+    plain = {"loss": {"bbox": 6.0, "bin": 1.0}, "known": {"bbox": 3.0, "bin": 0.0}, "norm": 0.5}
+    names = ("bbox", "bbox"), ("bbox", "bin"), ("bin", "bbox"), ("bin", "bin")
+    named = dict(zip(names, (1.0, 2.0, 3.0, 4.0), strict=True))
+    assert rows == [plain, plain | {"products": named}]
+    assert known_counts(TASKS, rows) == {"bbox": 6, "bin": 0}
+    found = means(TASKS, rows)
+    assert found["bbox"] == 2.0 and math.isnan(found["bin"])
 
 
 def test_a_diagnosed_run_learns_the_same(finished, shared_data, tmp_path):
@@ -74,9 +93,9 @@ def test_a_diagnosed_run_learns_the_same(finished, shared_data, tmp_path):
         run(script, shared_data, out, "--diagnose", "2")
         found, plain = history(out, name), history(finished[script], name)
         seen = found.pop("conflict")
-        assert {len(series) for series in seen.values()} == {3}
-        assert all(-1 <= value <= 1 for value in seen["cosine seg bin"])
-        assert all(value > 0 for value in seen["norm bbox"])
+        assert {len(series) for kind in seen.values() for series in kind.values()} == {3}
+        assert all(-1 <= value <= 1 for value in seen["cosine"]["seg", "bin"])
+        assert all(value > 0 for value in seen["norm"]["bbox"])
         for part in ("train", "val", "test", "best_epoch"):
             assert same(found[part], plain[part])
         assert matplotlib.image.imread(out / f"{name}_conflict.png").std() > 0.05
@@ -84,11 +103,14 @@ def test_a_diagnosed_run_learns_the_same(finished, shared_data, tmp_path):
 
 
 def test_a_run_under_gradient_weights_resumes_bit_for_bit(shared_data, tmp_path, without_pictures):
-    run(EXAMPLE, shared_data, tmp_path / "whole", "--method", "upgrad")
+    flags = ("--method", "upgrad", "--diagnose", "2")
+    run(EXAMPLE, shared_data, tmp_path / "whole", *flags)
     weights = history(tmp_path / "whole", "weighting")["train"]
     assert weights["seg_weight"] != [1.0] * 3  # they have moved
-    stopped(EXAMPLE, shared_data, tmp_path / "out", "--method", "upgrad")
-    run(EXAMPLE, shared_data, tmp_path / "out", "--method", "upgrad", "--resume")
+    stopped(EXAMPLE, shared_data, tmp_path / "out", *flags)
+    rows = load(tmp_path / "out" / "weighting_last.pt")["rows"]
+    assert ["products" in row for row in rows] == [True, False]
+    run(EXAMPLE, shared_data, tmp_path / "out", *flags, "--resume")
     pair = (load(tmp_path / name / "weighting_last.pt") for name in ("whole", "out"))
     assert same(*(state | {"about": None} for state in pair))
 

@@ -138,11 +138,12 @@ def test_the_starting_weights_are_epoch_0_of_the_curves(figures):
 
 
 def test_agreement_and_length_of_gradients_have_a_panel_each(figures):
-    found = {"norm a": [2.0, 1.0], "norm b": [0.1, 0.2], "cosine a b": [0.5, -0.5]}
+    found = {"cosine": {("sea floor", "b"): [0.5, -0.5]}}
+    found["norm"] = {"sea floor": [2.0, 1.0], "b": [0.1, 0.2]}
     parts.figures.save_conflict_picture("x.png", found)
     left, right = figures[0].axes
-    assert curves(left)["a and b"] == [[1, 0.5], [2, -0.5]]
-    assert curves(right)["a"] == [[1, 2.0], [2, 1.0]] and right.get_yscale() == "log"
+    assert curves(left)["sea floor and b"] == [[1, 0.5], [2, -0.5]]
+    assert curves(right)["sea floor"] == [[1, 2.0], [2, 1.0]] and right.get_yscale() == "log"
     assert parts.figures.smoothed([1.0] * 20) == [1.0] * 20  # of 20 values, the mean of three
     found = parts.figures.smoothed([0.0, 3.0, 0.0, math.nan, math.nan, math.nan, *[9.0] * 14])
     assert found[:4] == [1.5, 1.0, 1.5, 0.0] and math.isnan(found[4]) and found[5:] == [9.0] * 15
