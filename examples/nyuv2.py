@@ -16,7 +16,7 @@ from torch import nn
 
 import engine
 from dataload import write_split
-from MTL_Utils import UNKNOWN, Task, pixel_class_loss
+from MTL_Utils import UNKNOWN, Task, pixel_class_loss, value_loss
 from parts.augment import Augment
 from parts.drawn_rooms import CLASS_NAMES, scenes
 from parts.errors import SettingError
@@ -85,16 +85,6 @@ def pairs(numerator, denominator):
 
 
 # ---- depth ----
-
-
-def depth_loss(depth, target):
-    """L1, the mean over the known pixels of a sample.
-
-    Shape: depth (B, 1, H, W) in metres, target the same, NaN unknown -> (B,).
-    """
-    known = ~target.isnan()
-    each = (depth.float() - torch.where(known, target, 0.0)).abs() * known
-    return each.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
 
 
 def depth_metrics(depth, target):
@@ -199,7 +189,7 @@ everything = {
     ),
     "depth": Task(
         target=PixelValues("depth", move=move_depth),
-        loss=depth_loss,
+        loss=value_loss,
         metrics=depth_metrics,
         primary="absolute_error",
         higher_is_better=False,
