@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from nyuv2_source import write_distributed
 from running import ROOT, Pair, history, is_like, run, stopped
 from test_nyuv2 import TARGETS, ratios
 
@@ -16,7 +17,7 @@ from engine.processes import Processes
 from engine.script import parse
 from engine.setup import build, open_data
 from examples import nyuv2
-from parts.drawn_rooms import CLASS_NAMES, scenes, write_distributed
+from parts.drawn_rooms import CLASS_NAMES, scenes
 from parts.methods import WEIGHTINGS
 from tools import prepare_nyuv2
 
