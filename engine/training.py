@@ -162,7 +162,7 @@ class Trainer:
         counts = self.processes.sum(counts.float())  # (T,)
         images = images.contiguous(memory_format=torch.channels_last)
         total, sums, matrix = self.step(images, targets, counts / self.processes.size, measure)
-        self.optimiser.zero_grad()
+        self.step.zero_grad()
         total.backward()
         norm = clip_grad_norm_(self.step.parameters(), self.settings.CLIP_NORM)
         row = torch.cat([sums, counts, norm[None]]).double()
