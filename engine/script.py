@@ -6,6 +6,7 @@ import functools
 import itertools
 import linecache
 import math
+import os
 import pickle
 import re
 import sys
@@ -132,7 +133,7 @@ def find(place, *folders):
     Raises:
         UserError: there is no such file; names the paths that were tried.
     """
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     dotted = Path(f"{str(place).replace('.', '/')}.py")  # of "MTL_main" or "examples.breed"
     names = [path] if path.suffix == ".py" else [path, dotted]
     bases = [ROOT] if folders else [Path(), ROOT]
