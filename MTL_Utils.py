@@ -24,6 +24,7 @@ from statistics import fmean
 
 import torch
 import torch.nn.functional as F
+from torchvision.ops import box_iou
 
 from parts.targets import PETS, UNKNOWN, Target
 from parts.weightings import (  # noqa: F401  offered here, beside the losses
@@ -204,8 +205,6 @@ def bbox_metrics(boxes, target):
 
     Shape: boxes and target (B, 4) xyxy in [0, 1] -> {name: (B, 2)}.
     """
-    from torchvision.ops import box_iou  # takes seconds to import
-
     valid = ~target.isnan().any(1)
     iou = box_iou(boxes.float(), torch.nan_to_num(target.float())).diagonal()  # (B,)
     return {

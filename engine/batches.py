@@ -14,7 +14,7 @@ WORKERS = 2  # processes that read from disk
 
 def train_known(tasks, train):
     """Two bool (N,): whether a sample's target of the first task, and of any task, is known."""
-    known = [train.known.get(name, torch.ones(len(train), dtype=torch.bool)) for name in tasks]
+    known = [train.known[name] for name in tasks]
     return known[0], torch.stack(known).any(0)
 
 

@@ -138,7 +138,7 @@ class Run:
             f"{self.processes.size} process(es), {self.settings.EPOCHS} epochs"
         )
         known = self.data["train"].known
-        self.report.explain({n: int(known[n].sum()) for n in self.tasks if n in known})
+        self.report.explain({name: int(known[name].sum()) for name in self.tasks})
 
     def train_and_test(self):
         """Train to the last epoch, test once, and write the artefacts.

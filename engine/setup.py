@@ -41,13 +41,27 @@ def data_folder(path, draw=None):
 def open_data(folder, tasks):
     """{split: H5Dataset} of a folder; UserError if the splits do not fit together, or one of them
     has no known target of the first task."""
-    try:
-        targets = with_sources({name: task.target for name, task in tasks.items()})
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    targets = targets_of(tasks)
     data = {split: H5Dataset(split, folder, targets) for split in SPLITS}
     check_splits(data, [next(iter(tasks))])
     return data
+
+
+def targets_of(tasks):
+    """{name: target} of tasks, with the sources of derived targets; UserError if two disagree."""
+    try:
+        return with_sources({name: task.target for name, task in tasks.items()})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@contextlib.contextmanager
+def flags_blamed():
+    """A block in which a SettingError, which a flag can correct, becomes a UserError."""
+    try:
+        yield
+    except SettingError as error:
+        raise UserError(f"--{error}") from error
 
 
 def run_files(folder, name):
@@ -86,11 +100,9 @@ def build(script, settings, options, train, processes):
             f"{settings.BATCH_SIZE}{cut}"
         )
     seeded(settings.SEED)
-    try:
+    with flags_blamed():
         network, weighting = script.module.Network(), script.module.weighting()
         augment = script.module.augmentation()
-    except SettingError as error:  # one that a flag can correct
-        raise UserError(f"--{error}") from error
     augment.complete = train.complete
     network = network.to(device, memory_format=torch.channels_last)
     image, targets = train[0]
@@ -112,10 +124,8 @@ def build(script, settings, options, train, processes):
 def apply_start(module, trainer):
     """Run the script's `start(network)`, if it has one, on a new run's network; UserError."""
     if hasattr(module, "start"):
-        try:
+        with flags_blamed():
             module.start(trainer.network)
-        except SettingError as error:
-            raise UserError(f"--{error}") from error
         trainer.average.module.load_state_dict(trainer.network.state_dict())
 
 
@@ -130,14 +140,20 @@ def check_interface(network, weighting, diagnose):
         )
 
 
-def check_side(network, full, settings, images):
-    """UserError for a network without stride, or sides that it or its batch norm cannot take."""
+def stride_of(network):
+    """The number of which image sides must be multiples; UserError if the network has none."""
     stride = getattr(network, "stride", None)
     if not isinstance(stride, int):
         raise UserError(
             "Network: expected a whole number as attribute 'stride', of which image sides must be "
             f"multiples, found {stride}"
         )
+    return stride
+
+
+def check_side(network, full, settings, images):
+    """UserError for a network without stride, or sides that it or its batch norm cannot take."""
+    stride = stride_of(network)
     if full[0] % stride or full[1] % stride:
         raise UserError(
             f"--h5-save-path: image side: expected a multiple of {stride}, found "

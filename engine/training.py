@@ -164,7 +164,7 @@ class Trainer:
         images = images.contiguous(memory_format=torch.channels_last)
         share = counts / self.processes.size
         total, sums, matrix = self.training_step(images, targets, share, measure)
-        self.optimiser.zero_grad()
+        self.training_step.zero_grad()
         total.backward()
         norm = clip_grad_norm_(self.training_step.parameters(), self.settings.CLIP_NORM)
         self.optimiser.step()

@@ -1,5 +1,6 @@
 """Starting from the weights of another run."""
 
+import os
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from parts.files import load, load_safetensors
 
 def weights_file(place):
     """The path of a file of weights, in the current folder or the repository; UserError."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     path = next((each for each in (path, ROOT / path) if each.is_file()), None)
     if path is None:
         raise UserError(f"--weights: expected a file of weights, found no such file {place}")

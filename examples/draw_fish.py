@@ -18,7 +18,7 @@ def main():
     random = np.random.default_rng(0)
     rows = ["name,xmin,ymin,xmax,ymax,class,split"]
     for folder in ("fish", "fish_masks"):
-        Path(folder).mkdir()
+        Path(folder).mkdir(exist_ok=True)
     for number in range(120):
         noise = Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8))
         picture, mask = noise.resize((128, 128), Image.BICUBIC), Image.new("L", (128, 128))

@@ -8,7 +8,6 @@
 docs/nyuv2.md says where to get the data, and what each metric is.
 """
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,29 +16,11 @@ from torch import nn
 
 import engine
 from dataload import write_split
-from MTL_Utils import (
-    UNKNOWN,
-    DynamicWeightAverage,
-    FixedWeights,
-    InverseLossWeights,
-    RandomWeights,
-    Task,
-    UncertaintyWeights,
-    pixel_class_loss,
-)
+from MTL_Utils import UNKNOWN, Task, pixel_class_loss, value_loss
 from parts.augment import Augment
 from parts.drawn_rooms import CLASS_NAMES, scenes
 from parts.errors import SettingError
-from parts.gradients import (
-    GradientWeights,
-    aligned_mtl,
-    cagrad,
-    equal_norms,
-    imtl_g,
-    mgda,
-    pcgrad,
-    upgrad,
-)
+from parts.methods import choose
 from parts.targets import PixelClasses, PixelValues
 from ResBlock import Decoder, Encoder
 
@@ -62,7 +43,7 @@ SEED = 0  # random seed
 # losses
 LEARN = ("seg", "depth", "normals")  # tasks to learn; the first one chooses the best epoch
 LOSS_WEIGHTS = {"seg": 1.0, "depth": 1.0, "normals": 1.0}  # weight of each task's loss
-METHOD = "fixed"  # loss weighting: fixed, uncertainty, dwa, pcgrad, ...: a key of `weightings`
+METHOD = "fixed"  # loss weighting: fixed, uncertainty, dwa, pcgrad, ...: see parts/methods.py
 
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
@@ -104,16 +85,6 @@ def pairs(numerator, denominator):
 
 
 # ---- depth ----
-
-
-def depth_loss(depth, target):
-    """L1, the mean over the known pixels of a sample.
-
-    Shape: depth (B, 1, H, W) in metres, target the same, NaN unknown -> (B,).
-    """
-    known = ~target.isnan()
-    each = (depth.float() - torch.where(known, target, 0.0)).abs() * known
-    return each.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
 
 
 def depth_metrics(depth, target):
@@ -218,7 +189,7 @@ everything = {
     ),
     "depth": Task(
         target=PixelValues("depth", move=move_depth),
-        loss=depth_loss,
+        loss=value_loss,
         metrics=depth_metrics,
         primary="absolute_error",
         higher_is_better=False,
@@ -265,34 +236,15 @@ class Network(nn.Module):
         return outputs
 
 
-weightings = {
-    "fixed": FixedWeights,
-    "uncertainty": UncertaintyWeights,
-    "dwa": DynamicWeightAverage,
-    "random": RandomWeights,
-    "inverse_loss": InverseLossWeights,
-    **{
-        method.__name__: partial(GradientWeights, method=method)
-        for method in (pcgrad, mgda, cagrad, upgrad, imtl_g, aligned_mtl, equal_norms)
-    },
-}
-
-
 def weighting():
     """A new loss weighting.
 
     Raises:
-        SettingError: there is no such task or method, or it cannot start at a weight of 0.
+        SettingError: there is no such task.
     """
     if unknown := [name for name in LEARN if name not in everything]:
         raise SettingError(f"learn: expected some of {', '.join(everything)}, found {unknown[0]}")
-    weights = {name: LOSS_WEIGHTS[name] for name in TASKS}
-    if METHOD not in weightings:
-        raise SettingError(f"method: expected one of {', '.join(weightings)}, found {METHOD}")
-    if METHOD == "uncertainty" and not all(weights.values()):
-        expected = f"numbers above 0 with --method {METHOD}"
-        raise SettingError(f"loss-weights: expected {expected}, found {weights}")
-    return weightings[METHOD](weights)
+    return choose(METHOD, {name: LOSS_WEIGHTS[name] for name in TASKS})
 
 
 def augmentation():

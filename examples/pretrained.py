@@ -10,6 +10,7 @@ opening a trained network, no internet is needed.
 """
 
 import difflib
+import os
 from pathlib import Path
 
 import torch
@@ -151,7 +152,7 @@ def backbone_weights():
                 f"backbone-weights: the download failed ({reason}); give a file with a state dict "
                 f'of torchvision\'s {BACKBONE}, or "" to train from scratch'
             ) from error
-    path = Path(BACKBONE_WEIGHTS).expanduser()
+    path = Path(os.path.expanduser(BACKBONE_WEIGHTS))
     if not path.is_file():
         raise SettingError(f"backbone-weights: expected a file, found no such file {path}")
     try:

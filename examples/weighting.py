@@ -4,33 +4,12 @@ python -m examples.weighting --method upgrad --h5-save-path data/pets
 python -m examples.weighting --method uncertainty --loss-weights bbox=1 bin=1
 """
 
-from functools import partial
-
 from torch import nn
 
 import engine
-from MTL_Utils import (
-    BBOX,
-    BIN,
-    SEG,
-    DynamicWeightAverage,
-    FixedWeights,
-    InverseLossWeights,
-    RandomWeights,
-    UncertaintyWeights,
-)
+from MTL_Utils import BBOX, BIN, SEG
 from parts.augment import Augment
-from parts.errors import SettingError
-from parts.gradients import (
-    GradientWeights,
-    aligned_mtl,
-    cagrad,
-    equal_norms,
-    imtl_g,
-    mgda,
-    pcgrad,
-    upgrad,
-)
+from parts.methods import choose
 from ResBlock import BoxHead, ClassHead, Decoder, Encoder, foreground_weights
 
 # ---- constants: each has a flag (H5_SAVE_PATH: --h5-save-path); its comment is its --help ----
@@ -51,7 +30,7 @@ SEED = 0  # random seed
 
 # losses
 LOSS_WEIGHTS = {"seg": 1.0, "bbox": 0.3, "bin": 0.2}  # weight of each task's loss
-METHOD = "upgrad"  # loss weighting: fixed, uncertainty, dwa, pcgrad, ...: a key of `weightings`
+METHOD = "upgrad"  # loss weighting: fixed, uncertainty, dwa, pcgrad, ...: see parts/methods.py
 
 # network
 WIDTHS = (32, 64, 128, 256)  # channels at stride 4, 8, 16, 32
@@ -101,31 +80,9 @@ TASKS = {
 }
 
 
-weightings = {
-    "fixed": FixedWeights,
-    "uncertainty": UncertaintyWeights,
-    "dwa": DynamicWeightAverage,
-    "random": RandomWeights,
-    "inverse_loss": InverseLossWeights,
-    **{
-        method.__name__: partial(GradientWeights, method=method)
-        for method in (pcgrad, mgda, cagrad, upgrad, imtl_g, aligned_mtl, equal_norms)
-    },
-}
-
-
 def weighting():
-    """A new loss weighting.
-
-    Raises:
-        SettingError: there is no such method, or it cannot start at a weight of 0.
-    """
-    if METHOD not in weightings:
-        raise SettingError(f"method: expected one of {', '.join(weightings)}, found {METHOD}")
-    if METHOD == "uncertainty" and not all(LOSS_WEIGHTS.values()):
-        expected = f"numbers above 0 with --method {METHOD}"
-        raise SettingError(f"loss-weights: expected {expected}, found {dict(LOSS_WEIGHTS)}")
-    return weightings[METHOD](LOSS_WEIGHTS)
+    """A new loss weighting."""
+    return choose(METHOD, LOSS_WEIGHTS)
 
 
 def augmentation():

@@ -13,7 +13,6 @@ A transformed view is rendered with its own rays, not warped, so augmentation of
 normals can be checked against it.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -250,25 +249,3 @@ def scenes(count, seed, side=(64, 96)):
         "depth": np.where(depth == 0, np.nan, depth).astype(np.float32),
         "normals": np.where((normals == 0).all(-1, keepdims=True), np.nan, normals).astype("f4"),
     }
-
-
-def write_distributed(folder, counts, side, seed=0):
-    """Write scenes as NYUv2 is distributed with MTAN, for tests of tools/prepare_nyuv2.py:
-    `folder`/{train,val}/{image,label,depth,normal}/0.npy, 1.npy, ...
-
-    Args:
-        counts: number of samples in train and val.
-    """
-    for split, count in zip(("train", "val"), counts, strict=True):
-        for name in ("image", "label", "depth", "normal"):
-            (Path(folder) / split / name).mkdir(parents=True)
-        for number in range(count):
-            view = draw_view(seed + (split == "val"), number, side)
-            arrays = {
-                "image": view.image.astype(np.float32) / 255,
-                "label": view.classes,
-                "depth": view.depth[..., None].astype(np.float32),
-                "normal": view.normals.astype(np.float32),
-            }
-            for name, array in arrays.items():
-                np.save(Path(folder) / split / name / f"{number}.npy", array)

@@ -55,13 +55,6 @@ class Optimiser:
         self.adamw.step()
         self.schedule.step()
 
-    def zero_grad(self):
-        """Remove the gradients."""
-        self.adamw.zero_grad()
-        for muon in self.muons:
-            for kernel in muon.kernels:
-                kernel.grad = None
-
     def state_dict(self):
         """What `load_state_dict` needs to continue at the same step."""
         return {

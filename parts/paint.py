@@ -4,6 +4,7 @@ readers too."""
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torchvision.utils import draw_bounding_boxes
 
 from parts.errors import UserError
 
@@ -57,8 +58,6 @@ def hatch(image, mask):
 
 def draw_box(image, box):
     """An image (3, H, W) with a box (4,) xyxy in [0, 1], cut to the frame, with a dark halo."""
-    from torchvision.utils import draw_bounding_boxes  # takes seconds to import
-
     width, size = line_width(image), torch.tensor(image.shape[:0:-1]).repeat(2)  # W, H, W, H
     corners = (box.float().clamp(0, 1) * size).round().view(2, 2)
     top_left = torch.minimum(corners.amin(0), size[:2] - 1)

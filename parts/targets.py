@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torchvision.ops import box_iou
 
 from parts.h5array import first_wrong
 from parts.paint import draw_box
@@ -104,8 +105,6 @@ class Box(Target):
         return {"box": [round(value, 1) for value in corners]}
 
     def stored(self, outputs, side):
-        from torchvision.ops import box_iou  # takes seconds to import
-
         boxes, (height, width) = torch.stack(outputs), side
         if box_iou(boxes, boxes).min() < AGREEING:
             return None

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from parts.errors import SettingError
+
 
 class FixedWeights(nn.Module):
     """Sum of the losses with constant weights.
@@ -39,10 +41,16 @@ class UncertaintyWeights(FixedWeights):
     Minimises the sum of exp(-s) loss + s over the tasks known in the batch, with a learned s = log
     variance for each. It starts where exp(-s) is the given weight, which absorbs a regression's
     factor 1/2.
+
+    Raises:
+        SettingError: a weight is not above 0.
     """
 
     def __init__(self, weights):
         super().__init__(weights)
+        if not all(weight > 0 for weight in weights.values()):
+            expected = "numbers above 0 with uncertainty weighting"
+            raise SettingError(f"loss-weights: expected {expected}, found {self.fixed}")
         start = {task: nn.Parameter(-torch.tensor(float(w)).log()) for task, w in weights.items()}
         self.log_variance = nn.ParameterDict(start)
 

@@ -127,7 +127,7 @@ def test_an_unknown_method_is_refused(shared_data, tmp_path):
     assert printed.count("\n") == 1 and not (tmp_path / "out").exists()
     flags = ["--method", "uncertainty", "--loss-weights", "bin=0"]
     assert run(EXAMPLE, shared_data, tmp_path / "out", *flags, code=2) == (
-        "weighting.py: --loss-weights: expected numbers above 0 with --method uncertainty, found "
+        "weighting.py: --loss-weights: expected numbers above 0 with uncertainty weighting, found "
         "{'seg': 1.0, 'bbox': 0.3, 'bin': 0.0}\n"
     )
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from nyuv2_source import write_distributed
 
 from parts.drawn_rooms import (
     CLASS_NAMES,
@@ -15,7 +16,6 @@ from parts.drawn_rooms import (
     render,
     scenes,
     transformed,
-    write_distributed,
 )
 
 BED, CEILING, FLOOR, WALL = map(CLASS_NAMES.index, ("bed", "ceiling", "floor", "wall"))

@@ -15,6 +15,7 @@ import engine
 import engine.run
 import parts.demo_data
 from dataload import SPLITS, H5Dataset
+from examples import draw_fish
 from tools import check_data, compare, evaluate, gallery, predict
 
 NAMES = ("border", "breed", "area")
@@ -232,6 +233,15 @@ def test_demo(small_demo, tmp_path, without_pictures, name):
     run(f"examples/{name}", None, tmp_path / "out", "--demo", "--epochs", "1")
     record = history(tmp_path / "out", name)
     assert record["data"] == dict(zip(SPLITS, COUNTS, strict=True)) and record["config"]["demo"]
+
+
+def test_drawn_fish_are_the_same_each_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    for _ in range(2):
+        draw_fish.main()
+        drawn.append({p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()})
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 2 * 120 + 1
 
 
 def test_a_derived_target_may_be_the_only_task(trained, tmp_path, without_pictures):

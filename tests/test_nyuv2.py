@@ -50,7 +50,7 @@ def test_depth_of_three_pixels():
     found = ratios("depth", depth, target)
     assert found["absolute_error"] == pytest.approx((0.5 + 1) / 2)
     assert found["relative_error"] == pytest.approx((0.5 / 1 + 1 / 5) / 2)
-    assert nyuv2.depth_loss(depth, target).tolist() == pytest.approx([0.75])
+    assert nyuv2.everything["depth"].loss(depth, target).tolist() == pytest.approx([0.75])
 
 
 def test_normals_of_five_pixels():

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from nyuv2_source import write_distributed
 from running import ROOT, Pair, history, is_like, run, stopped
 from test_nyuv2 import TARGETS, ratios
 
@@ -16,7 +17,8 @@ from engine.processes import Processes
 from engine.script import parse
 from engine.setup import build, open_data
 from examples import nyuv2
-from parts.drawn_rooms import CLASS_NAMES, scenes, write_distributed
+from parts.drawn_rooms import CLASS_NAMES, scenes
+from parts.methods import WEIGHTINGS
 from tools import prepare_nyuv2
 
 SCRIPT, SIDE = "examples/nyuv2", (32, 64)
@@ -73,7 +75,7 @@ def test_the_demo_has_something_of_each_kind_to_learn(tmp_path, monkeypatch):
         assert not dataset.complete
 
 
-@pytest.mark.parametrize("method", nyuv2.weightings)
+@pytest.mark.parametrize("method", WEIGHTINGS)
 def test_every_weighting_learns_from_partly_known_batches(rooms, method):
     """Two steps, of which the second has nothing but depth."""
     flags = ["--h5-save-path", str(rooms), "--batch-size", "4", "--method", method]
@@ -132,7 +134,7 @@ def test_one_task_alone_needs_one_file(rooms, tmp_path):
         (["--learn", "seg", "dpeth"], "--learn: expected some of seg, depth, normals, found dpeth"),
         (
             ["--method", "uncertainty", "--loss-weights", "depth=0"],
-            "--loss-weights: expected numbers above 0 with --method uncertainty, found {",
+            "--loss-weights: expected numbers above 0 with uncertainty weighting, found {",
         ),
     ],
 )

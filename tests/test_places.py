@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +17,12 @@ from running import ROOT, Process, arguments, changed, history, load, run, witho
 import engine
 import engine.run
 from dataload import H5Dataset
+from engine import script
 from engine.processes import TORCHRUN
+from engine.weights import weights_file
+from parts.errors import SettingError, UserError
 from parts.files import locked
+from tools import run_all
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +173,22 @@ def test_the_home_folder_and_an_empty_path(shared_data, tmp_path, monkeypatch):
     assert (tmp_path / "runs/x/main_history.pt").is_file()
     printed = run("MTL_main", shared_data, "", code=2)
     assert printed == "MTL_main.py: --file-save-path: expected a path, found \n"
+
+
+def data_of_a_series(place):
+    run_all.Job(ROOT / "MTL_main.py", None, 0, Path("out"), ["--h5-save-path", place], {})
+
+
+def weights_of_a_backbone(place):
+    engine.load("examples/pretrained.py", BACKBONE_WEIGHTS=place).backbone_weights()
+
+
+@pytest.mark.parametrize(
+    "open_file", [weights_file, script.find, data_of_a_series, weights_of_a_backbone]
+)
+def test_the_home_folder_of_nobody_is_no_such_file(open_file):
+    with pytest.raises((UserError, SettingError), match=r"expected .*~nobody-here/x"):
+        open_file("~nobody-here/x")
 
 
 # -------------------------------------------------------------------- pipes, signals, environment

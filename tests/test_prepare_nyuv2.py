@@ -7,9 +7,10 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from nyuv2_source import write_distributed
 from pets_folder import out  # noqa: F401 (a fixture)
 
-from parts.drawn_rooms import CLASS_NAMES, write_distributed
+from parts.drawn_rooms import CLASS_NAMES
 from tools import prepare_nyuv2
 
 SIDE, COUNTS = (32, 48), {"train": 12, "val": 4}

@@ -12,6 +12,7 @@ from MTL_Utils import (
     RandomWeights,
     UncertaintyWeights,
 )
+from parts.errors import SettingError
 
 NAN = math.nan
 
@@ -49,6 +50,13 @@ def test_uncertainty_weights_learn_nothing_of_a_task_that_is_unknown_in_the_batc
     total.backward()
     assert weighting.log_variance["bin"].grad.item() == 0
     assert weighting.log_variance["seg"].grad.item() == 1 - 2
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, NAN])
+def test_uncertainty_weights_cannot_start_at_what_has_no_logarithm(weight):
+    expected = "loss-weights: expected numbers above 0 with uncertainty weighting, found {'seg'"
+    with pytest.raises(SettingError, match=expected):
+        UncertaintyWeights({"seg": 1, "bin": weight})
 
 
 def test_dynamic_weight_average_favours_the_slower_task():

@@ -176,7 +176,7 @@ def split_up(samples, options):
     for kind, find_pairs in kinds.items() if not options.no_grouping else ():
         groups = splitting.group([samples[i] for i in chosen], find_pairs)
         splits = splitting.without_copies(place(samples, chosen, groups, options), find_pairs)
-        sizes = np.unique_counts(groups).counts
+        sizes = np.bincount(groups)
         if all(2 * len(splits[split]) >= len(apart[split]) for split in SPLITS):
             left_out = len(samples) - sum(map(len, splits.values()))
             if left_out or (sizes > 1).any():

@@ -57,9 +57,9 @@ class Job:
             self.script, settings, options = script.parse(path, flags)
             script.check_script(self.script, settings)
             self.weights = weights_in_use(options.weights)
-            self.data = None if options.demo else Path(settings.H5_SAVE_PATH).expanduser()
-            if self.data:
-                with data_folder(self.data):
+            self.data = None
+            if not options.demo:
+                with data_folder(settings.H5_SAVE_PATH) as self.data:
                     pass  # it exists
         except UserError as error:
             raise UserError(f"{path.name}: {error}") from error

@@ -2,9 +2,8 @@
 
 from dataload import H5Dataset
 from engine.evaluation import evaluate
-from engine.processes import Processes
 from parts.errors import UserError
-from tools.shared.common import to_stderr
+from tools.shared.common import choose_device, to_stderr
 
 BATCH_SIZE = 32
 
@@ -35,8 +34,7 @@ def open_split(folder, split, network):
 
 def evaluate_split(network, dataset):
     """{task: {"loss" or metric: (N, 2)}}, as of `engine.evaluation.evaluate`, on the CPU."""
-    processes = Processes({})
-    processes.use(str(network.device))
+    processes = choose_device(str(network.device))
     table = evaluate(network.network, dataset, network.tasks, BATCH_SIZE, processes)
     return {
         name: {metric: pairs.cpu() for metric, pairs in found.items()}
