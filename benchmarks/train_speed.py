@@ -76,7 +76,7 @@ def timed_step(trainer, data, step):
     seconds = {"data": clock.lap()}
     total, *_ = trainer.training_step(images, targets, counts)
     seconds["forward"] = clock.lap()
-    trainer.step.zero_grad()
+    trainer.training_step.zero_grad()
     total.backward()
     seconds["backward"] = clock.lap()
     clip_grad_norm_(trainer.training_step.parameters(), trainer.settings.CLIP_NORM)
