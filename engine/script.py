@@ -21,13 +21,11 @@ from parts.errors import UserError
 from parts.execution import OverridingNamespace, statements
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = {  # by the engine itself
-    "constant": (
-        *("H5_SAVE_PATH", "FILE_SAVE_PATH", "EPOCHS", "BATCH_SIZE", "LEARNING_RATE"),
-        *("WEIGHT_DECAY", "EMA_DECAY", "CLIP_NORM", "SIDES", "SEED"),
-    ),
-    "definition": ("Network", "TASKS", "weighting", "augmentation"),
-}
+CONSTANTS = (  # that the engine itself needs
+    *("H5_SAVE_PATH", "FILE_SAVE_PATH", "EPOCHS", "BATCH_SIZE", "LEARNING_RATE"),
+    *("WEIGHT_DECAY", "EMA_DECAY", "CLIP_NORM", "SIDES", "SEED"),
+)
+DEFINITIONS = ("Network", "TASKS", "weighting", "augmentation")
 origins = {}  # {name of a module that was executed here: (place, constants)}
 executing = []  # paths of the scripts that are being executed
 numbers = itertools.count(1)
@@ -194,12 +192,18 @@ def as_type_of(default, value):
 
 def check_script(script, settings):
     """UserError names what a script lacks that every run needs."""
-    for kind, names in NEEDED.items():
-        defined = vars(settings if kind == "constant" else script.module)
-        missing = [name for name in names if name not in defined]
-        if missing:
-            raise UserError(f"expected a {kind} {missing[0]}, found none")
-    tasks = script.module.TASKS
+    missing = [name for name in CONSTANTS if not hasattr(settings, name)]
+    if missing:
+        raise UserError(f"expected a constant {missing[0]}, found none")
+    check_definitions(script.module, DEFINITIONS)
+
+
+def check_definitions(module, names):
+    """UserError unless a script defines these names, and TASKS, one of them, as {name: Task}."""
+    missing = [name for name in names if not hasattr(module, name)]
+    if missing:
+        raise UserError(f"expected a definition {missing[0]}, found none")
+    tasks = module.TASKS
     if not isinstance(tasks, dict) or not tasks:
         raise UserError("TASKS: expected {name: Task} with a task, found none")
     for name, task in tasks.items():

@@ -10,9 +10,8 @@ import torch
 from dataload import SPLITS, H5Dataset, check_splits
 from engine.script import check_tasks
 from engine.training import Trainer
-from parts.errors import SettingError, UserError
+from parts.errors import UserError, flags_blamed
 from parts.sampling import seeded, training_side
-from parts.targets import with_sources
 
 
 @contextlib.contextmanager
@@ -48,10 +47,7 @@ def make_demo(folder):
 def open_data(folder, tasks):
     """{split: H5Dataset} of a folder; DataError if the splits do not fit together, or one of them
     has no known target of the first task."""
-    try:
-        targets = with_sources({name: task.target for name, task in tasks.items()})
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    targets = {name: task.target for name, task in tasks.items()}
     data = {split: H5Dataset(split, folder, targets) for split in SPLITS}
     check_splits(data, [next(iter(tasks))])
     return data
@@ -91,11 +87,9 @@ def build(script, settings, options, train, processes):
             f"--batch-size: expected a multiple of the {sizes[1]} processes, found {sizes[0]}"
         )
     seeded(settings.SEED)
-    try:
+    with flags_blamed():
         network, weighting = script.module.Network(), script.module.weighting()
         augment = script.module.augmentation()
-    except SettingError as error:  # one that a flag can correct
-        raise UserError(f"--{error}") from error
     augment.complete = train.complete
     network = network.to(device, memory_format=torch.channels_last)
     image, targets = train[0]
@@ -117,10 +111,8 @@ def build(script, settings, options, train, processes):
 def apply_start(module, trainer):
     """Run the script's `start(network)`, if it has one, on a new run's network; UserError."""
     if hasattr(module, "start"):
-        try:
+        with flags_blamed():
             module.start(trainer.network)
-        except SettingError as error:
-            raise UserError(f"--{error}") from error
         trainer.average.module.load_state_dict(trainer.network.state_dict())
 
 
@@ -135,14 +127,20 @@ def check_interface(network, weighting, diagnose):
         )
 
 
-def check_side(network, full, settings, images):
-    """UserError for a network without stride, or sides that it or its batch norm cannot take."""
+def stride_of(network):
+    """The number of which image sides must be multiples; UserError if the network has none."""
     stride = getattr(network, "stride", None)
     if not isinstance(stride, int):
         raise UserError(
             "Network: expected a whole number as attribute 'stride', of which image sides must be "
             f"multiples, found {stride}"
         )
+    return stride
+
+
+def check_side(network, full, settings, images):
+    """UserError for a network without stride, or sides that it or its batch norm cannot take."""
+    stride = stride_of(network)
     if full[0] % stride or full[1] % stride:
         raise UserError(
             f"--h5-save-path: image side: expected a multiple of {stride}, found "

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import rewrite
-from running import history, run
+from running import changed, history, run
 
 from dataload import SPLITS
 from tools.check_data import main
@@ -179,6 +179,35 @@ def test_a_script_says_which_files_are_checked(leaves, tmp_path, capsys):
         f"problem: {leaves}/test/height.h5: expected (6, 98, 161, 1), found (6, 98, 5)",
         f"{leaves}: 2 problem(s)",
     ]
+
+
+REFUSAL = """
+    def __init__(self):
+        from parts.errors import SettingError
+
+        raise SettingError("depth: expected 3, found 4")
+"""
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("TASKS = {", "JOBS = {"), "expected a definition TASKS, found none"),
+        (("class Network", "class Net"), "expected a definition Network, found none"),
+        (("for name, target in {", "for name, target in {} and {"), "TASKS: expected {name: Task}"),
+        (("Task(target, value_loss", "(target, value_loss"), "TASKS: expected a Task for 'share'"),
+        (('seg=PETS["seg"]', 'veins=PETS["seg"]'), "TASKS: expected 'share' to be computed from"),
+        (("    stride = 7\n", "    step = 7\n"), "Network: expected a whole number as attribute"),
+        (("    stride = 7\n", REFUSAL), "--depth: expected 3, found 4"),
+    ],
+)
+def test_a_script_that_cannot_run_is_one_line(leaves, tmp_path, capsys, change, message):
+    script = tmp_path / "MTL_leaves.py"
+    script.write_text(changed(SCRIPT, change))
+    assert main([str(leaves), "--script", str(script)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"check_data.py: {script}: {message}")
+    assert printed.out == "" and printed.err.count("\n") == 1
 
 
 def test_data_of_another_kind_trains_after_a_warning(leaves, tmp_path):

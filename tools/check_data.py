@@ -15,7 +15,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, DataError, H5Dataset, check_splits, split_arrays, warnings
 from engine import script
+from engine.setup import stride_of
 from parts.commandline import Parser
+from parts.errors import UserError, flags_blamed
 from parts.h5array import read_class_names
 from parts.targets import PETS, Images, PixelTarget, with_sources
 from tools.shared.common import as_path, command
@@ -33,9 +35,7 @@ def main(argv):
     options = parser.parse_args(argv)
     folder, targets, stride = as_path(options.folder, "DATA"), PETS, STRIDE
     if options.script:
-        module = script.load(options.script)
-        targets = with_sources({name: task.target for name, task in module.TASKS.items()})
-        stride = module.Network().stride
+        targets, stride = targets_and_stride(options.script)
     problems, datasets = [], {}
     for split in SPLITS:
         found = list(split_problems(folder / split, targets))
@@ -50,6 +50,18 @@ def main(argv):
         print(f"problem: {line}")
     print(f"{folder}: {f'{len(problems)} problem(s)' if problems else 'usable'}")
     return 2 if problems else 0
+
+
+def targets_and_stride(place):
+    """{name: target} of a script, and the stride of its network; raises UserError."""
+    module = script.load(place)
+    try:
+        script.check_definitions(module, ("Network", "TASKS"))
+        targets = with_sources({name: task.target for name, task in module.TASKS.items()})
+        with flags_blamed():
+            return targets, stride_of(module.Network())
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def split_problems(folder, targets):
