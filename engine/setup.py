@@ -10,9 +10,8 @@ import torch
 from dataload import SPLITS, H5Dataset, check_splits
 from engine.script import check_tasks
 from engine.training import Trainer
-from parts.errors import SettingError, UserError
+from parts.errors import UserError, flags_blamed
 from parts.sampling import seeded, training_side
-from parts.targets import with_sources
 
 
 @contextlib.contextmanager
@@ -41,27 +40,10 @@ def data_folder(path, draw=None):
 def open_data(folder, tasks):
     """{split: H5Dataset} of a folder; UserError if the splits do not fit together, or one of them
     has no known target of the first task."""
-    targets = targets_of(tasks)
+    targets = {name: task.target for name, task in tasks.items()}
     data = {split: H5Dataset(split, folder, targets) for split in SPLITS}
     check_splits(data, [next(iter(tasks))])
     return data
-
-
-def targets_of(tasks):
-    """{name: target} of tasks, with the sources of derived targets; UserError if two disagree."""
-    try:
-        return with_sources({name: task.target for name, task in tasks.items()})
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-@contextlib.contextmanager
-def flags_blamed():
-    """A block in which a SettingError, which a flag can correct, becomes a UserError."""
-    try:
-        yield
-    except SettingError as error:
-        raise UserError(f"--{error}") from error
 
 
 def run_files(folder, name):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from parts.errors import UserError
 from parts.h5array import first_wrong
 from parts.paint import draw_box
 from parts.pixels import UNKNOWN, PixelClasses, PixelValues
@@ -278,14 +279,14 @@ class Derived(Values):
 
 
 def with_sources(kinds):
-    """{name: kind} with the sources of derived targets; ValueError if two of a name differ."""
+    """{name: kind} with the sources of derived targets; UserError if two of a name differ."""
     found, waiting = dict(kinds), list(kinds.items())
     for name, kind in waiting:
         for source, other in getattr(kind, "sources", {}).items():
             if source not in found:
                 waiting.append((source, other))
             if found.setdefault(source, other) != other:
-                raise ValueError(
+                raise UserError(
                     f"TASKS: expected '{name}' to be computed from the target of '{source}', "
                     "found another target of that name"
                 )

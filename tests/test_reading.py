@@ -6,6 +6,7 @@ import torch
 from conftest import drawn, rewrite
 
 from dataload import DataError, H5Dataset
+from parts.errors import UserError
 from parts.h5array import H5Array
 from parts.targets import PETS, Box, Derived, Label, PixelClasses, PixelValues, Values, with_sources
 
@@ -160,7 +161,7 @@ def test_a_derived_target_brings_its_sources(data_folder, names, memory_limit):
 
 def test_sources_by_the_name_of_another_target_are_refused():
     with pytest.raises(
-        ValueError,
+        UserError,
         match="TASKS: expected 'area' to be computed from the target of 'seg', found another",
     ):
         with_sources({"area": AREA, "seg": PixelClasses("masks", 3)})

@@ -14,11 +14,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, DataError, H5Dataset, check_splits, split_arrays, warnings
-from engine import script, setup
+from engine import script
+from engine.setup import stride_of
 from parts.commandline import Parser
-from parts.errors import UserError
+from parts.errors import UserError, flags_blamed
 from parts.h5array import read_class_names
-from parts.targets import PETS, Images, PixelTarget
+from parts.targets import PETS, Images, PixelTarget, with_sources
 from tools.shared.common import as_path, command
 
 STRIDE = 32  # of the five networks: both image sides must be multiples of it
@@ -56,9 +57,9 @@ def targets_and_stride(place):
     module = script.load(place)
     try:
         script.check_definitions(module, ("Network", "TASKS"))
-        with setup.flags_blamed():
-            network = module.Network()
-        return setup.targets_of(module.TASKS), setup.stride_of(network)
+        targets = with_sources({name: task.target for name, task in module.TASKS.items()})
+        with flags_blamed():
+            return targets, stride_of(module.Network())
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
 
