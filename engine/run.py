@@ -276,6 +276,8 @@ class Run:
         if names:
             differences = (f"{n} = {found.get(n)}, not {settings.get(n)}" for n in names)
             raise UserError(f"{made} {'; '.join(differences)}")
+        if any(isinstance(row, list) for row in state["rows"]):  # of half an epoch
+            raise UserError(f"{made} version 1.0 of this code; start over with --overwrite")
         try:
             self.trainer.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:

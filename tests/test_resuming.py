@@ -147,6 +147,14 @@ def test_resuming_from_no_checkpoint_is_refused(shared_data, tmp_path, content, 
     assert path.read_bytes() == before
 
 
+def test_half_an_epoch_of_an_earlier_version_is_refused(reference, shared_data, tmp_path):
+    """Its rows were lists of numbers."""
+    state = load(reference / "main_last.pt") | {"rows": [[0.5, 4.0, 1.0]]}
+    torch.save(state, tmp_path / "main_last.pt")
+    printed = run("MTL_main", shared_data, tmp_path, *LONGER, "--resume", code=2)
+    assert printed.endswith("was made with version 1.0 of this code; start over with --overwrite\n")
+
+
 def test_resuming_with_an_edited_network_is_refused(reference, shared_data, monkeypatch):
     decoder = ResBlock.Decoder
     monkeypatch.setattr(ResBlock, "Decoder", lambda widths, units: decoder(widths, units + 1))
