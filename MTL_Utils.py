@@ -41,7 +41,7 @@ from parts.weightings import (  # noqa: F401  offered here, beside the losses
 class Task:
     """Everything about one task. The first task of a script chooses the best epoch.
 
-    `draw`, `describe` and `mirror` default to those of the target's kind (parts/target.py).
+    `draw`, `describe` and `mirror` default to those of the target's kind (parts/kind.py).
     """
 
     target: Target  # its kind: file, valid and unknown values, how augmentation moves it

@@ -39,7 +39,7 @@ from parts.h5array import SPLITS, DataError, H5Array, read_class_names
 from parts.h5file import write_split
 from parts.targets import PETS, Derived, Images, PixelTarget, with_sources
 
-__all__ = ["SPLITS", "DataError", "H5Dataset", "check_splits", "warnings", "write_split"]
+__all__ = ["SPLITS", "DataError", "H5Dataset", "check_splits", "likely_mistakes", "write_split"]
 SLAB = 256  # samples that are processed at a time
 
 
@@ -281,7 +281,7 @@ def check_splits(datasets, needed=()):
                 raise DataError(f"{place}: {text}")
 
 
-def warnings(datasets):
+def likely_mistakes(datasets):
     """Yield a line for everything in {split: H5Dataset} that is valid but probably a mistake."""
     for dataset in datasets.values():
         if dataset.summary.largest <= 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dataload import warnings
+from dataload import likely_mistakes
 from engine import results, setup
 from engine.batches import keep_on_device, train_known
 from engine.evaluation import evaluate, values
@@ -151,7 +151,7 @@ class Run:
             return
         self._announce()
         with self.processes.failing_together():  # only the first process searches
-            for line in warnings(self.data) if self.processes.is_first else ():
+            for line in likely_mistakes(self.data) if self.processes.is_first else ():
                 self.report.warn(f"warning: {line}")
         keep_on_device(self.data.values(), self.processes.device)
         self.trainer.distribute()

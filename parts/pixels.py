@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from parts.h5array import first_wrong
+from parts.kind import PixelTarget
 from parts.paint import BLACK, BLUE, PALETTE, border, dim, hatch, line_width, paint, resized
-from parts.target import PixelTarget
 
 UNKNOWN = 255  # the value of a pixel whose class is unknown
 

@@ -16,9 +16,9 @@ from torchvision.ops import box_iou
 
 from parts.errors import UserError
 from parts.h5array import first_wrong
+from parts.kind import Images, PixelTarget, Target, View
 from parts.paint import draw_box
 from parts.pixels import UNKNOWN, PixelClasses, PixelValues
-from parts.target import Images, PixelTarget, Target, View
 
 __all__ = [
     "PETS",

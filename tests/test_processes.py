@@ -214,10 +214,10 @@ def full_disk():
 def damaged_image():
     """Let the search for doubtful data, which the first process does alone, find damage."""
 
-    def warnings(datasets):
+    def likely_mistakes(datasets):
         raise DataError("images.h5: damaged")
 
-    engine.run.warnings = warnings
+    engine.run.likely_mistakes = likely_mistakes
 
 
 PROBLEMS = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import COUNTS, KINDS, added, damaged, drawn, rewrite
 
-from dataload import DataError, H5Dataset, check_splits, warnings
+from dataload import DataError, H5Dataset, check_splits, likely_mistakes
 from parts.targets import PETS, Derived
 
 NAN = np.nan
@@ -17,12 +17,12 @@ def opened(folder, targets=PETS, memory_limit=2**30):
 
 @pytest.mark.parametrize("memory_limit", [0, 2**30])
 def test_pictures_of_another_split_are_a_warning(data_folder, memory_limit):
-    assert list(warnings(opened(data_folder, PETS, memory_limit))) == []
+    assert list(likely_mistakes(opened(data_folder, PETS, memory_limit))) == []
     images = drawn("val")["images"]
     images[3:] = drawn()["images"][7:9]
     images[4] = images[4, :, ::-1]  # mirrored
     rewrite(data_folder, "images", images.astype(np.float64), split="val")
-    assert list(warnings(opened(data_folder, PETS, memory_limit))) == [
+    assert list(likely_mistakes(opened(data_folder, PETS, memory_limit))) == [
         f"{data_folder}/val/images.h5: expected images of this split alone, found 2 that repeat "
         "those of another: sample 3 of val is sample 7 of train"
     ]
@@ -79,7 +79,7 @@ def test_what_is_probably_a_mistake_is_a_warning(data_folder, case):
     file = message.partition(".h5")[0]
     kinds = PETS | {name: kind for name, kind in KINDS.items() if kind.file == file}
     dataset = H5Dataset("train", data_folder, kinds)
-    assert list(warnings({"train": dataset})) == [f"{data_folder}/train/{message}"]
+    assert list(likely_mistakes({"train": dataset})) == [f"{data_folder}/train/{message}"]
 
 
 def test_nothing_known_of_classes_is_no_warning(data_folder):
@@ -87,7 +87,7 @@ def test_nothing_known_of_classes_is_no_warning(data_folder):
         rewrite(data_folder, name, np.full((12, 32, 32), 255))
     rewrite(data_folder, "binary", np.full(12, -1))
     kinds = {name: KINDS[name] for name in ("seg", "bin", "border")}
-    assert list(warnings({"train": H5Dataset("train", data_folder, kinds)})) == []
+    assert list(likely_mistakes({"train": H5Dataset("train", data_folder, kinds)})) == []
 
 
 def test_warnings_are_about_what_the_targets_name(data_folder):
@@ -95,10 +95,10 @@ def test_warnings_are_about_what_the_targets_name(data_folder):
     for split in COUNTS:
         (data_folder / split / "bboxes.h5").unlink()
     one_class(data_folder)
-    assert list(warnings(opened(data_folder, {"seg": PETS["seg"]}))) == []
+    assert list(likely_mistakes(opened(data_folder, {"seg": PETS["seg"]}))) == []
     derived = {"area": Derived(lambda seg: seg.float().mean((1, 2, 3)), seg=PETS["seg"])}
-    assert list(warnings(opened(data_folder, derived))) == []
-    assert len(list(warnings(opened(data_folder)))) == 4
+    assert list(likely_mistakes(opened(data_folder, derived))) == []
+    assert len(list(likely_mistakes(opened(data_folder)))) == 4
 
 
 # ------------------------------------------------------------------------- splits fit together

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dataload import SPLITS, DataError, H5Dataset, check_splits, split_arrays, warnings
+from dataload import SPLITS, DataError, H5Dataset, check_splits, likely_mistakes, split_arrays
 from engine import script
 from engine.setup import stride_of
 from parts.commandline import Parser
@@ -43,7 +43,7 @@ def main(argv):
         if not found:
             datasets[split] = H5Dataset(split, folder, targets)
         print(f"{split}: not usable" if found else "\n".join(describe(split, datasets[split])))
-    for line in warnings(datasets):
+    for line in likely_mistakes(datasets):
         print(f"warning: {line}")
     problems += joint_problems(folder, datasets, next(iter(targets)), stride)
     for line in problems:
