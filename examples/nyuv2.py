@@ -19,7 +19,7 @@ from dataload import write_split
 from MTL_Utils import UNKNOWN, Task, pixel_class_loss, value_loss
 from parts.augment import Augment
 from parts.drawn_rooms import CLASS_NAMES, scenes
-from parts.errors import SettingError
+from parts.errors import UserError
 from parts.methods import choose
 from parts.targets import PixelClasses, PixelValues
 from ResBlock import Decoder, Encoder
@@ -209,7 +209,9 @@ everything = {
         mirror=mirror_normals,
     ),
 }
-TASKS = {name: everything[name] for name in LEARN if name in everything}
+if unknown := [name for name in LEARN if name not in everything]:
+    raise UserError(f"--learn: expected some of {', '.join(everything)}, found {unknown[0]}")
+TASKS = {name: everything[name] for name in LEARN}
 
 
 class Network(nn.Module):
@@ -237,13 +239,7 @@ class Network(nn.Module):
 
 
 def weighting():
-    """A new loss weighting.
-
-    Raises:
-        SettingError: there is no such task.
-    """
-    if unknown := [name for name in LEARN if name not in everything]:
-        raise SettingError(f"learn: expected some of {', '.join(everything)}, found {unknown[0]}")
+    """A new loss weighting."""
     return choose(METHOD, {name: LOSS_WEIGHTS[name] for name in TASKS})
 
 

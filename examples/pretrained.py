@@ -117,9 +117,13 @@ def stages(network, side=64):
     for name, x in outputs.items():
         if torch.is_tensor(x) and x.ndim == 4 and 1 < x.shape[2] == x.shape[3] < side:
             found[side // x.shape[2]] = name, x.shape[1]
-    if 32 not in found or len(found) > len(WIDTHS):
-        expected = "a network with stages at strides up to 32"
+    if [*found] not in ([2, 4, 8, 16, 32], [4, 8, 16, 32]):
+        expected = "a network with stages at strides 4, 8, 16 and 32"
         raise SettingError(f"backbone: expected {expected}, found {BACKBONE} with {[*found]}")
+    if len(found) > len(WIDTHS):
+        strides = f"each stride of {BACKBONE} ({', '.join(map(str, found))})"
+        expected = f"{len(found)} numbers or more, one for {strides}"
+        raise SettingError(f"widths: expected {expected}, found {len(WIDTHS)}")
     return found
 
 

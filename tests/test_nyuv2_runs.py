@@ -132,6 +132,7 @@ def test_one_task_alone_needs_one_file(rooms, tmp_path):
     [
         (["--method", "gradnorm"], "--method: expected one of fixed, uncertainty"),
         (["--learn", "seg", "dpeth"], "--learn: expected some of seg, depth, normals, found dpeth"),
+        (["--learn", "dpeth"], "--learn: expected some of seg, depth, normals, found dpeth"),
         (
             ["--method", "uncertainty", "--loss-weights", "depth=0"],
             "--loss-weights: expected numbers above 0 with uncertainty weighting, found {",

@@ -86,6 +86,14 @@ def test_mistakes_end_in_one_line(weights, shared_data, tmp_path):
     state["features.0.0.weight"][0] = torch.nan
     torch.save(state, tmp_path / "nan.pt")
     assert "expected finite weights" in said("--backbone-weights", str(tmp_path / "nan.pt"), *wide)
+    found = said("--widths", "8", "16")
+    assert found == (
+        "--widths: expected 5 numbers or more, one for each stride of mobilenet_v2 (2, 4, 8, 16, "
+        "32), found 2"
+    )
+    found = said("--backbone", "swin_t")  # its layers have their channels last
+    expected = "a network with stages at strides 4, 8, 16 and 32"
+    assert found == f"--backbone: expected {expected}, found swin_t with [4, 1, 32]"
     found = said("--backbone-norms", "thawed", "--backbone-weights", "", *wide)
     assert found == "--backbone-norms: expected running or frozen, found thawed"
 
