@@ -6,7 +6,7 @@ seg IoU 0.805, box IoU 0.615, accuracy 0.855; 3 minutes a run on one core (AMD E
 
     python MTL_OEQ.py --h5-save-path data/pets128_fold0 --epochs 60
 
-Try `python MTL_OEQ.py --demo`; README.md says how to get data.
+Try `python MTL_OEQ.py --demo`; docs/results.md has the commands for the data.
 """
 
 import sys

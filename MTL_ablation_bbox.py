@@ -5,7 +5,7 @@ seg IoU 0.788, box IoU 0.554; 2 minutes a run on one core (AMD EPYC, Zen 5). Fol
 
     python MTL_ablation_bbox.py --h5-save-path data/pets128_fold0 --epochs 60
 
-Try `python MTL_ablation_bbox.py --demo`; README.md says how to get data.
+Try `python MTL_ablation_bbox.py --demo`; docs/results.md has the commands for the data.
 """
 
 import sys

@@ -5,7 +5,7 @@ seg IoU 0.791, accuracy 0.802; 2 minutes a run on one core (AMD EPYC, Zen 5). Fo
 
     python MTL_ablation_bin.py --h5-save-path data/pets128_fold0 --epochs 60
 
-Try `python MTL_ablation_bin.py --demo`; README.md says how to get data.
+Try `python MTL_ablation_bin.py --demo`; docs/results.md has the commands for the data.
 """
 
 import sys

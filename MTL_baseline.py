@@ -5,7 +5,7 @@ seg IoU 0.791; 2 minutes a run on one core (AMD EPYC, Zen 5). Fold 0:
 
     python MTL_baseline.py --h5-save-path data/pets128_fold0 --epochs 60
 
-Try `python MTL_baseline.py --demo`; README.md says how to get data.
+Try `python MTL_baseline.py --demo`; docs/results.md has the commands for the data.
 """
 
 import sys

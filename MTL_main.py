@@ -5,7 +5,7 @@ seg IoU 0.790, box IoU 0.557, accuracy 0.818; 2 minutes a run on one core (AMD E
 
     python MTL_main.py --h5-save-path data/pets128_fold0 --epochs 60
 
-Try `python MTL_main.py --demo`; README.md says how to get data.
+Try `python MTL_main.py --demo`; docs/results.md has the commands for the data.
 """
 
 import sys
