@@ -165,10 +165,21 @@ def test_mistakes_end_in_one_line(call, bright, model, tmp_path):
     assert "IMAGE: expected a path, found an empty one" in message(model, picture="")
 
 
+def test_the_networks_in_weights_agree_on_a_photo():
+    paths = sorted((ROOT / "weights").glob("*.pt"))
+    assert len(paths) == 2 and sum(path.stat().st_size for path in paths) <= 12e6
+    photo = np.array(Image.open(ROOT / "docs" / "photo.jpg"))
+    first, second = (engine.open_network(path, "cpu").predict(photo) for path in paths)
+    assert first["class"] == second["class"] == "dog"
+    both, either = first["mask"] & second["mask"], first["mask"] | second["mask"]
+    assert (both > 0).sum() > 0.9 * (either > 0).sum()
+    boxes = (torch.tensor(answer["box"])[None] for answer in (first, second))
+    assert box_iou(*boxes).item() > 0.6
+
+
 def test_the_network_in_weights_finds_drawn_pets(tmp_path):
-    """The file of weights/: small, safe to open, and better than chance on drawings."""
+    """MTL_OEQ is better than chance on drawings."""
     path = ROOT / "weights" / "OEQ_model_lite.pt"
-    assert path.stat().st_size <= 4e6
     network = engine.open_network(path, "cpu")
     assert network.side == (256, 256) and network.class_names["bin"] == ("cat", "dog")
     make_demo(tmp_path, 256, (1, 1, 8))
