@@ -21,8 +21,8 @@ RESULTS = {  # rows of the README's table: series in results/ and NAME
     "`MTL_baseline`": ("128", "baseline"),
     "`MTL_main`": ("128", "main"),
     "`MTL_OEQ`": ("128", "OEQ"),
-    "`MTL_OEQ`, pre-trained on 30,000 synthetic pets": ("128_drawn30k", "OEQ"),
-    "the same, 240 epochs instead of 60": ("128_drawn30k_240", "OEQ"),
+    "`MTL_OEQ`, pre-trained on 30,000 synthetic pets, low learning rate": ("128_schedules", "low"),
+    "the same at the default rate, 240 epochs instead of 60": ("128_drawn30k_240", "OEQ"),
     "three tasks on MobileNetV2 from ImageNet, 25 epochs": ("128_pretrained", "three"),
 }
 SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of tools/compare.py
@@ -41,6 +41,8 @@ SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of t
         ("seg_iou", "with baseline", "with=128_drawn30k", "128", "baseline"),
     "pre-training on synthetic pets: mask of `MTL_OEQ`":
         ("seg_iou", "with OEQ", "with=128_drawn30k", "128", "OEQ"),
+    "a low learning rate after pre-training: box of `MTL_OEQ`":
+        ("bbox_iou", "low", "128_schedules", "reheat"),
     "from ImageNet, three tasks instead of one: mask":
         ("seg_iou", "three", "128_pretrained", "mask"),
     "from ImageNet, a tenth of the masks: mask": (
