@@ -224,11 +224,11 @@ def check_tasks(tasks, weights, outputs, targets):
     surplus = [name for name in weights if name not in tasks]
     if surplus:
         raise UserError(f"weighting(): expected weights of {', '.join(tasks)}, found {surplus[0]}")
+    first = next(iter(tasks))
     for task, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise UserError(
-                f"--loss-weights: expected numbers of at least 0, found {weight} for '{task}'"
-            )
+        if not 0 <= weight < math.inf or (task == first and weight == 0):
+            low = "above 0, as it chooses the best epoch" if task == first else "of at least 0"
+            raise UserError(f"--loss-weights: expected a number {low}, found {weight} for '{task}'")
 
 
 # ---- whole networks as files: opening one executes the script again ----

@@ -125,8 +125,11 @@ MISTAKES = {
     "--widths 8.5 16": "--widths: expected two or more whole numbers above 1, found (8.5, 16)",
     "--units 0": "--units: expected a whole number above 0, found 0",
     "--units 1.5": "--units: expected a whole number above 0, found 1.5",
-    "--loss-weights bin=-1": "--loss-weights: expected numbers of at least 0, found -1.0 for 'bin'",
-    "--loss-weights bbox=nan": "--loss-weights: expected numbers of at least 0, found nan for "
+    "--loss-weights seg=0": "--loss-weights: expected a number above 0, as it chooses the best "
+    "epoch, found 0.0 for 'seg'",
+    "--loss-weights bin=-1": "--loss-weights: expected a number of at least 0, found -1.0 for "
+    "'bin'",
+    "--loss-weights bbox=nan": "--loss-weights: expected a number of at least 0, found nan for "
     "'bbox'",
     "--dropout 1": "--dropout: expected a number of at least 0 and below 1, found 1.0",
 }
