@@ -46,7 +46,7 @@ def main(file, argv=None):
         script, settings, options = parse(file, argv)
         from engine.run import execute  # late, so that --help and a wrong flag answer quickly
 
-        is_said = True  # what all processes find in a run, the first of them raises alone
+        is_said = True  # Processes.failing_together leaves an error of all to the first one
         execute(script, settings, options)
     except UserError as error:
         if is_said:

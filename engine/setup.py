@@ -10,7 +10,7 @@ import torch
 from dataload import SPLITS, H5Dataset, check_splits
 from engine.script import check_tasks
 from engine.training import Trainer
-from parts.errors import UserError, flags_blamed
+from parts.errors import UserError, as_flag_errors
 from parts.sampling import seeded, training_side
 
 
@@ -82,7 +82,7 @@ def build(script, settings, options, train, processes):
             f"{settings.BATCH_SIZE}{cut}"
         )
     seeded(settings.SEED)
-    with flags_blamed():
+    with as_flag_errors():
         network, weighting = script.module.Network(), script.module.weighting()
         augment = script.module.augmentation()
     augment.complete = train.complete
@@ -106,7 +106,7 @@ def build(script, settings, options, train, processes):
 def apply_start(module, trainer):
     """Run the script's `start(network)`, if it has one, on a new run's network; UserError."""
     if hasattr(module, "start"):
-        with flags_blamed():
+        with as_flag_errors():
             module.start(trainer.network)
         trainer.average.module.load_state_dict(trainer.network.state_dict())
 

@@ -195,7 +195,7 @@ class Trainer:
         self.training_step.train()
         with report.bar(epoch, batches, done) as bar:
             for images, targets in loader(dataset, mine, world.device):
-                if hasattr(self.weighting, "batch_start"):  # alike, but no process's
+                if hasattr(self.weighting, "batch_start"):  # the same for all processes
                     self.weighting.batch_start(seeded(settings.SEED, epoch, done, world.size))
                 generator = seeded(settings.SEED, epoch, done, world.rank)
                 measure = self.diagnose > 0 and done % self.diagnose == 0

@@ -12,7 +12,7 @@ class SettingError(ValueError):
 
 
 @contextlib.contextmanager
-def flags_blamed():
+def as_flag_errors():
     """A block in which a SettingError, which a flag can correct, becomes a UserError."""
     try:
         yield

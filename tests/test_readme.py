@@ -22,7 +22,10 @@ RESULTS = {  # rows of the README's table: series in results/ and NAME
     "`MTL_main`": ("128", "main"),
     "`MTL_OEQ`": ("128", "OEQ"),
     "`MTL_OEQ`, pre-trained on 30,000 synthetic pets, low learning rate": ("128_schedules", "low"),
-    "the same at the default rate, 240 epochs instead of 60": ("128_drawn30k_240", "OEQ"),
+    "`MTL_OEQ`, pre-trained likewise, default learning rate, 240 epochs": (
+        "128_drawn30k_240",
+        "OEQ",
+    ),
     "three tasks on MobileNetV2 from ImageNet, 25 epochs": ("128_pretrained", "three"),
 }
 SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of tools/compare.py

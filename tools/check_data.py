@@ -17,7 +17,7 @@ from dataload import SPLITS, DataError, H5Dataset, check_splits, likely_mistakes
 from engine import script
 from engine.setup import stride_of
 from parts.commandline import Parser
-from parts.errors import UserError, flags_blamed
+from parts.errors import UserError, as_flag_errors
 from parts.h5array import read_class_names
 from parts.targets import PETS, Images, PixelTarget, with_sources
 from tools.shared.common import as_path, command
@@ -58,7 +58,7 @@ def targets_and_stride(place):
     try:
         script.check_definitions(module, ("Network", "TASKS"))
         targets = with_sources({name: task.target for name, task in module.TASKS.items()})
-        with flags_blamed():
+        with as_flag_errors():
             return targets, stride_of(module.Network())
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
