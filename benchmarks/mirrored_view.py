@@ -50,7 +50,7 @@ def primary_rows(weights, split):
     folder = as_path(history["config"]["H5_SAVE_PATH"], "--h5-save-path")
     dataset = open_split(folder, split, trained)
     recorded, there = history["data_fingerprint"][split], dataset.fingerprint()
-    if isinstance(recorded, dict) and recorded != there:  # text in older histories
+    if recorded != there:
         expected, other = (", ".join(map(": ".join, f.items())) for f in (recorded, there))
         raise UserError(f"{dataset.folder}: expected the run's data, {expected}, found {other}")
     for mirrored in (False, True):

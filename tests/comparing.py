@@ -43,7 +43,9 @@ def make_history(name, seed=0, fold=0, overlap=OVERLAP, exact=EXACT, depth=DEPTH
         "best_epoch": 3,
         "seconds": [20.0, 20.0, 10.0, 50.0],
         "data": {"train": 330, "val": 5, "test": count},
-        "data_fingerprint": {split: f"{split} {fold}" for split in ("train", "val", "test")},
+        "data_fingerprint": {
+            split: {"images": f"{split} {fold}"} for split in ("train", "val", "test")
+        },
         "side": (64, 96),
         "parameters": 1234567,
         "gflop": 0.5,

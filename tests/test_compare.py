@@ -251,8 +251,8 @@ TASK = {"outline": TASKS["outline"] | {"primary": "exact"}}
         ({"config": {"processes": 2}}, "processes = 2, not 1", True),
         ({"side": (96, 64)}, "side = [96, 64], not [64, 96]", True),
         ({"data": {"train": 331}}, "train samples = 331, not 330", False),
-        ({"data_fingerprint": {"train": "x"}}, "train data = x, not train 0", False),
-        ({"data_fingerprint": {"test": "x"}}, TESTED, True),
+        ({"data_fingerprint": {"train": {"images": "x"}}}, "train images = x, not train 0", False),
+        ({"data_fingerprint": {"test": {"images": "x"}}}, TESTED, True),
         ({"tasks": TASK}, f"task outline = {['exact', True, 'alone']}, not", True),
     ],
 )
@@ -291,7 +291,7 @@ def test_other_test_images_are_refused_where_no_source_lines_are_known(tmp_path,
 def test_training_data_may_differ_but_not_the_steps(tmp_path, capsys):
     save(make_history("alone"), tmp_path / "alone")
     other = make_history("joint", EPOCHS=8)  # of 5 steps, the other has 4 of 10
-    other["data"]["train"], other["data_fingerprint"]["train"] = 170, "b"
+    other["data"]["train"], other["data_fingerprint"]["train"] = 170, {"images": "b"}
     save(other, tmp_path / "joint")
     table = printed(capsys, tmp_path, "--train-may-differ")
     assert "4-8 epochs, batches of 32, 170-330 train, 5 val, 6 test" in table

@@ -197,20 +197,6 @@ def test_the_data_count_and_not_their_place(scripts, series, data_folder, tmp_pa
     assert len(calls(scripts)) == 1
 
 
-@pytest.mark.parametrize(("count", "code"), [(12, 0), (13, 2)])
-def test_of_older_runs_the_number_of_samples_counts(
-    scripts, series, history, tmp_path, capfd, count, code
-):
-    path = tmp_path / "out/main_seed0/main_history.pt"
-    path.parent.mkdir(parents=True)
-    counts = {"train": count, "val": 5, "test": 7}
-    texts = {split: f"{n} samples of checksum 0123abcd" for split, n in counts.items()}
-    torch.save(history | {"data_fingerprint": texts}, path)
-    assert series("--scripts", "main", "--seeds", "0") == code
-    if code:
-        assert "data in train/train = 13 samples, not 12 samples; choose" in one_line(capfd)
-
-
 def test_weights_are_honoured_or_refused(scripts, series, history, tmp_path, capfd):
     chosen, files = ["--scripts", "main", "--seeds", "0"], [tmp_path / name for name in "abc"]
     for number, path in enumerate(files):

@@ -44,7 +44,7 @@ def conditions(run, train_may_differ):
         fold["training steps"] = whole.pop("EPOCHS") * histories.steps_per_epoch(run)
     for split in [split for split in run["data"] if split != "train" or not train_may_differ]:
         fold[f"{split} samples"] = run["data"][split]
-        prints = histories.fingerprints(run, split)
+        prints = run["data_fingerprint"].get(split, {})
         fold |= {f"{split} {file}": text for file, text in prints.items()}
     test = histories.test_set(run)
     whole |= {f"data with source line {line}": test for line in run["test_lines"] or ()}

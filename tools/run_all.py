@@ -114,14 +114,9 @@ class Job:
 
 
 def changed_files(before, now):
-    """(file, text before, text now) of the files of two fingerprints {split: {file: text}}.
-
-    Older histories have one text for all files of a split; only its number of samples is compared.
-    """
+    """(file, text before, text now) of the files of two fingerprints {split: {file: text}}."""
     for split, texts in now.items():
         old = before.get(split, {})
-        if isinstance(old, str):
-            old, texts = ({split: text.partition(" of ")[0]} for text in (old, texts["images"]))
         for file in sorted(old | texts):
             yield f"data in {split}/{file}", old.get(file), texts.get(file)
 

@@ -81,16 +81,9 @@ def steps_per_epoch(run):
     return images // min(run["config"]["BATCH_SIZE"], images)
 
 
-def fingerprints(run, split):
-    """{file: text} of a split's data; earlier histories have one text for all files."""
-    found = run["data_fingerprint"].get(split, {})
-    return found if isinstance(found, dict) else {"data": found}
-
-
 def test_set(run):
     """The fingerprint of a run's test images."""
-    found = fingerprints(run, "test")
-    return found["data"] if "data" in found else found["images"]
+    return run["data_fingerprint"]["test"]["images"]
 
 
 def weights(run):
