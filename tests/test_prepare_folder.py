@@ -1,9 +1,9 @@
 """Files of one's own: leaves with outlines and a table become a data set that trains."""
 
-import errno
 import os
 import signal
 
+import disks
 import numpy as np
 import pytest
 from leaves import COUNT, files, flags, read, refused, total, write_table  # noqa: F401 (a fixture)
@@ -194,17 +194,10 @@ def test_a_termination_leaves_nothing(files, monkeypatch, capsys):
     assert capsys.readouterr().err == "prepare_folder.py: interrupted\n"
 
 
-def test_a_full_disk_is_one_line_before_anything_is_written(files, monkeypatch, capsys):
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", fail)
+@pytest.mark.parametrize("room", [0, 10_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(files, monkeypatch, capsys, room):
+    disks.fill(monkeypatch, room)
     assert main(flags(files)) == 2
-    line = f"prepare_folder.py: {files}: expected 0.1 MB of free space, found less\n"
+    place = f"{files}/DATA.partial-{os.getpid()}/train/images.h5"
+    line = f"prepare_folder.py: {place}: cannot be written (No space left on device)\n"
     assert capsys.readouterr().err == line and not list(files.glob("DATA*"))
-    monkeypatch.setattr(os, "posix_fallocate", lambda *_: fail_otherwise())
-    assert main(flags(files)) == 0
-
-
-def fail_otherwise():
-    raise OSError(errno.EOPNOTSUPP, "Operation not supported")

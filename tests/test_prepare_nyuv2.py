@@ -4,6 +4,7 @@ import io
 import itertools
 import shutil
 
+import disks
 import h5py
 import numpy as np
 import pytest
@@ -280,9 +281,8 @@ def test_an_existing_folder_is_not_touched(root, out, capsys):
     assert [path.name for path in out.iterdir()] == ["file"]
 
 
-def test_a_full_disk(root, out, capsys, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(prepare_nyuv2.h5py, "File", full)
-    assert_refused(root, out, capsys, "cannot be written ([Errno 28] No space left on device)")
+@pytest.mark.parametrize("room", [0, 3000, 10_000])
+def test_a_full_disk(root, out, capsys, monkeypatch, room):
+    disks.fill(monkeypatch, room)
+    expected = "normals.h5: cannot be written (No space left on device)"  # the last one opened
+    assert_refused(root, out, capsys, expected)

@@ -7,12 +7,12 @@ import sys
 import threading
 from pathlib import Path
 
+import disks
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from parts import h5file
 from parts.errors import UserError
 from parts.h5array import DataError
 from parts.h5file import new_h5_file
@@ -147,20 +147,9 @@ def test_an_error_without_a_file_is_not_blamed_on_stdout(capsys):
     assert capsys.readouterr() == ("so far\n", "tool.py: No space left on device\n")
 
 
-def write_with(monkeypatch, write):
-    """Let new files be written to by `write(file, data)` instead of `io.FileIO.write`."""
-    raw = type("Raw", (io.FileIO,), {"write": write})
-    monkeypatch.setattr(h5file, "Sink", type("Sink", (h5file.Sink, raw), {}))
-
-
 @pytest.mark.parametrize("room", [0, 100, 3000, 10_000])
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, room):
-    def write(file, data):
-        if room < file.tell() + len(data):
-            raise OSError(28, "No space left on device")
-        return io.FileIO.write(file, data)
-
-    write_with(monkeypatch, write)
+    disks.fill(monkeypatch, room)
     path, opened = tmp_path / "masks.h5", len(open_files())
     message = rf"^{path}: cannot be written \(No space left on device\)$"
     with pytest.raises(DataError, match=message), new_h5_file(path) as file:
@@ -189,7 +178,7 @@ def test_ctrl_c_while_hdf5_writes_waits_until_it_has(tmp_path, monkeypatch):
     def interrupt(file, data):
         raise KeyboardInterrupt
 
-    write_with(monkeypatch, interrupt)
+    disks.write_with(monkeypatch, interrupt)
     opened = len(open_files())
     with pytest.raises(KeyboardInterrupt), new_h5_file(tmp_path / "masks.h5") as file:
         file["masks"] = np.arange(20_000)

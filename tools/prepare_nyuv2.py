@@ -197,23 +197,19 @@ def write(folder, samples, side, signs, about):
     """Write one split; returns {file: share of the pixels that are known}; raises DataError."""
     numbers = np.array([number for _, number in samples])
     known = dict.fromkeys(LAYOUT, 0.0)
-    try:
-        folder.mkdir()
-        with ExitStack() as stack:
-            stored = {}
-            for name, (tail, dtype, attributes) in LAYOUT.items():
-                file = stack.enter_context(new_h5_file(folder / f"{name}.h5"))
-                file.attrs.update(about | {"split": folder.name, "source_lines": numbers})
-                stored[name] = file.create_dataset(name, (len(samples), *side, *tail), dtype)
-                stored[name].attrs.update(attributes)
-            for row, sample in enumerate(tqdm(samples, folder.name, disable=None, leave=False)):
-                for name, array in as_stored(read_sample(sample, side), signs).items():
-                    stored[name][row] = array
-                    unknown = {"segments": UNKNOWN, "depth": 0, "normals": FILL}.get(name, -1)
-                    known[name] += (array != unknown).mean() / len(samples)
-    except (OSError, RuntimeError) as error:  # h5py raises either where the disk is full
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder}: cannot be written ({reason})") from error
+    folder.mkdir()
+    with ExitStack() as stack:
+        stored = {}
+        for name, (tail, dtype, attributes) in LAYOUT.items():
+            file = stack.enter_context(new_h5_file(folder / f"{name}.h5"))
+            file.attrs.update(about | {"split": folder.name, "source_lines": numbers})
+            stored[name] = file.create_dataset(name, (len(samples), *side, *tail), dtype)
+            stored[name].attrs.update(attributes)
+        for row, sample in enumerate(tqdm(samples, folder.name, disable=None, leave=False)):
+            for name, array in as_stored(read_sample(sample, side), signs).items():
+                stored[name][row] = array
+                unknown = {"segments": UNKNOWN, "depth": 0, "normals": FILL}.get(name, -1)
+                known[name] += (array != unknown).mean() / len(samples)
     return known
 
 

@@ -1,6 +1,5 @@
 """From samples to a data folder, for prepare_pets.py and prepare_folder.py."""
 
-import errno
 import os
 import shutil
 import stat
@@ -20,9 +19,7 @@ from parts.targets import PETS, UNKNOWN, Label, PixelClasses
 from tools.shared.common import as_path
 
 NO_BOX = np.full(4, np.nan)
-SLACK = 2**15  # bytes of a file beside its values
 MOST_COLUMNS = 6  # of classes in a summary
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Sample(NamedTuple):
@@ -176,27 +173,6 @@ def remove(folder):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def reserve(folder, sizes):
-    """DataError unless the disk has space for files of these sizes in bytes.
-
-    HDF5 ends the whole program if the disk is full when it closes a file.
-    """
-    paths = [folder / f"reserved-{number}" for number in range(len(sizes))]
-    try:
-        for path, size in zip(paths, sizes, strict=True):
-            with open(path, "xb") as file:
-                os.posix_fallocate(file.fileno(), 0, size + SLACK)
-    except AttributeError:  # macOS and Windows cannot
-        pass
-    except OSError as error:
-        if error.errno in NO_SPACE:  # others: the file system cannot
-            needed = f"{sum(sizes) / 1e6:.1f} MB of free space"
-            raise DataError(f"{folder.parent}: expected {needed}, found less") from error
-    finally:
-        for path in paths:
-            path.unlink(missing_ok=True)
-
-
 def save(folder, splits, class_names, about):
     """Write the H5 files of {split: [Sample]} and check them; raises UserError.
 
@@ -209,8 +185,6 @@ def save(folder, splits, class_names, about):
         if not samples:
             found = f"none of {sum(map(len, splits.values()))}; change the fractions or the folds"
             raise UserError(f"--out: expected at least one image in {split}, found {found}")
-    pixels = [len(some) * some[0].mask.size for some in splits.values()]
-    reserve(folder, [size for count in pixels for size in (3 * count, count)])
     for split, samples in splits.items():
         images, _, masks, boxes, labels, breeds, lines, _ = zip(*samples, strict=True)
         arrays = {
