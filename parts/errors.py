@@ -11,6 +11,11 @@ class SettingError(ValueError):
     """A setting with an unusable value; the message begins with its name."""
 
 
+def one_line(error):
+    """What an error says, on one line; the name of its class if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextlib.contextmanager
 def as_flag_errors():
     """A block in which a SettingError, which a flag can correct, becomes a UserError."""

@@ -14,7 +14,7 @@ TASKS = {
     },
     "head_depth": {
         "primary": "mean_error", "higher_is_better": False, "reference": "deep",
-        "metrics": ["mean_error"],
+        "metrics": ["mean_error"], "means": {},
     },
 }  # fmt: skip
 OVERLAP = [(5, 10), (20, 40), (30, 30), (0, 10), (45, 60), (0, 0)]  # together 100 of 150
@@ -32,7 +32,7 @@ def make_history(name, seed=0, fold=0, overlap=OVERLAP, exact=EXACT, depth=DEPTH
     rows |= {f"{task}_loss": torch.ones(count, 2).double() for task in tasks}
     return {
         "name": name,
-        "script": f"MTL_{name}",
+        "script": f"MTL_{name}.py",
         "config": {
             "H5_SAVE_PATH": f"secret/set_fold{fold}", "FILE_SAVE_PATH": "secret/out", "EPOCHS": 4,
             "BATCH_SIZE": 32, "SEED": seed, "WIDTHS": (8, 16), "demo": False, "processes": 1,

@@ -59,7 +59,6 @@ def weights(path, checksum=None):
         ({"config": {"WIDTHS": (1, 2)}}, {}, ["WIDTHS [1, 2]", "WIDTHS [8, 16]"]),
         ({"config": {"STEM": 2}}, {}, ["STEM 2", ""]),
         ({"script": "own/joint.py"}, {}, ["script own/joint.py", "script MTL_joint.py"]),
-        ({"script": "MTL_joint.py"}, {}, [""]),  # earlier histories name the module
         (weights("x.pt"), {}, ["weights x.pt", ""]),
         (weights("x.pt"), weights("y.pt"), ["weights x.pt", "weights y.pt"]),
         (weights("seed0.pt"), weights("seed1.pt"), [""]),  # each of its own seed

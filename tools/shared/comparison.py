@@ -99,7 +99,7 @@ def metrics(columns, split, everything=False):
     for task, entry in (item for column in columns.values() for item in column[0]["tasks"].items()):
         tables = [run["rows"] for run in runs if task in run["tasks"]]
         for metric in entry["metrics"]:
-            names = [f"{task}_{n}" for n in entry.get("means", {}).get(metric, [metric])]
+            names = [f"{task}_{n}" for n in entry["means"].get(metric, [metric])]
             known = split == "test" and all(name in table for table in tables for name in names)
             sign, pooled = _sign(entry, metric), tuple(names) if known else ()
             found = Metric(f"{task}_{metric}", task, entry["reference"], sign, pooled)

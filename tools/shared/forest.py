@@ -10,7 +10,8 @@ from parts.figures import Figure, plain_style, save
 STATED, OPEN = "#0072B2", "0.6"  # Okabe and Ito's blue; grey for intervals that include 0
 IMAGES = {"linewidth": 6, "alpha": 0.35, "solid_capstyle": "butt"}
 RUNS = {"linewidth": 1.5, "marker": "|"}
-NOT_AMONG_ALL = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
+DOT = {"marker": "o", "markersize": 5}
+NOT_AMONG_ALL = DOT | {"markerfacecolor": "white"}
 
 
 def save_picture(path, found):
@@ -27,18 +28,12 @@ def save_picture(path, found):
             draw_forest(axis, [each for each in found if each.metric == metric], labels)
         axes[0].set_yticks(range(len(labels)), map("\n".join, names), fontsize=9)
         count = sum(each.direction is not None for each in found)
+        corrected = f"not after correction for {count}"
         handles = [
             Line2D([], [], color=STATED, label="95 % over test images", **IMAGES),
             Line2D([], [], color=STATED, label="95 % over runs", **RUNS),
             Line2D([], [], color=OPEN, linewidth=6, label="no measurable difference"),
-            Line2D(
-                [],
-                [],
-                color=STATED,
-                ls="",
-                label=f"not after correction for {count}",
-                **NOT_AMONG_ALL,
-            ),
+            Line2D([], [], color=STATED, ls="", label=corrected, **NOT_AMONG_ALL),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
         save(figure, path)
@@ -52,9 +47,7 @@ def draw_forest(axis, found, labels):
         row, colour = labels.index(each.label), STATED if each.direction else OPEN
         for ends, style in ((each.images, IMAGES), (each.runs, RUNS)):
             axis.plot([scale * end for end in ends], [row, row], color=colour, **style)
-        dot = (
-            NOT_AMONG_ALL if each.direction and not each.holds else {"marker": "o", "markersize": 5}
-        )
+        dot = NOT_AMONG_ALL if each.direction and not each.holds else DOT
         axis.plot([scale * each.value], [row], color=colour, **dot)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set_title(found[0].metric.replace("_", " "), fontsize=10)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parts.errors import UserError
+from parts.errors import UserError, one_line
 from parts.files import load, replacing
 from tools.shared.common import as_path
 
@@ -55,7 +55,7 @@ def summarise(history):
     losses, first = [f"{task}_loss" for task in tasks], next(iter(tasks))
     chooses = f"{first}_{tasks[first]['primary']}"
     return {key: _plain(history.get(key), 3) for key in COPIED} | {
-        "script": _script(history.get("script", f"MTL_{history['name']}")),
+        "script": history["script"],
         "seed": config["SEED"],
         "fold": int(fold[1]) if fold else None,
         "config": _plain({key: value for key, value in config.items() if key not in PATHS}),
@@ -68,11 +68,6 @@ def summarise(history):
         "curves": {"val": {chooses: _plain(val.get(chooses, []), 4)}},
         "rows": {k: _row(v) for k, v in history["test_rows"].items() if k not in losses},
     }
-
-
-def _script(name):
-    """MTL_main.py for the module name MTL_main of earlier histories."""
-    return name if name.endswith(".py") else f"{name.replace('.', '/')}.py"
 
 
 def steps_per_epoch(run):
@@ -165,8 +160,7 @@ def _checked(place, summary):
     except KeyError as error:
         raise UserError(f"{expected}, found no {error.args[0]} in it") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{expected}, found a damaged file ({reason})") from error
+        raise UserError(f"{expected}, found a damaged file ({one_line(error)})") from error
 
 
 def find(arguments):
@@ -222,7 +216,7 @@ def to_line(run):
     """A run as a line of a series."""
     kept = set()
     for task, entry in run["tasks"].items():
-        parts = [part for means in entry.get("means", {}).values() for part in means]
+        parts = [part for means in entry["means"].values() for part in means]
         kept |= {f"{task}_{metric}" for metric in (entry["primary"], *parts)}
     table = {name: pairs for name, pairs in run["rows"].items() if name in kept}
     return json.dumps(run | {"rows": table}, separators=(",", ":"))

@@ -4,14 +4,7 @@ import json
 
 import numpy as np
 
-from tools.shared.comparison import (
-    differences,
-    metrics,
-    pooled,
-    reference,
-    settings,
-    statement,
-)
+from tools.shared.comparison import differences, metrics, pooled, reference, settings, statement
 from tools.shared.histories import test_set
 from tools.shared.intervals import RESAMPLES, limits
 
