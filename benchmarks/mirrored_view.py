@@ -20,8 +20,8 @@ from engine.trained import open_network
 from parts.commandline import Parser
 from parts.errors import UserError
 from tools.shared.common import EXPERIMENTS, as_path, command
-from tools.shared.comparison import estimate, limits
 from tools.shared.evaluated import evaluate_split, open_split
+from tools.shared.intervals import estimate, limits
 
 
 class Views(nn.Module):

@@ -14,8 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from parts.commandline import Parser
-from parts.files import replacing
-from tools.shared.common import run_tool
+from tools.shared.common import command
 from tools.shared.histories import find
 
 
@@ -23,11 +22,8 @@ def curve(run):
     """The metric's name, minutes at the end of every epoch, and the values then."""
     task, entry = next(iter(run["tasks"].items()))
     name = f"{task}_{entry['primary']}"
-    return (
-        name,
-        [seconds / 60 for seconds in accumulate(run["seconds"])],
-        run["curves"]["val"][name],
-    )
+    minutes = [seconds / 60 for seconds in accumulate(run["seconds"])]
+    return name, minutes, run["curves"]["val"][name]
 
 
 def first_to_reach(minutes, series, level, higher_is_better=True):
@@ -39,8 +35,9 @@ def first_to_reach(minutes, series, level, higher_is_better=True):
     return "not reached" if found is None else f"{found:.1f} min"
 
 
-def main(argv=None):
-    """Print a line per run, and draw the curves if a file is given."""
+@command
+def main(argv):
+    """Print a line per run, and draw the curves if a file is given; raises UserError."""
     parser = Parser("time_to_quality.py", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="[LABEL=] folders or files of runs")
     parser.add_argument("--level", type=float, default=0.80, help="value to reach (0.80)")
@@ -60,7 +57,7 @@ def main(argv=None):
 
 def draw(path, curves, level):
     """One line for each (title, metric, minutes, values)."""
-    from matplotlib.figure import Figure
+    from parts.figures import Figure, save
 
     figure = Figure((7, 4), dpi=110, layout="constrained")
     axis = figure.subplots()
@@ -71,9 +68,8 @@ def draw(path, curves, level):
     axis.set_xlabel("minutes of training and validation")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    save(figure, path)
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool("time_to_quality.py", main, None))
+    sys.exit(main())

@@ -50,8 +50,7 @@ def main(file, argv=None):
         execute(script, settings, options)
     except UserError as error:
         if is_said:
-            STDERR.write(f"{Path(file).name}: {error}\n")
-            STDERR.flush()
+            STDERR.say(f"{Path(file).name}: {error}")
         sys.exit(2)
 
 

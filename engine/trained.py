@@ -146,6 +146,5 @@ def _best_so_far(content, path):
         raise UserError(f"{path}: expected weights, found a run that has not finished an epoch")
     if done < epochs:
         best = f"epoch {history['best_epoch']}, the best of {done} out of {epochs}"
-        STDERR.write(f"{path}: the run is unfinished; these are the weights of {best}\n")
-        STDERR.flush()
+        STDERR.say(f"{path}: the run is unfinished; these are the weights of {best}")
     return {"state": content["best"], "about": history}

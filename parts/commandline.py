@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections import Counter
 
 from parts.errors import UserError
 
@@ -126,6 +127,7 @@ class _Entries(argparse.Action):
 
 
 def as_text(value):
+    """A constant's value as it is written after its flag."""
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items())
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
@@ -133,11 +135,8 @@ def as_text(value):
 
 def count_by_part(what, keys):
     """ "; WHAT: encoder.stem (2), bin (4)", the numbers of tensors by part; "" for no keys."""
-    counts = {}
-    for key in sorted(keys):
-        part = ".".join(key.split(".")[:-1][:2])
-        counts[part] = counts.get(part, 0) + 1
+    counts = Counter(".".join(key.split(".")[:-1][:2]) for key in sorted(keys))
     parts = [f"{part} ({count})" for part, count in counts.items()]
-    more = [f"{len(parts) - 6} more"] if len(parts) > 7 else []
-    shown = parts[: 6 if more else 7] + more
-    return f"; {what}: {', '.join(shown)}" if parts else ""
+    if len(parts) > 7:
+        parts[6:] = [f"{len(parts) - 6} more"]
+    return f"; {what}: {', '.join(parts)}" if parts else ""

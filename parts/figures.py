@@ -15,7 +15,6 @@ from parts.files import replacing
 from parts.fonts import families
 from parts.paint import draw_all
 
-__all__ = ["DPI", "Figure", "draw_enlarged", "plain_style", "save", "show"]
 DPI = 150
 WIDTH = 8.0  # inches; fonts of 9 points are then readable at 800 pixels
 SHARP = 450  # least side in pixels of an image that lines are drawn on

@@ -41,8 +41,7 @@ def font_file(letters):
                 best, least = path, lacking
             if not lacking:
                 return path
-    STDERR.write(f"warning: expected a font with {' '.join(sorted(least))}, found none\n")
-    STDERR.flush()
+    STDERR.say(f"warning: expected a font with {' '.join(sorted(least))}, found none")
     return best
 
 

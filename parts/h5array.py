@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import h5py
 import numpy as np
 
-from parts.errors import UserError
+from parts.errors import UserError, one_line
 
 SPLITS = ("train", "val", "test")
 SLAB_BYTES = 32 * 2**20  # converted at a time, so that a float64 file never fills the memory
@@ -62,8 +62,7 @@ class H5Array:
         except (DataError, MemoryError):
             raise
         except Exception as error:  # h5py has no common class for what damaged files raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{self.path}: not a readable HDF5 file ({reason})") from error
+            raise DataError(f"{self.path}: not a readable HDF5 file ({one_line(error)})") from error
 
     def find(self, file):
         """The dataset with this array's name, or the only one in the file."""

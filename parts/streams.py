@@ -1,43 +1,44 @@
-"""A standard stream to which writing never ends the program."""
+"""A stderr to which writing never ends the program."""
 
 import sys
 
 GONE = (OSError, ValueError, AttributeError)  # broken, closed, or None
 
 
-class SafeStream:
-    """A stream that survives a closed terminal or pipe; anything written after that is lost.
+class SafeStderr:
+    """`sys.stderr`, which survives a closed terminal or pipe; what is written after that is lost.
 
-    Args:
-        name: of the stream in `sys`, looked up at every use.
+    It is looked up at every use, so that a test or a notebook may replace it.
     """
-
-    def __init__(self, name):
-        self.name = name
 
     def write(self, text):
         """Write, or give up for good."""
         try:
-            getattr(sys, self.name).write(text)
+            sys.stderr.write(text)
         except GONE:
-            setattr(sys, self.name, None)
+            sys.stderr = None
 
     def flush(self):
         """Flush, or give up for good."""
         try:
-            getattr(sys, self.name).flush()
+            sys.stderr.flush()
         except GONE:
-            setattr(sys, self.name, None)
+            sys.stderr = None
+
+    def say(self, line):
+        """Write a line at once."""
+        self.write(f"{line}\n")
+        self.flush()
 
     def isatty(self):
         """Whether it is a terminal that is still there."""
         try:
-            return getattr(sys, self.name).isatty()
+            return sys.stderr.isatty()
         except GONE:
             return False
 
     def __getattr__(self, attribute):  # fileno, encoding, ... for tqdm
-        return getattr(getattr(sys, self.name), attribute)
+        return getattr(sys.stderr, attribute)
 
 
-STDERR = SafeStream("stderr")
+STDERR = SafeStderr()

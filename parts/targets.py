@@ -82,9 +82,8 @@ class Box(Target):
         return move_boxes(target, view.forward)
 
     def likely_mistakes(self, dataset, name):
-        known = dataset.kept(name)[dataset.known[name]].cpu() * torch.tensor(dataset.side * 2).flip(
-            0
-        )
+        width_height = torch.tensor(dataset.side * 2).flip(0)
+        known = dataset.kept(name)[dataset.known[name]].cpu() * width_height
         if not len(known):
             yield "expected boxes, found no known one"
         elif known.max() <= 1:

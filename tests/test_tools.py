@@ -16,7 +16,7 @@ import torch
 from parts.errors import UserError
 from parts.h5array import DataError
 from parts.h5file import new_h5_file
-from parts.streams import SafeStream
+from parts.streams import SafeStderr
 from tools.shared import common, splitting
 
 
@@ -191,7 +191,7 @@ def test_a_stream_that_is_gone_takes_everything(monkeypatch, stream):
         with open(os.devnull, "w") as stream:
             pass
     monkeypatch.setattr(sys, "stderr", stream)
-    safe = SafeStream("stderr")
+    safe = SafeStderr()
     assert not safe.isatty()
     safe.write("lost")
     safe.flush()

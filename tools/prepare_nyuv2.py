@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from parts.commandline import SEEDS, Parser
 from parts.drawn_rooms import CLASS_NAMES
 from parts.duplicates import thumbnails
-from parts.errors import UserError
+from parts.errors import UserError, one_line
 from parts.h5array import DataError
 from parts.h5file import new_h5_file
 from tools.shared import splitting
@@ -94,8 +94,7 @@ def open_array(sample, kind):
     try:
         return path, np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # NumPy has no common class for what damaged files raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: expected a whole .npy file, found: {reason}") from error
+        raise DataError(f"{path}: expected a whole .npy file, found: {one_line(error)}") from error
 
 
 def read(sample, kind, side):

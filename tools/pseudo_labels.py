@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataload import SPLITS, DataError, H5Dataset
 from engine.trained import open_network
 from parts.commandline import Parser
-from parts.errors import UserError
+from parts.errors import UserError, one_line
 from parts.h5array import H5Array
 from parts.h5file import new_h5_file
 from tools.shared.common import as_path, command
@@ -72,10 +72,8 @@ def copy_file(source, target, change=None):
             if change:
                 change(new)
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py raises any of them
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{source}: expected an HDF5 file, found a damaged one ({reason})"
-        ) from error
+        found = f"a damaged one ({one_line(error)})"
+        raise DataError(f"{source}: expected an HDF5 file, found {found}") from error
 
 
 def write_predicted(file, name, split, rows, source):

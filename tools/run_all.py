@@ -56,7 +56,7 @@ class Job:
         try:
             self.script, settings, options = script.parse(path, flags)
             script.check_script(self.script, settings)
-            self.weights = weights_in_use(options.weights)
+            self.weights = identity(weights_file(options.weights)) if options.weights else None
             self.data = None
             if not options.demo:
                 with data_folder(settings.H5_SAVE_PATH) as self.data:
@@ -119,11 +119,6 @@ def changed_files(before, now):
         old = before.get(split, {})
         for file in sorted(old | texts):
             yield f"data in {split}/{file}", old.get(file), texts.get(file)
-
-
-def weights_in_use(place):
-    """The identity of a file of weights, None for no file; UserError if it is not there."""
-    return identity(weights_file(place)) if place else None
 
 
 def name_of(path):

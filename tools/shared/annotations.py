@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 
+from parts.errors import one_line
 from tools.shared.notes import Note
 from tools.shared.pictures import entries
 
@@ -32,10 +33,9 @@ def read_annotations(path, names):
     except FormatError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"expected a complete {path.suffix}, found {reason}") from error
+        raise ValueError(f"expected a complete {path.suffix}, found {one_line(error)}") from error
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(error)) from error
 
 
 def read_folder(folder, names, recursive):

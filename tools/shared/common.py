@@ -11,8 +11,10 @@ from pathlib import Path
 from engine.processes import Processes
 from parts.errors import UserError
 from parts.files import output_folder
+from parts.signals import STOPPING
 from parts.streams import STDERR
 
+to_stderr = STDERR.say  # a closed stderr is ignored
 EXPERIMENTS = ("baseline", "main", "ablation_bbox", "ablation_bin", "OEQ")  # in table order
 
 
@@ -64,10 +66,8 @@ def signals_as_ctrl_c():
         signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
-    numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", None)]  # Windows has no SIGHUP
-    numbers = [n for n in numbers if n and signal.getsignal(n) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []  # only the main thread may set handlers
+    may_set = threading.current_thread() is threading.main_thread()  # no other thread may
+    numbers = [n for n in STOPPING if may_set and signal.getsignal(n) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, stop)
     try:
@@ -91,12 +91,6 @@ def discard_stdout():
     """Discard what is buffered for stdout, and all later output."""
     with contextlib.suppress(OSError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def to_stderr(line):
-    """Print a line on stderr; a closed stderr is ignored."""
-    STDERR.write(f"{line}\n")
-    STDERR.flush()
 
 
 def as_path(text, name):

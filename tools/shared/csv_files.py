@@ -15,21 +15,8 @@ from tools.shared.pictures import examples
 # Names of columns, the clearest first, in lower case and with letters and digits only.
 NAMES = (
     *("filename", "imagename", "imgname", "imagefile", "file", "image", "img"),
-    *(
-        "picture",
-        "photo",
-        "name",
-        "fname",
-        "imagepath",
-        "imgpath",
-        "filepath",
-        "path",
-        "imageid",
-        "imgid",
-        "id",
-        "url",
-        "uri",
-    ),
+    *("picture", "photo", "name", "fname", "imagepath", "imgpath", "filepath", "path"),
+    *("imageid", "imgid", "id", "url", "uri"),
 )
 CLASSES = (
     *("class", "classname", "label", "labelname", "category", "categoryname", "species"),

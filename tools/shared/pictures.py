@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from parts.errors import UserError
+from parts.errors import UserError, one_line
 from tools.shared.common import as_path
 
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats whose pixels Pillow does not read
@@ -40,7 +40,7 @@ def opened(path):
     except UnidentifiedImageError as error:
         raise OSError("cannot identify image file") from error
     except Exception as error:  # Pillow has no common class for what damaged files raise
-        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise OSError(one_line(error)) from error
 
 
 def read_picture(path):
