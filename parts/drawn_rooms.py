@@ -1,16 +1,12 @@
 """Synthetic rooms with boxes in them, seen by a known pinhole camera: image, and the exact class,
 depth and surface normal of every pixel.
 
-    view = render(room, camera)                               one picture of a room
-    view = render(room, transformed(camera, linear, shift))   the same scene, seen as if the image
-                                                              had been flipped, turned or zoomed
-
 Lengths are in metres. In the room and in the camera, x points right, y down and z ahead. Depth is
 the distance along z, as a depth camera measures it, not along the ray. Normals point to the side
 that is seen. The classes are the 13 of NYUv2, in their order.
 
-A transformed view is rendered with its own rays, not warped, so augmentation of image, depth and
-normals can be checked against it.
+A camera may be mirrored, rolled, zoomed and off its axis. Such a view is rendered with its own
+rays, not warped, so tests can check the augmentation of image, depth and normals against it.
 """
 
 from typing import NamedTuple
@@ -79,31 +75,6 @@ class View(NamedTuple):
     normals: np.ndarray  # float64 (H, W, 3), unit vectors; the zero vector = unknown
 
 
-def transformed(camera, linear, shift=(0.0, 0.0)):
-    """The camera that sees the scene where an affine map of the image would put it.
-
-    A pixel's offset from the centre of the image, (x, y), goes to linear @ (x, y) + shift. A flip
-    makes a camera of the mirrored room, a turn rolls the camera, a zoom s multiplies its focal
-    length by s. The depth is then divided by s, as usual in training on depth: things look as large
-    as they would to the old camera at that depth. The normals are those of the scene.
-
-    Args:
-        linear: (2, 2), s times an orthogonal matrix.
-        shift: x and y in pixels.
-    """
-    linear = np.asarray(linear, float)
-    zoom = np.sqrt(abs(np.linalg.det(linear)))
-    turn = np.eye(3)
-    turn[:2, :2] = linear / zoom
-    assert np.allclose(turn @ turn.T, np.eye(3), atol=1e-5), "no camera sees a stretched image"
-    return camera._replace(
-        focal=camera.focal * zoom,
-        axes=turn @ camera.axes,
-        centre=linear @ camera.centre + shift,
-        zoom=camera.zoom * zoom,
-    )
-
-
 def rays(camera):
     """(H, W, 3) directions in the room, of length 1 along the camera's z."""
     height, width = camera.side
@@ -166,17 +137,17 @@ def draw_room(rng):
     return Room(low, high, colours, [box for box in boxes if (box.low >= low).all()])
 
 
-def colour_of(rng, name):
-    """A random shade of the colour of a class."""
-    return np.clip(HUES[CLASS_NAMES.index(name)] + rng.normal(0, 15, 3), 20, 250)
+def make_box(rng, name, corner, size):
+    """A Box of a class with its smallest x, y, z at `corner`, in a random shade of its colour."""
+    label = CLASS_NAMES.index(name)
+    return Box(corner, corner + size, label, np.clip(HUES[label] + rng.normal(0, 15, 3), 20, 250))
 
 
 def stand(rng, name, high):
     """A Box that stands on the floor, beyond the part of the room in which the camera is."""
     size = rng.uniform(*STANDING[name])
     left, front = rng.uniform(0, high[0] - size[0]), rng.uniform(1.6, high[2] - size[2])
-    corner = np.array([left, -size[1], front])
-    return Box(corner, corner + size, CLASS_NAMES.index(name), colour_of(rng, name))
+    return make_box(rng, name, np.array([left, -size[1], front]), size)
 
 
 def hang(rng, name, low, high):
@@ -191,7 +162,7 @@ def hang(rng, name, low, high):
         x = 0.0 if wall == "left" else high[0] - THICKNESS
         corner = np.array([x, top, rng.uniform(1.0, high[2] - length)])
         size = np.array([THICKNESS, height, length])
-    return Box(corner, corner + size, CLASS_NAMES.index(name), colour_of(rng, name))
+    return make_box(rng, name, corner, size)
 
 
 def draw_camera(rng, room, side):

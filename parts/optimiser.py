@@ -25,17 +25,15 @@ class Optimiser:
     with fewer than 16 rows or columns go to AdamW; one-dimensional parameters have no weight decay.
 
     Args:
-        parameters: of the network and the loss weighting, or {factor: parameters}, whose learning
-            rates are multiplied by the factors.
+        parameters: {factor: parameters}, whose learning rates are multiplied by the factor.
         learning_rate: the peak of the one-cycle schedule (Smith 2018, arXiv:1803.09820).
         weight_decay: decoupled, as in AdamW.
         total_steps: length of the schedule, the largest number of calls of `step`.
     """
 
     def __init__(self, parameters, learning_rate, weight_decay, total_steps):
-        parts = parameters if isinstance(parameters, dict) else {1.0: parameters}
         groups, self.muons = [], []
-        for factor, chosen in parts.items():
+        for factor, chosen in parameters.items():
             matrices, others = split_by_size(chosen)
             self.muons.append(Muon(matrices))
             for is_vector in (False, True):

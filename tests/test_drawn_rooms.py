@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cameras import transformed
 from nyuv2_source import write_distributed
 
 from parts.drawn_rooms import (
@@ -15,7 +16,6 @@ from parts.drawn_rooms import (
     draw_view,
     render,
     scenes,
-    transformed,
 )
 
 BED, CEILING, FLOOR, WALL = map(CLASS_NAMES.index, ("bed", "ceiling", "floor", "wall"))

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from cameras import transformed
 
 from examples import nyuv2
 from parts.augment import Augment
-from parts.drawn_rooms import draw_camera, draw_room, render, transformed
+from parts.drawn_rooms import draw_camera, draw_room, render
 
 TARGETS = {name: task.target for name, task in nyuv2.everything.items()}
 NAN = math.nan

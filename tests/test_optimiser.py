@@ -57,7 +57,7 @@ def test_muon_is_torchs_where_both_orthogonalise_exactly(monkeypatch):
     monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", polar)
     monkeypatch.setattr("parts.optimiser.inverse_root", exact_root)
     mine, generator = kernels(), torch.Generator().manual_seed(4)
-    optimiser = Optimiser(mine, 0.01, 0.1, total_steps=100)
+    optimiser = Optimiser({1.0: mine}, 0.01, 0.1, total_steps=100)
     muon, theirs = torchs_muon(mine)
     for _ in range(3):
         muon.param_groups[0]["lr"] = optimiser.adamw.param_groups[0]["lr"]
@@ -81,7 +81,7 @@ def test_an_update_is_close_to_torchs_own(bf16, monkeypatch):
     monkeypatch.setattr("parts.optimiser.native_bf16", lambda device: bf16)
     mine = kernels()
     before = [as_matrix(kernel.detach()).clone() for kernel in mine]
-    optimiser = Optimiser(mine, 0.01, 0.1, total_steps=100)
+    optimiser = Optimiser({1.0: mine}, 0.01, 0.1, total_steps=100)
     muon, theirs = torchs_muon(mine)
     generator = torch.Generator().manual_seed(5)
     for kernel, twin in zip(mine, theirs, strict=True):
@@ -156,7 +156,7 @@ def test_each_polynomial_is_the_best_one_of_its_range():
 
 def test_a_gradient_of_zeros_changes_nothing_but_by_decay():
     weight = nn.Parameter(torch.ones(16, 32))
-    optimiser = Optimiser([weight], 0.25, 0.1, total_steps=100)  # the first rate is 0.01
+    optimiser = Optimiser({1.0: [weight]}, 0.25, 0.1, total_steps=100)  # the first rate is 0.01
     weight.grad = torch.zeros(16, 32)
     optimiser.step()
     torch.testing.assert_close(weight.detach(), torch.full((16, 32), 0.999))
@@ -164,7 +164,7 @@ def test_a_gradient_of_zeros_changes_nothing_but_by_decay():
 
 def test_a_kernel_without_a_gradient_stays():
     used, unused = (nn.Parameter(torch.ones(16, 32)) for _ in range(2))
-    optimiser = Optimiser([used, unused], 0.01, 0.1, total_steps=10)
+    optimiser = Optimiser({1.0: [used, unused]}, 0.01, 0.1, total_steps=10)
     used.grad = torch.eye(16, 32)
     optimiser.step()
     assert (unused == 1).all() and (used[0, 0] < 1).all()
@@ -174,7 +174,7 @@ def test_a_kernel_without_a_gradient_stays():
 
 def test_the_rest_is_updated_by_adamw_and_vectors_do_not_decay():
     net, other = network(), network()
-    optimiser = Optimiser(net.parameters(), 0.01, 0.1, total_steps=10)
+    optimiser = Optimiser({1.0: net.parameters()}, 0.01, 0.1, total_steps=10)
     learn(net, optimiser, steps=1)
     rest = [net[0].bias, net[1].weight, net[1].bias, net[2].weight, net[2].bias]
     twins = [other[0].bias, other[1].weight, other[1].bias, other[2].weight, other[2].bias]
@@ -189,7 +189,7 @@ def test_the_rest_is_updated_by_adamw_and_vectors_do_not_decay():
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 12])
 def test_a_run_may_be_of_any_length(steps):
     net = network()
-    learn(net, Optimiser(net.parameters(), 0.01, 0.0, total_steps=steps), steps)
+    learn(net, Optimiser({1.0: net.parameters()}, 0.01, 0.0, total_steps=steps), steps)
     assert all(weight.isfinite().all() for weight in net.parameters())
 
 
@@ -214,7 +214,7 @@ def test_a_group_learns_at_its_share_of_the_rate():
 def test_a_restored_optimiser_keeps_its_own_learning_rate():
     net, other = network(), network()
     optimiser, new = (
-        Optimiser(n.parameters(), r, 0.1, 10) for n, r in ((net, 0.01), (other, 2e-3))
+        Optimiser({1.0: n.parameters()}, r, 0.1, 10) for n, r in ((net, 0.01), (other, 2e-3))
     )
     learn(net, optimiser, steps=4)
     other.load_state_dict(net.state_dict())
