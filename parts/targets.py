@@ -303,10 +303,10 @@ def as_probability(value):
     return f"{value:.2f}" if value < 0.995 else "0.99+"
 
 
-def move_boxes(boxes, maps, least_visible=LEAST_VISIBLE):
+def move_boxes(boxes, maps):
     """Boxes (B, 4) in [0, 1] under affine `maps` (B, 3, 3) of [-1, 1] coordinates.
 
-    Returns (B, 4) boxes cropped to the image; NaN if less than `least_visible` of the area is left.
+    Returns (B, 4) boxes cropped to the image; NaN if less than LEAST_VISIBLE of the area is left.
     """
     boxes = boxes * 2 - 1
     centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2  # (B, 2)
@@ -317,7 +317,7 @@ def move_boxes(boxes, maps, least_visible=LEAST_VISIBLE):
     cut = boxes.clamp(0, 1)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     visible = (cut[:, 2:] - cut[:, :2]).prod(1) / area
-    return torch.where((visible >= least_visible)[:, None], cut, torch.nan)
+    return torch.where((visible >= LEAST_VISIBLE)[:, None], cut, torch.nan)
 
 
 PETS = {"seg": PixelClasses("masks"), "bbox": Box("bboxes"), "bin": Label("binary")}

@@ -37,14 +37,18 @@ ALIASES = {  # of the sides of a box
     **dict.fromkeys(("ycenter", "ycentre", "centery", "centrey", "yc", "ymid"), "cy"),
     **{"width": "w", "height": "h"},
 }
-BOXES = {  # the columns of a box: what they are, and its corners from them
-    ("xmin", "ymin", "xmax", "ymax"): ("corners", lambda a, b, c, d: (a, b, c, d)),
-    ("x1", "y1", "x2", "y2"): ("corners", lambda a, b, c, d: (a, b, c, d)),
-    ("x0", "y0", "x1", "y1"): ("corners", lambda a, b, c, d: (a, b, c, d)),
-    ("cx", "cy", "w", "h"): ("centre and size", lambda x, y, w, h: around(x, y, w, h)),
-    ("xmin", "ymin", "w", "h"): ("corner and size", lambda x, y, w, h: (x, y, x + w, y + h)),
-    ("x", "y", "w", "h"): ("corner and size", lambda x, y, w, h: (x, y, x + w, y + h)),
-    ("x1", "y1", "w", "h"): ("corner and size", lambda x, y, w, h: (x, y, x + w, y + h)),
+# What the columns of a box are, and its corners from them.
+CORNERS = ("corners", lambda *corners: corners)
+CENTRE = ("centre and size", lambda x, y, w, h: (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+CORNER = ("corner and size", lambda x, y, w, h: (x, y, x + w, y + h))
+BOXES = {
+    ("xmin", "ymin", "xmax", "ymax"): CORNERS,
+    ("x1", "y1", "x2", "y2"): CORNERS,
+    ("x0", "y0", "x1", "y1"): CORNERS,
+    ("cx", "cy", "w", "h"): CENTRE,
+    ("xmin", "ymin", "w", "h"): CORNER,
+    ("x", "y", "w", "h"): CORNER,
+    ("x1", "y1", "w", "h"): CORNER,
 }
 PREFIX = re.compile("^(boundingbox|bndbox|bbox|box|bb|roi|rect|region)(?=.)")
 PIXELS = re.compile(r"(?<=.)(pixels?|px)$")
@@ -60,15 +64,10 @@ class Columns(NamedTuple):
 
     name: int
     box: tuple = ()  # four
-    corners: tuple = ()  # the entry of BOXES
+    corners: tuple = ()  # CORNERS, CENTRE or CORNER
     size: tuple = ()  # two: width and height of the picture
     label: int | None = None
     split: int | None = None
-
-
-def around(x, y, width, height):
-    """The corners of a box from its centre and size."""
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def read_table(path):
