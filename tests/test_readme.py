@@ -1,5 +1,6 @@
 """What README, CONTRIBUTING and docs/ say is what files, results and programs have."""
 
+import difflib
 import re
 from pathlib import Path
 from statistics import fmean
@@ -16,22 +17,25 @@ from tools.shared.common import EXPERIMENTS
 from tools.shared.comparison import metrics, pooled
 
 README = TEXTS["README.md"]
-WORDS = {"seg_iou": "seg IoU", "bbox_iou": "box IoU", "bin_accuracy": "accuracy"}
-RESULTS = {  # rows of the README's table: series in results/ and NAME
-    "`MTL_baseline`": ("128", "baseline"),
-    "`MTL_main`": ("128", "main"),
-    "`MTL_OEQ`": ("128", "OEQ"),
-    "`MTL_OEQ`, pre-trained on 30,000 synthetic pets, low learning rate": ("128_schedules", "low"),
-    "`MTL_OEQ`, pre-trained likewise, default learning rate, 240 epochs": (
-        "128_drawn30k_240",
-        "OEQ",
+WORDS = {"seg_iou": "mask IoU", "bbox_iou": "box IoU", "bin_accuracy": "accuracy"}
+SEEDS = ("128", "128_seeds")  # seed 0, seeds 1 and 2
+RESULTS = {  # rows of the README's table: NAME and series in results/
+    "`MTL_baseline`": ("baseline", *SEEDS),
+    "`MTL_main`": ("main", *SEEDS),
+    "`MTL_OEQ`": ("OEQ", *SEEDS),
+    "`MTL_OEQ`, pre-trained on 30,000 synthetic pets, low learning rate": (
+        *("OEQ", "128_low", "128_low_seeds"),
     ),
-    "three tasks on MobileNetV2 from ImageNet, 25 epochs": ("128_pretrained", "three"),
+    "`MTL_OEQ`, pre-trained likewise, default learning rate, 240 epochs": (
+        "OEQ",
+        "128_drawn30k_240",
+    ),
+    "three tasks on MobileNetV2 from ImageNet, 25 epochs": ("three", "128_pretrained"),
 }
 SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of tools/compare.py
-    "three tasks instead of one: mask": ("seg_iou", "main", "128"),
-    "three tasks instead of one: box": ("bbox_iou", "main", "128"),
-    "three tasks instead of one: cat or dog": ("bin_accuracy", "main", "128"),
+    "three tasks instead of one: mask": ("seg_iou", "main", *SEEDS, "baseline"),
+    "three tasks instead of one: box": ("bbox_iou", "main", *SEEDS, "bbox_only"),
+    "three tasks instead of one: cat or dog": ("bin_accuracy", "main", *SEEDS, "bin_only"),
     "boxes and labels for the mask of `MTL_OEQ`, all masks":
         ("seg_iou", "with OEQ", "with=128", "alone=128_mask_only", "alone"),
     "the same, half of the masks":
@@ -51,7 +55,7 @@ SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of t
     "from ImageNet, a tenth of the masks: mask": (
         *("seg_iou", "three", "128_m0.1_pretrained", "mask"),
     ),
-    "`MTL_OEQ` instead of `MTL_main`: mask": ("seg_iou", "OEQ", "128", "main"),
+    "`MTL_OEQ` instead of `MTL_main`: mask": ("seg_iou", "OEQ", *SEEDS, "main"),
     "PCGrad instead of fixed weights: mask": ("seg_iou", "pcgrad", "128_weighting", "main"),
 }  # fmt: skip
 
@@ -78,19 +82,27 @@ def test_every_link_leads_to_a_file(document):
     assert not missing
 
 
-def figures(folder, name, words=WORDS):
+def figures(name, *series, words=WORDS):
     """{word: text} of some metrics of a script's runs in results/, pooled over the folds."""
-    runs = [run for _, run in histories.find([str(ROOT / "results" / f"{folder}.jsonl")])]
-    runs = [run for run in runs if run["name"] == name]
+    runs = histories.find([str(ROOT / "results" / f"{each}.jsonl") for each in series])
+    runs = [run for _, run in runs if run["name"] == name]
     wanted = [m for m in metrics({"": runs}, "test", everything=True) if m.name in words]
     return {words[m.name]: f"{pooled(runs, m, 'test')[0]:.3f}" for m in wanted}
+
+
+def test_the_diff_of_the_readme_is_part_of_that_of_the_scripts():
+    files = [(ROOT / f"{name}.py").read_text().splitlines() for name in SCRIPTS[1:3]]
+    found = [line for line in difflib.unified_diff(*files, n=0) if line[0] in "+-"]
+    (_, shown), = blocks(README, "diff")
+    lines = iter(found)
+    assert all(line in lines for line in shown.splitlines())  # in this order
 
 
 @pytest.mark.parametrize("label", RESULTS)
 def test_the_table_of_the_readme_is_that_of_the_results(label):
     (row,) = [line for line in README.splitlines() if line.startswith(f"| {label} |")]
-    _, _, seg, bbox, accuracy = (cell.strip() for cell in row.strip("|").split("|"))
-    found = {"seg IoU": seg, "box IoU": bbox, "accuracy": accuracy}
+    _, seg, bbox, accuracy = (cell.strip() for cell in row.strip("|").split("|"))
+    found = {"mask IoU": seg, "box IoU": bbox, "accuracy": accuracy}
     found = {name: f"0{value}" for name, value in found.items() if value}
     assert found == figures(*RESULTS[label])
 
@@ -113,7 +125,7 @@ def test_the_summary_of_the_results_is_what_compare_prints(label, monkeypatch, c
     lines = [line for line in capsys.readouterr().out.splitlines() if f"| {network} |" in line]
     (line,) = [line for line in lines if line.startswith(f"| {metric} ")]
     _, _, _, difference, images, over_runs, count, statement = line.strip("| ").split(" | ")
-    (row,) = [r for r in TEXTS["docs/results.md"].splitlines() if r.startswith(f"| {label} |")]
+    (row,) = [r for r in TEXTS["docs/results.md"].splitlines() if r.startswith(f"| [{label}](#")]
     _, said, *intervals, number = row.strip("| ").split(" | ")
     assert intervals == [points(images), points(over_runs)] and number == count
     if statement.startswith("no measurable"):
@@ -125,20 +137,22 @@ def test_the_summary_of_the_results_is_what_compare_prints(label, monkeypatch, c
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_figures_in_a_scripts_header_are_those_of_the_results(name):
     header = (ROOT / f"MTL_{name}.py").read_text(encoding="utf-8").split('"""')[1]
-    assert dict(re.findall(r"(seg IoU|box IoU|accuracy) (0\.\d+)", header)) == figures("128", name)
+    assert dict(re.findall(r"(mask IoU|box IoU|accuracy) (0\.\d+)", header)) == figures(name, *SEEDS)
 
 
-ROW = re.compile(r"^\|.*\| `([\w.]+)` \| (\w+) \| (\d)-(\d) \| (.*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\|.*\| `([\w.]+)`( \+ `[\w.]+`)? \| (\w+) \| (\d)-(\d) \| (.*) \|$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("row", ROW.findall(TEXTS["docs/notebook.md"]), ids=" ".join)
 def test_the_tables_of_the_notebook_are_those_of_the_results(row):
-    """File, network and folds, and of seed 0 "validation / test" of each metric."""
-    place, name, first, last, cells = row
-    runs = [run for _, run in histories.find([str(ROOT / "results" / f"{place}.jsonl")])]
-    runs = [run for run in runs if (run["name"], run["seed"]) == (name, 0)]
+    """File, network, folds and "validation / test" of each metric; seed 0, or all of two files."""
+    place, more, name, first, last, cells = row
+    places = [ROOT / "results" / f"{each}.jsonl" for each in (place, *more[4:-1].split())]
+    runs = [run for _, run in histories.find([*map(str, places)]) if run["name"] == name]
+    runs = [run for run in runs if more or run["seed"] == 0]
     runs = [run for run in runs if int(first) <= run["fold"] <= int(last)]
-    assert len(runs) == int(last) - int(first) + 1
+    folds, seeds = (len({run[key] for run in runs}) for key in ("fold", "seed"))
+    assert folds == int(last) - int(first) + 1 and len(runs) == folds * seeds
     known, expected = {m.name: m for m in metrics({"": runs}, "test", everything=True)}, []
     for metric in WORDS:
         values = [run["best"].get(metric) for run in runs]
