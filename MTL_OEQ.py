@@ -2,7 +2,8 @@
 and outside training it averages the outputs for the image and its mirror image.
 
 Measured at 128 x 128, 60 epochs, five folds, one seed (docs/results.md), on 510 test images:
-mask IoU 0.805, box IoU 0.615, accuracy 0.855; 3 minutes per run on one core (AMD EPYC, Zen 5). Fold 0:
+mask IoU 0.805, box IoU 0.615, accuracy 0.855; 3 minutes per run on one core (AMD EPYC, Zen 5).
+Fold 0:
 
     python MTL_OEQ.py --h5-save-path data/pets128_fold0 --epochs 60
 

@@ -1,7 +1,8 @@
 """MTL_ablation_bbox: one shared encoder that segments the animal and locates its head.
 
 Measured at 128 x 128, 60 epochs, five folds, one seed (docs/results.md), on 510 test images:
-mask IoU 0.788, box IoU 0.554; 2 minutes per run on one core (AMD EPYC, Zen 5). Fold 0:
+mask IoU 0.788, box IoU 0.554; 2 minutes per run on one core (AMD EPYC, Zen 5).
+Fold 0:
 
     python MTL_ablation_bbox.py --h5-save-path data/pets128_fold0 --epochs 60
 

@@ -1,7 +1,8 @@
 """MTL_ablation_bin: one shared encoder that segments the animal and recognises it.
 
 Measured at 128 x 128, 60 epochs, five folds, one seed (docs/results.md), on 510 test images:
-mask IoU 0.791, accuracy 0.802; 2 minutes per run on one core (AMD EPYC, Zen 5). Fold 0:
+mask IoU 0.791, accuracy 0.802; 2 minutes per run on one core (AMD EPYC, Zen 5).
+Fold 0:
 
     python MTL_ablation_bin.py --h5-save-path data/pets128_fold0 --epochs 60
 

@@ -1,7 +1,8 @@
 """MTL_baseline: segmentation alone, the reference of the other experiments.
 
 Measured at 128 x 128, 60 epochs, five folds, three seeds (docs/results.md), on 510 test images:
-mask IoU 0.792; 2 minutes per run on one core (AMD EPYC, Zen 5). Fold 0:
+mask IoU 0.792; 2 minutes per run on one core (AMD EPYC, Zen 5).
+Fold 0:
 
     python MTL_baseline.py --h5-save-path data/pets128_fold0 --epochs 60
 

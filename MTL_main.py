@@ -1,7 +1,8 @@
 """MTL_main: one shared encoder that segments, locates and recognises the animal.
 
 Measured at 128 x 128, 60 epochs, five folds, three seeds (docs/results.md), on 510 test images:
-mask IoU 0.794, box IoU 0.558, accuracy 0.814; 2 minutes per run on one core (AMD EPYC, Zen 5). Fold 0:
+mask IoU 0.794, box IoU 0.558, accuracy 0.814; 2 minutes per run on one core (AMD EPYC, Zen 5).
+Fold 0:
 
     python MTL_main.py --h5-save-path data/pets128_fold0 --epochs 60
 
