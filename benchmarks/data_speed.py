@@ -109,7 +109,7 @@ def main(argv=None):
     parser.add_argument("--count", type=int, default=2210, help="images in the split (2210)")
     parser.add_argument("--side", type=int, default=256, help="in pixels (256)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples in a batch (32)")
-    parser.add_argument("--folder", type=Path, help="where the files go for a while (system's)")
+    parser.add_argument("--folder", type=Path, help="for temporary files (the system's)")
     options = parser.parse_args(argv)
     versions = f"h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, NumPy {np.__version__}"
     print(f"{platform.platform()}, {os.cpu_count()} CPUs, PyTorch {torch.__version__}, {versions}")

@@ -76,7 +76,7 @@ def gains(rows, metric):
 def main(argv):
     """Evaluate the runs and print the table; raises UserError."""
     parser = Parser("mirrored_view.py", __doc__)
-    parser.add_argument("runs", metavar="RUNS", help="a folder of finished runs, one seed a fold")
+    parser.add_argument("runs", metavar="RUNS", help="folder of finished runs, one seed per fold")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="default: test")
     options = parser.parse_args(argv)
     rows = defaultdict(lambda: defaultdict(dict))  # {network: {(metric, mirrored): {fold: rows}}}

@@ -39,7 +39,8 @@ def first_to_reach(minutes, series, level, higher_is_better=True):
 def main(argv):
     """Print a line per run, and draw the curves if a file is given; raises UserError."""
     parser = Parser("time_to_quality.py", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="[LABEL=] folders or files of runs")
+    text = "[LABEL=]PATH of a run's folder or file"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=text)
     parser.add_argument("--level", type=float, default=0.80, help="value to reach (0.80)")
     parser.add_argument("--out", metavar="FILE", help="PNG of the curves")
     options = parser.parse_args(argv)

@@ -137,7 +137,8 @@ def main(argv):
     """Measure and print; raises UserError."""
     parser = Parser("train_speed.py", __doc__)
     parser.add_argument("--script", default="MTL_main.py", help="default: MTL_main.py")
-    parser.add_argument("--sides", type=int, nargs="+", default=[64, 128, 256], help="pixels")
+    text = "image sides in pixels (default: 64 128 256)"
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 128, 256], help=text)
     parser.add_argument("--batch-size", type=whole_number(2, 4096), default=32, help="default: 32")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each variant (7)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA if available)")

@@ -9,6 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from MTL_main import WIDTHS
+from parts.commandline import Parser
+from tools.shared.common import command
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito's, told apart by all readers
 MIDDLE = 112  # y of the row of feature maps
@@ -101,5 +103,12 @@ def picture():
     return "\n".join([start, *parts, *trunk(), *two_heads(), "</svg>"]) + "\n"
 
 
-if __name__ == "__main__":
+@command
+def main(argv):
+    """Write the picture; raises UserError."""
+    Parser("draw_networks.py", __doc__).parse_args(argv)
     Path(__file__).with_name("networks.svg").write_text(picture(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

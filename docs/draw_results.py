@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from engine.script import ROOT
+from parts.commandline import Parser
 from parts.figures import Figure, plain_style, save
 from tools.shared import histories
+from tools.shared.common import command, make_folder
 from tools.shared.comparison import differences, group, metrics, pooled
 from tools.shared.forest import save_picture
 from tools.shared.intervals import limits
@@ -106,9 +108,12 @@ def best(runs, metric):
     return fmean(run["best"][metric] for run in runs)
 
 
-def main(folder=ROOT / "docs"):
-    """Draw the figures."""
-    folder = Path(folder)
+@command
+def main(argv):
+    """Draw the figures; raises UserError."""
+    parser = Parser("draw_results.py", __doc__)
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", help="default: docs")
+    folder = make_folder(parser.parse_args(argv).folder or ROOT / "docs", "FOLDER")
     for picture, (names, baseline) in FORESTS.items():
         labels = (name.rpartition("=") for name in names)
         runs = [f"{label}{equals}{ROOT}/results/{name}.jsonl" for label, equals, name in labels]
@@ -125,4 +130,4 @@ def main(folder=ROOT / "docs"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())

@@ -151,7 +151,8 @@ def parse(file, argv):
     defaults, text = constants(module), (module.__doc__ or "").strip() or path.stem
     with tokenize.open(path) as file:  # in its own encoding
         source = file.read()
-    options = parser_of(path.name, text.splitlines()[0], source, defaults).parse_args(argv)
+    summary = re.split(r"\n\s*\n", text)[0]  # the first paragraph
+    options = parser_of(path.name, summary, source, defaults).parse_args(argv)
     if options.demo and "H5_SAVE_PATH" in vars(options):
         raise UserError(
             f"--demo: expected no --h5-save-path beside it, found {options.H5_SAVE_PATH}"

@@ -92,14 +92,14 @@ def parser_of(title, summary, source, defaults):
     given.
 
     Args:
-        title, summary, source: the file's name, its description in one line, and its text.
+        title, summary, source: the file's name, its description in a few lines, and its text.
         defaults: {NAME: value} of its constants.
     """
     parser = Parser(title, summary, usage="%(prog)s [flags]")
     run = parser.add_argument_group("the run")
     existing = run.add_mutually_exclusive_group()
     for group, name, text in (
-        (run, "demo", "train on a small synthetic data set, drawn for the run"),
+        (run, "demo", "train on a small synthetic data set, generated for this run"),
         (existing, "resume", "continue where a run stopped"),
         (existing, "overwrite", "replace the run of this script that the folder holds"),
         (run, "quiet", "print warnings and errors only"),

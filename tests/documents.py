@@ -6,8 +6,11 @@ import shlex
 from running import ROOT
 
 PATHS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PATHS.append(ROOT / "weights" / "README.md")
-TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
+PATHS += [ROOT / folder / "README.md" for folder in ("weights", "benchmarks")]
+TEXTS = {  # also of what README need not link to
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (*PATHS, ROOT / "results" / "README.md")
+}
 
 
 def blocks(text, *kinds):

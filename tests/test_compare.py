@@ -222,7 +222,7 @@ def test_out_writes_tables_and_picture(runs, tmp_path, capsys):
 
 
 def test_the_figures_of_the_documents_can_be_drawn(tmp_path):
-    draw_results.main(tmp_path)
+    assert draw_results.main([str(tmp_path)]) == 0
     for picture in (*draw_results.FORESTS, "masks.png", "front.png"):
         assert imread(tmp_path / picture).std() > 0.05
 

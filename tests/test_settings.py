@@ -9,6 +9,9 @@ from engine.script import load, parse
 from engine.settings import constants, help_texts
 from parts.errors import UserError
 
+EXAMPLES = [p for p in sorted((ROOT / "examples").glob("*.py")) if "engine.main(" in p.read_text()]
+EXPERIMENTS = [f"{name}.py" for name in SCRIPTS] + [f"examples/{path.name}" for path in EXAMPLES]
+
 TOY = '''"""An experiment in 100% of the cases.
 
 More of it.
@@ -204,6 +207,15 @@ def test_a_script_without_a_docstring_is_called_by_its_name(toy, capsys, docstri
     with pytest.raises(SystemExit):
         parse(path, ["--help"])
     assert capsys.readouterr().out.startswith("usage: MTL_toy.py [flags]\n\nMTL_toy\n")
+
+
+@pytest.mark.parametrize("place", EXPERIMENTS)
+def test_help_begins_with_the_first_paragraph_of_the_docstring(place, capsys):
+    with pytest.raises(SystemExit):
+        parse(ROOT / place, ["--help"])
+    summary = capsys.readouterr().out.split("\n\n")[1]
+    assert (ROOT / place).read_text().startswith(f'"""{summary}')
+    assert summary.endswith(".")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

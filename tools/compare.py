@@ -1,4 +1,4 @@
-"""Compare runs of scripts x seeds x folds: tables, statements, and one picture.
+"""Compare runs across scripts, seeds and folds: tables, statements, and one picture.
 
     python tools/compare.py runs/128                      the tables on stdout
     python tools/compare.py runs/128 --baseline main      compared with main, if it has the task

@@ -3,11 +3,12 @@
     python tools/predict.py runs/main/main_model.pt cat.jpg dog.png --out predictions
     python tools/predict.py runs/main/main_model_lite.pt FOLDER --out predictions > all.jsonl
 
-It takes pictures of any size and format that Pillow reads: of a folder, all but hidden files, of an
-animation, the first frame. Transparent parts become white, and a camera's EXIF rotation is applied.
-White is 1 in floats up to 1, otherwise the maximum of the fewest of 8, 10, 12, 14 or 16 bits that
-hold all pixels. For each picture, --out gets an overlay and the mask (255 on the animal), of
-the picture's size, and stdout gets one line of JSON:
+It takes pictures of any size and format that Pillow reads: from a folder, all but hidden files;
+from an animation, the first frame. Transparent parts become white, and a camera's EXIF rotation is
+applied. In float pictures with values up to 1, white is 1; in other grey pictures of more than 8
+bits it is the maximum of the smallest bit depth (8, 10, 12, 14 or 16) that holds all pixels. For
+each picture, --out gets an overlay and the mask (255 on the animal), of the picture's size, and
+stdout gets one line of JSON:
 
     {"image": "cat.jpg", "width": 640, "height": 480, "overlay": "predictions/cat_overlay.png",
      "mask": "predictions/cat_mask.png", "mask_area": 0.31, "box": [212.4, 80.1, 330.9, 197.5],

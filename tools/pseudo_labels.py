@@ -5,9 +5,9 @@
 
 OUT is a copy of DATA in which what is unknown in train is predicted; val and test stay as they are.
 A network that is then trained on OUT can become better than the first (self-training; Xie et al.
-2020, arXiv:1911.04252). What is known, in whole or in part, stays as it is. With several
-networks, only what they agree on is filled: pixels and labels of the same class, the mean of boxes
-with an IoU of 0.8 or more. A network sees images at the side that it was trained on.
+2020, arXiv:1911.04252). Targets known in whole or in part are kept. With several networks, only
+what they agree on is filled: pixels and labels of the same class, the mean of boxes with an IoU of
+0.8 or more. A network sees images at the side that it was trained on.
 """
 
 import sys
@@ -93,8 +93,9 @@ def main(argv):
     """Write OUT and report; raises UserError."""
     parser = Parser("pseudo_labels.py", __doc__)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="a file of a run")
-    parser.add_argument("data", metavar="DATA", help="data folder, not everything known in train")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="of the network (default: all)")
+    parser.add_argument("data", metavar="DATA", help="data folder with unknown targets in train")
+    text = "tasks to predict (default: all of the network's)"
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=text)
     parser.add_argument("--out", required=True, metavar="OUT", help="folder to create")
     options = parser.parse_args(argv)
     data, out = as_path(options.data, "DATA"), as_path(options.out, "--out").resolve()

@@ -210,7 +210,8 @@ def parse(argv):
     add("--seeds", type=int, nargs="+", required=True, metavar="K", help="random seeds")
     add("--out", required=True, metavar="FOLDER", help="folder for the runs' folders")
     add("--scripts", nargs="+", metavar="NAME", help=f"default: {' '.join(EXPERIMENTS)}")
-    add("--folds", type=int, nargs="+", metavar="F", help="numbers that replace {fold} after --")
+    text = "fold numbers; each replaces {fold} after --"
+    add("--folds", type=int, nargs="+", metavar="F", help=text)
     add("--jobs", type=int, default=1, metavar="N", help="runs in parallel (default: 1)")
     add("--minutes", type=float, metavar="N", help="stop after N minutes; repeat to go on")
     options = parser.parse_args(argv[:cut])

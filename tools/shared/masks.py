@@ -56,8 +56,8 @@ class Mask(NamedTuple):
 def read_mask(path, view, side, choice):
     """The Mask in a file for a picture of this View; OSError or ValueError if it does not fit."""
     pages, turns = read_pages(path, view, choice)
-    marks = np.stack([binary_mask(page, choice) for page in pages])
-    pixels = np.where((marks == 1).any(0), 1, marks.max(0)).astype(np.uint8)
+    masks = np.stack([binary_mask(page, choice) for page in pages])
+    pixels = np.where((masks == 1).any(0), 1, masks.max(0)).astype(np.uint8)
     upright, is_turned = fit(Image.fromarray(pixels), turns, view)
     happened = {PAGES: len(pages) > 1, TURNED: is_turned, SCALED: upright.size != view.size}
     happened = dict.fromkeys((page.words for page in pages if page.words), True) | happened
@@ -241,9 +241,9 @@ def binary_mask(page, choice):
     is_foreground = page.values != page.background
     if choice.foreground:
         is_foreground = np.isin(page.values, choice.foreground)
-    marks = is_foreground.astype(np.uint8)
-    marks[np.isin(page.values, (*choice.ignore, NO_NUMBER))] = UNKNOWN
-    return marks
+    mask = is_foreground.astype(np.uint8)
+    mask[np.isin(page.values, (*choice.ignore, NO_NUMBER))] = UNKNOWN
+    return mask
 
 
 def count(values):

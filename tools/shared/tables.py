@@ -28,8 +28,8 @@ ABOUT_DIFFERENCES = (
     "A difference is one between runs with the same test images and the same seed; above 0, the "
     "network is better. It has a 95 % interval over test images (the paired bootstrap) and one "
     "over runs (Student's t on the differences of the pairs; folds share training images, so it "
-    "is rather too narrow). It is stated if both intervals exclude 0; without both, nothing is "
-    "said. A point is 0.01."
+    "is somewhat too narrow). A difference is stated only if both intervals exclude 0. A point is "
+    "0.01."
 )
 
 
