@@ -176,10 +176,10 @@ def test_every_command_program_and_diff_runs(document, small, shared_data, monke
     for kind, block in blocks(TEXTS[document], "sh", "python", "diff"):
         if kind == "python":
             exec(compile(program(block), document, "exec"), {})
-        elif kind == "diff" and block.startswith("---"):
-            place.apply(block)
-        else:
+        elif kind == "sh":
             for words in commands(block):
                 place.shell([SMALLER.get(word, word) for word in words])
+        elif block.startswith("---"):  # a diff of whole files, not an excerpt
+            place.apply(block)
     left = {path.relative_to(small).as_posix() for path in small.rglob("*")}
     assert set(LEFT.get(document, ())) <= left
