@@ -21,6 +21,7 @@ from parts.commandline import Parser
 from parts.errors import UserError
 from tools.shared.common import EXPERIMENTS, as_path, command
 from tools.shared.evaluated import evaluate_split, open_split
+from tools.shared.histories import refuse_earlier
 from tools.shared.intervals import estimate, limits
 
 
@@ -43,10 +44,11 @@ def primary_rows(weights, split):
     """(name, test set, {(task metric, mirrored): (N, 1, 2) numerators and denominators}).
 
     Raises:
-        UserError: the folder of the run holds other data now.
+        UserError: the folder of the run holds other data now, or the run is of an earlier version.
     """
     trained, found = open_network(weights), {}
     network, history = trained.network, trained.history
+    refuse_earlier(weights, history)
     folder = as_path(history["config"]["H5_SAVE_PATH"], "--h5-save-path")
     dataset = open_split(folder, split, trained)
     recorded, there = history["data_fingerprint"][split], dataset.fingerprint()

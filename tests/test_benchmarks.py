@@ -77,6 +77,10 @@ def test_the_mirrored_view_of_other_data_is_refused(finished, data_folder, tmp_p
     error = capsys.readouterr().err
     expected = f"{data_folder / 'test'}: expected the run's data, bboxes: 7 samples of checksum"
     assert expected in error and ", found bboxes: 5 samples" in error and error.count("\n") == 1
+    history["data_fingerprint"]["test"] = "7 samples of checksum 0123abcd"
+    torch.save(history, out / "main_history.pt")
+    assert mirrored_view.main([str(out)]) == 2
+    assert capsys.readouterr().err.endswith("found one of an earlier version\n")
 
 
 def test_the_tables_of_reading(capsys, tmp_path, monkeypatch):

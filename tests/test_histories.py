@@ -131,6 +131,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
         ({"tasks": None}, "found a damaged file ("),
         ({"test_rows": {"outline_overlap": torch.eye(2)}}, "found a damaged file ("),
         ({"data_fingerprint": {"test": {"masks": "m"}}}, "found no images in it\n"),
+        ({"data_fingerprint": {"test": "7 samples of"}}, "found one of an earlier version\n"),
         ({"config": {"EPOCHS": 1, "BATCH_SIZE": 0}}, "found a damaged file ("),
     ],
 )

@@ -197,6 +197,15 @@ def test_the_data_count_and_not_their_place(scripts, series, data_folder, tmp_pa
     assert len(calls(scripts)) == 1
 
 
+def test_a_run_of_an_earlier_version_is_refused(scripts, series, history, tmp_path, capfd):
+    path = tmp_path / "out/main_seed0/main_history.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(history | {"data_fingerprint": {"test": "7 samples of checksum 0123abcd"}}, path)
+    assert series("--scripts", "main", "--seeds", "0") == 2
+    expected = "main_history.pt: expected a run of this version, found one of an earlier version"
+    assert expected in one_line(capfd) and not calls(scripts)
+
+
 def test_weights_are_honoured_or_refused(scripts, series, history, tmp_path, capfd):
     chosen, files = ["--scripts", "main", "--seeds", "0"], [tmp_path / name for name in "abc"]
     for number, path in enumerate(files):

@@ -33,6 +33,7 @@ from parts.commandline import Parser
 from parts.errors import UserError
 from parts.signals import StopSignals
 from tools.shared.common import EXPERIMENTS, command, make_folder, to_stderr
+from tools.shared.histories import refuse_earlier
 
 RESERVED = ("--seed", "--file-save-path", "--resume", "--overwrite")  # set by this tool
 PLACES = {"H5_SAVE_PATH", "FILE_SAVE_PATH", "WEIGHTS"}  # their contents count, not their paths
@@ -73,11 +74,12 @@ class Job:
         return sum(self.read_history()["seconds"]) if self.history.exists() else None
 
     def read_history(self):
-        """The history of the finished run; raises UserError if it is damaged."""
+        """The history of the finished run; UserError if it is damaged or of an earlier version."""
         history = files.load(self.history)
         needed = {"config", "seconds", "data_fingerprint", "weights_from"}
         if not isinstance(history, dict) or not needed <= history.keys():
             raise UserError(f"{self.history}: expected a history, found another file")
+        refuse_earlier(self.history, history)
         return history
 
     def check_finished(self):

@@ -76,6 +76,12 @@ def steps_per_epoch(run):
     return images // min(run["config"]["BATCH_SIZE"], images)
 
 
+def refuse_earlier(place, run):
+    """UserError for a run of version 1.0, with one checksum for all data files of a split."""
+    if any(isinstance(found, str) for found in run["data_fingerprint"].values()):
+        raise UserError(f"{place}: expected a run of this version, found one of an earlier version")
+
+
 def test_set(run):
     """The fingerprint of a run's test images."""
     return run["data_fingerprint"]["test"]["images"]
@@ -153,6 +159,7 @@ def _checked(place, summary):
         for holder, keys in ((run, (*COPIED, *COMPUTED)), (run["config"], BUDGET)):
             for key in keys:
                 holder[key]
+        refuse_earlier(place, run)
         test_set(run), weights(run)
         for name in run["rows"]:
             rows(run, [name])  # one number for each test image
