@@ -37,10 +37,10 @@ NETWORKS = {  # label: (ending of the series, NAME, colour of Okabe and Ito, lin
 }
 APART = 0.013  # least distance of two labels in masks.png, in IoU
 WEIGHTS = (0, 0.1, 0.3, 1)  # of box and class, in front.png
-PANELS = {  # title in front.png: metric, its task
-    "mask IoU": ("seg_iou", "seg"),
-    "box IoU": ("bbox_iou", "bbox"),
-    "accuracy of cat or dog": ("bin_accuracy", "bin"),
+TITLES = {  # of the panels of a metric
+    "seg_iou": "mask IoU",
+    "bbox_iou": "box IoU",
+    "bin_accuracy": "accuracy of cat or dog",
 }
 
 
@@ -83,9 +83,9 @@ def draw_masks(axis):
     axis.set_ylabel("mask IoU on test photos")
 
 
-def draw_front(axis, title, metric, task):
+def draw_front(axis, metric, title):
     """A metric on validation images in a cell for each pair of fixed weights of box and class."""
-    grid = np.full((len(WEIGHTS), len(WEIGHTS)), np.nan)
+    task, grid = metric.split("_")[0], np.full((len(WEIGHTS), len(WEIGHTS)), np.nan)
     for name in dict.fromkeys(run["name"] for _, run in series("128_front")):
         runs = column("128_front", FRONT_FOLDS, name)
         weights = runs[0]["config"]["LOSS_WEIGHTS"]
@@ -118,14 +118,14 @@ def main(argv):
         labels = (name.rpartition("=") for name in names)
         runs = [f"{label}{equals}{ROOT}/results/{name}.jsonl" for label, equals, name in labels]
         found = differences(group(histories.find(runs)), "test", baseline)
-        save_picture(folder / picture, found)
+        save_picture(folder / picture, found, TITLES)
     with plain_style():
         figure = Figure((6.8, 3.6), dpi=130, layout="constrained")
         draw_masks(figure.subplots())
         save(figure, folder / "masks.png")
         figure = Figure((9, 3.2), dpi=110, layout="constrained")
-        for axis, (title, panel) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
-            draw_front(axis, title, *panel)
+        for axis, panel in zip(figure.subplots(1, 3), TITLES.items(), strict=True):
+            draw_front(axis, *panel)
         save(figure, folder / "front.png")
 
 

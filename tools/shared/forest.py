@@ -14,8 +14,11 @@ DOT = {"marker": "o", "markersize": 5}
 NOT_AMONG_ALL = DOT | {"markerfacecolor": "white"}
 
 
-def save_picture(path, found):
-    """Draw a panel for each metric and a row for each network of [Difference], none empty."""
+def save_picture(path, found, titles=None):
+    """Draw a panel for each metric and a row for each network of [Difference], none empty.
+
+    `titles` has those of the panels whose title is not the metric's name, {metric: title}.
+    """
     labels = list(dict.fromkeys(each.label for each in found))
     panels = list(dict.fromkeys(each.metric for each in found))
     names = [textwrap.wrap(label, 36) for label in labels]
@@ -26,6 +29,8 @@ def save_picture(path, found):
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, metric in zip(axes, panels, strict=True):
             draw_forest(axis, [each for each in found if each.metric == metric], labels)
+            title = (titles or {}).get(metric, metric.replace("_", " "))
+            axis.set_title(title, fontsize=10)
         axes[0].set_yticks(range(len(labels)), map("\n".join, names), fontsize=9)
         count = sum(each.direction is not None for each in found)
         corrected = f"not after correction for {count}"
@@ -50,7 +55,6 @@ def draw_forest(axis, found, labels):
         dot = NOT_AMONG_ALL if each.direction and not each.holds else DOT
         axis.plot([scale * each.value], [row], color=colour, **dot)
     axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.set_title(found[0].metric.replace("_", " "), fontsize=10)
     over = ", ".join(dict.fromkeys(each.reference for each in found))
     axis.set_xlabel(f"{found[0].unit or 'better'} over {over}".strip(), fontsize=9)
     axis.locator_params(axis="x", nbins=5)
