@@ -38,7 +38,8 @@ def main(file, argv=None):
     from parts.errors import UserError
     from parts.streams import STDERR
 
-    is_said = os.environ.get("RANK", "0") == "0"  # every process finds the same wrong flag
+    # every process of several finds the same wrong flag
+    is_said = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
     try:
         if argv is None:
             started = sys.argv and Path(sys.argv[0]).resolve() == Path(file).resolve()
