@@ -38,8 +38,8 @@ def main(file, argv=None):
     from parts.errors import UserError
     from parts.streams import STDERR
 
-    # every process of several finds the same wrong flag
-    is_said = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    size, rank = os.environ.get("WORLD_SIZE"), os.environ.get("RANK")
+    is_said = size in (None, "", "1") or rank in (None, "", "0")  # all find the same wrong flag
     try:
         if argv is None:
             started = sys.argv and Path(sys.argv[0]).resolve() == Path(file).resolve()

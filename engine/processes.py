@@ -1,4 +1,4 @@
-"""One process or many, as torchrun starts them, and the signals that stop them."""
+"""One process or many, as torchrun starts them."""
 
 import contextlib
 import os
@@ -24,11 +24,11 @@ class Processes:
     """
 
     def __init__(self, environment=os.environ):
-        self.size = int(environment.get("WORLD_SIZE", 1))
-        self.rank = int(environment.get("RANK", 0)) if self.size > 1 else 0
+        self.size = int(environment.get("WORLD_SIZE") or 1)
+        self.rank = int(environment.get("RANK") or 0) if self.size > 1 else 0
         self.local_rank = environment.get("LOCAL_RANK", 0)
         self.device = torch.device("cpu")
-        missing = [name for name in TORCHRUN if name not in environment]
+        missing = [name for name in TORCHRUN if not environment.get(name)]
         if self.size > 1 and missing:
             raise UserError(
                 f"WORLD_SIZE={self.size} in the environment: expected {', '.join(TORCHRUN)} beside "

@@ -109,8 +109,9 @@ def test_metrics_count_every_sample_once(pair, shared_data, split, length):
 
 
 def test_a_rank_without_a_number_of_processes_means_nothing(tmp_path, monkeypatch):
-    alone = Processes({"RANK": "1"})
-    assert alone.is_first and alone.size == 1
+    for environment in ({"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": ""}):  # set, but to nothing
+        alone = Processes(environment)
+        assert alone.is_first and alone.size == 1
     monkeypatch.setenv("RANK", "1")
     assert "no data: expected train/" in run("MTL_main", tmp_path, tmp_path / "out", code=2)
 
