@@ -268,22 +268,22 @@ class Run:
 
     def _load(self, state, source):
         """Load a checkpoint's state; `source` of --weights, if given, must be the recorded one."""
-        if not isinstance(state, dict) or "settings" not in state:
+        if not isinstance(state, dict) or not {"about", "settings"} <= state.keys():
             raise UserError(f"{self.checkpoint_file}: expected a checkpoint, found another file")
         made = f"--resume: {self.checkpoint_file} was made with"
+        if any(isinstance(text, str) for text in state["about"]["data_fingerprint"].values()):
+            raise UserError(f"{made} version 1.0 of this code; start over with --overwrite")
         found, settings = state["settings"], self._settings()
         names = [n for n in settings | found if found.get(n) != settings.get(n)]
         if names:
             differences = (f"{n} = {found.get(n)}, not {settings.get(n)}" for n in names)
             raise UserError(f"{made} {'; '.join(differences)}")
-        if any(isinstance(row, list) for row in state["rows"]):  # of half an epoch
-            raise UserError(f"{made} version 1.0 of this code; start over with --overwrite")
         try:
             self.trainer.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"{made} another network") from error
         for name in PROGRESS:
-            setattr(self, name, state.get(name, False))
+            setattr(self, name, state[name])
         started = self.about["weights_from"] = state["about"]["weights_from"]
         if source and not same_source(source, started):
             raise UserError(

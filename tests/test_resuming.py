@@ -147,12 +147,21 @@ def test_resuming_from_no_checkpoint_is_refused(shared_data, tmp_path, content, 
     assert path.read_bytes() == before
 
 
-def test_half_an_epoch_of_an_earlier_version_is_refused(reference, shared_data, tmp_path):
-    """Its rows were lists of numbers."""
-    state = load(reference / "main_last.pt") | {"rows": [[0.5, 4.0, 1.0]]}
+def test_a_checkpoint_of_version_1_0_is_refused(reference, shared_data, tmp_path):
+    """It has one text for all data files of a split, and the same in its settings."""
+    state = load(reference / "main_last.pt")
+    texts = {split: f"{n} samples of checksum 0123abcd" for split, n in COUNTS.items()}
+    state["about"]["data_fingerprint"] = texts
+    state["settings"] = {k: v for k, v in state["settings"].items() if "/" not in k}
+    state["settings"] |= {f"data in {split}": text for split, text in texts.items()}
     torch.save(state, tmp_path / "main_last.pt")
+    before = (tmp_path / "main_last.pt").read_bytes()
     printed = run("MTL_main", shared_data, tmp_path, *LONGER, "--resume", code=2)
-    assert printed.endswith("was made with version 1.0 of this code; start over with --overwrite\n")
+    assert printed == (
+        f"MTL_main.py: --resume: {tmp_path}/main_last.pt was made with version 1.0 of this code; "
+        "start over with --overwrite\n"
+    )
+    assert (tmp_path / "main_last.pt").read_bytes() == before
 
 
 def test_resuming_with_an_edited_network_is_refused(reference, shared_data, monkeypatch):
