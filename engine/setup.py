@@ -125,10 +125,10 @@ def check_interface(network, weighting, diagnose):
 def stride_of(network):
     """The number of which image sides must be multiples; UserError if the network has none."""
     stride = getattr(network, "stride", None)
-    if not isinstance(stride, int):
+    if not isinstance(stride, int) or stride < 1:
         raise UserError(
-            "Network: expected a whole number as attribute 'stride', of which image sides must be "
-            f"multiples, found {stride}"
+            "Network: expected a whole number above 0 as attribute 'stride', of which image sides "
+            f"must be multiples, found {stride}"
         )
     return stride
 

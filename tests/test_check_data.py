@@ -197,7 +197,7 @@ REFUSAL = """
         (("for name, target in {", "for name, target in {} and {"), "TASKS: expected {name: Task}"),
         (("Task(target, value_loss", "(target, value_loss"), "TASKS: expected a Task for 'share'"),
         (('seg=PETS["seg"]', 'veins=PETS["seg"]'), "TASKS: expected 'share' to be computed from"),
-        (("    stride = 7\n", "    step = 7\n"), "Network: expected a whole number as attribute"),
+        (("    stride = 7\n", "    step = 7\n"), "Network: expected a whole number above 0"),
         (("    stride = 7\n", REFUSAL), "--depth: expected 3, found 4"),
     ],
 )

@@ -78,7 +78,11 @@ LACKS = {
     ),
     "a stride": (
         "self.stride =", "self.pace =",
-        "Network: expected a whole number as attribute 'stride', of which image sides must be",
+        "Network: expected a whole number above 0 as attribute 'stride', of which image sides must",
+    ),
+    "a stride above 0": (
+        "self.stride = ", "self.stride = 0 * ",
+        "Network: expected a whole number above 0 as attribute 'stride', of which image sides must",
     ),
 }  # fmt: skip
 
