@@ -28,17 +28,13 @@ def identity(path):
 
 
 def same_source(one, other):
-    """Whether an identity is the one in a history; older histories hold the path alone."""
-    if isinstance(other, dict):
-        return one["checksum"] == other["checksum"]
-    return one["path"] == other
+    """Whether two identities, or None for no weights, are of the same content at any place."""
+    return (one or {}).get("checksum") == (other or {}).get("checksum")
 
 
 def describe_source(source):
     """An identity in words, with the checksum, since the file at that path may have changed."""
-    if isinstance(source, dict):
-        return f"{source['path']} of checksum {source['checksum']}"
-    return source or "none"
+    return f"{source['path']} of checksum {source['checksum']}" if source else "none"
 
 
 def take_weights(path, *networks):

@@ -314,14 +314,3 @@ def test_a_run_that_exists_takes_no_other_weights(trained, wrecked, shared_data,
             f"MTL_main.py: --weights: expected the weights that the run in {out} started from "
             f"({source}), found {found}; only a new run takes others\n"
         )
-
-
-def test_a_run_that_recorded_only_the_path_of_its_weights(trained, wrecked, shared_data, tmp_path):
-    """As older ones did."""
-    state = load(wrecked[0] / "main_last.pt")
-    state["about"]["weights_from"] = str(trained / "main_model_lite.pt")
-    torch.save(state | {"complete": False}, tmp_path / "main_last.pt")
-    flags = [*WRECK, "--resume", "--weights", str(trained / "main_last.pt")]
-    assert "takes others" in run("MTL_main", shared_data, tmp_path, *flags, code=2)
-    run("MTL_main", shared_data, tmp_path, *WRECK, "--resume", *start(trained))
-    assert history(tmp_path)["weights_from"] == str(trained / "main_model_lite.pt")

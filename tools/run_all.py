@@ -92,7 +92,7 @@ class Job:
         names = (name for name in self.config if name not in PLACES)
         pairs = [(name, found.get(name), self.config[name]) for name in names]
         source, other = self.weights, history["weights_from"]
-        if not (same_source(source, other) if source else other is None):
+        if not same_source(source, other):
             pairs.append(("--weights", describe_source(other), describe_source(source)))
         if self.data and all(before == now for _, before, now in pairs):
             pairs += changed_files(history["data_fingerprint"], self.fingerprint())
