@@ -10,7 +10,7 @@ from engine.report import test_table
 from engine.script import PICKLE
 from engine.training import TrainingStep
 from parts import files, provenance
-from parts.errors import UserError
+from parts.errors import UserError, with_class
 from parts.files import save_csv
 from parts.flops import gigaflop
 
@@ -74,8 +74,7 @@ def _gigaflop(trainer, train, report):
     try:
         return gigaflop(alone, images.to(device), targets)
     except Exception as error:  # such as a network that cannot be copied, once it has trained
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        report.warn(f"warning: the work of a step could not be counted ({reason})")
+        report.warn(f"warning: the work of a step could not be counted ({with_class(error)})")
 
 
 def with_test_results(about, trainer, table, data, report):
@@ -140,8 +139,7 @@ def write_others(folder, tasks, history, network, data, report, table):
         except UserError as error:
             report.warn(f"warning: {error}")
         except Exception as error:  # of a user's code or of matplotlib: the numbers are safe
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            report.warn(f"warning: {path}: cannot be made ({reason})")
+            report.warn(f"warning: {path}: cannot be made ({with_class(error)})")
     last = folder / f"{history['name']}_last.pt"
     report.end(history, [*(path for path in places if path.is_file()), last])
 

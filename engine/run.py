@@ -19,7 +19,7 @@ from engine.script import check_script
 from engine.training import conflict, known_counts, means
 from engine.weights import describe_source, identity, same_source, take_weights, weights_file
 from parts import demo_data, files
-from parts.errors import UserError
+from parts.errors import UserError, one_line
 from parts.sampling import epoch_batches
 from parts.signals import StopSignals
 
@@ -62,10 +62,9 @@ def execute(script, settings, options):
             run.train_and_test()
         except Exception as error:
             if options.compile and type(error).__module__.startswith(COMPILER):
-                reason = " ".join(str(error).split())[:200]
                 raise UserError(
-                    f"--compile: torch.compile failed ({reason}); run without it, or install the "
-                    "C++ compiler that it needs"
+                    f"--compile: torch.compile failed ({one_line(error)[:200]}); run without it, "
+                    "or install the C++ compiler that it needs"
                 ) from error
             raise  # a bug in the user's network keeps its traceback
 

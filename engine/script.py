@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from engine.settings import check, constants, is_setting, parser_of
 from parts.commandline import flag
-from parts.errors import UserError
+from parts.errors import UserError, with_class
 from parts.execution import execute
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,7 +172,7 @@ def parse(file, argv):
             raise
         except Exception as error:
             flags = ", ".join(map(flag, changed))
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = with_class(error)
             raise UserError(f"{flags}: {path.name} cannot be executed ({reason})") from error
     values = constants(module)
     check(values)

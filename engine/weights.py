@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.script import ROOT, pickle_from
 from parts.commandline import count_by_part
-from parts.errors import UserError
+from parts.errors import UserError, one_line
 from parts.files import load, load_safetensors
 
 
@@ -81,7 +81,7 @@ def weights_in(path):
         except UserError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise UserError(
                 f"{path}: expected a network, found a damaged file ({reason})"
             ) from error

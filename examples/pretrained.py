@@ -21,7 +21,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 import engine
 from MTL_Utils import BBOX, BIN, SEG, FixedWeights
 from parts.augment import Augment
-from parts.errors import SettingError, UserError
+from parts.errors import SettingError, UserError, one_line
 from parts.files import load
 from parts.precision import speed_up_depthwise
 from ResBlock import BoxHead, ClassHead, Decoder, conv_norm, foreground_weights
@@ -151,10 +151,9 @@ def backbone_weights():
         try:
             return models.get_model(BACKBONE, weights="DEFAULT").state_dict()
         except (OSError, RuntimeError) as error:  # no internet, a full disk, a broken download
-            reason = " ".join(str(error).split())
             raise SettingError(
-                f"backbone-weights: the download failed ({reason}); give a file with a state dict "
-                f'of torchvision\'s {BACKBONE}, or "" to train from scratch'
+                f"backbone-weights: the download failed ({one_line(error)}); give a file with a "
+                f'state dict of torchvision\'s {BACKBONE}, or "" to train from scratch'
             ) from error
     path = Path(os.path.expanduser(BACKBONE_WEIGHTS))
     if not path.is_file():

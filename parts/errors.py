@@ -16,6 +16,11 @@ def one_line(error):
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def with_class(error):
+    """The class of an error and what it says, if anything, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
 @contextlib.contextmanager
 def as_flag_errors():
     """A block in which a SettingError, which a flag can correct, becomes a UserError."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from parts.errors import UserError
+from parts.errors import UserError, one_line
 
 
 @contextlib.contextmanager
@@ -73,7 +73,8 @@ def load_safetensors(path):
     try:
         return load_file(path)
     except Exception as error:  # the package has its own class, raised from Rust
-        raise UserError(f"{path}: expected weights, found a damaged file ({error})") from error
+        reason = one_line(error)
+        raise UserError(f"{path}: expected weights, found a damaged file ({reason})") from error
 
 
 def output_folder(path, flag="--file-save-path"):

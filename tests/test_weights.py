@@ -220,7 +220,7 @@ def test_safetensors_are_read_where_the_package_is(trained, shared_data, tmp_pat
 
 
 def damaged(place):
-    raise ValueError("header too large")
+    raise ValueError("header\ntoo large")
 
 
 REFUSED = {  # what is in a file: its name, the message
