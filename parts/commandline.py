@@ -32,10 +32,11 @@ class Parser(argparse.ArgumentParser):
         wrong = message.split()[2] if unknown else ""
         word = wrong.split("=")[0].strip("-").replace("_", "-").lower()
         known = self._option_string_actions
-        near = difflib.get_close_matches(f"--{word}", known, n=1)
-        if word in SYNONYMS and flag(SYNONYMS[word]) in known:
-            near = [flag(SYNONYMS[word])]
-        hint = f" (did you mean {near[0]}?)" if near and unknown else ""
+        names = {name: flag(constant) for name, constant in SYNONYMS.items()}
+        names = {name: near for name, near in names.items() if near in known}
+        names |= {name.removeprefix("--"): name for name in known}
+        near = difflib.get_close_matches(word, names, n=1)  # "--" would make any two alike
+        hint = f" (did you mean {names[near[0]]}?)" if near and unknown else ""
         raise UserError(f"{message}{hint}; --help lists the flags")
 
 

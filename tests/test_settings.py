@@ -239,6 +239,7 @@ UNREADABLE = {
     "-epochs 3": "unrecognized arguments: -epochs 3 (did you mean --epochs?)",
     "file": "unrecognized arguments: file; --help lists the flags",
     "--zzz": "unrecognized arguments: --zzz; --help lists the flags",
+    "--red": "unrecognized arguments: --red; --help lists the flags",
     "--epochs many": "argument --epochs: expected a number, found 'many'",
     "--widths": "argument --widths: expected at least one argument",
     "--rates bin=1": "argument --rates: expected seg=VALUE, bbox=VALUE, found 'bin=1'",
@@ -257,7 +258,8 @@ def test_flags_that_cannot_be_read_are_refused_in_one_line(toy, flags):
 
 
 NEAR = {
-    **dict.fromkeys(("--lr", "--LR", "--lr=1", "-lr", "--learning_rate"), "--learning-rate"),
+    **dict.fromkeys(("--lr", "--LR", "--lr=1", "-lr", "--lrr"), "--learning-rate"),
+    **dict.fromkeys(("--learning_rate", "--lrate"), "--learning-rate"),
     **dict.fromkeys(("--wd", "--weight_decay"), "--weight-decay"),
     **dict.fromkeys(("--bs", "--batch", "--batch_size", "--batchsize"), "--batch-size"),
     **dict.fromkeys(("--epoch", "--num_epochs", "--max-epochs"), "--epochs"),
