@@ -124,7 +124,7 @@ def find(place, *folders):
     bases = [ROOT] if folders else [Path(), ROOT]
     wanted = [base / name for name in names for base in bases]
     wanted += [Path(folder).resolve() / name.name for folder in folders for name in names]
-    found = next((path for path in wanted if path.is_file()), None)
+    found = next(filter(os.path.isfile, wanted), None)
     if found is None:
         looked = ", ".join(map(str, dict.fromkeys(wanted)))
         raise UserError(f"{place}: expected a script, found no such file; looked for {looked}")

@@ -23,12 +23,13 @@ def data_folder(path, draw=None):
     """
     if not draw:
         folder = Path(os.path.expanduser(path))
-        missing = [folder / split for split in SPLITS if not (folder / split).is_dir()]
+        # unlike pathlib, os.path takes what may not be read for missing
+        missing = [folder / split for split in SPLITS if not os.path.isdir(folder / split)]
         if missing:
             raise UserError(
                 f"no data: expected train/, val/ and test/ in {path}, but {missing[0]} is not "
-                "there; give the folder as --h5-save-path (tools/prepare_pets.py makes one), or "
-                "try --demo"
+                "there or not readable; give the folder as --h5-save-path (tools/prepare_pets.py "
+                "makes one), or try --demo"
             )
         yield folder
         return
@@ -54,7 +55,7 @@ def run_files(folder, name):
 def refuse_existing_run(folder, name, options, is_first):
     """UserError if the folder holds a run, without --resume or --overwrite."""
     last, history = run_files(folder, name)
-    found = [path.name for path in (last, history) if path.is_file()]
+    found = [path.name for path in (last, history) if os.path.isfile(path)]
     if found and not (options.resume or options.overwrite):
         raise UserError(
             f"--file-save-path: expected no run of {name} in {folder}, found {found[0]}; continue "

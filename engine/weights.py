@@ -16,10 +16,10 @@ from parts.files import load, load_safetensors
 def weights_file(place):
     """The path of a file of weights, in the current folder or the repository; UserError."""
     path = Path(os.path.expanduser(place))
-    path = next((each for each in (path, ROOT / path) if each.is_file()), None)
-    if path is None:
-        raise UserError(f"--weights: expected a file of weights, found no such file {place}")
-    return path
+    for each in (path, ROOT / path):
+        if os.path.isfile(each) and os.access(each, os.R_OK):
+            return each
+    raise UserError(f"--weights: expected a file of weights, found no readable file {place}")
 
 
 def identity(path):

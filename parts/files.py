@@ -32,7 +32,8 @@ def replacing(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or the disk is gone
+            temporary.unlink()
 
 
 def save(content, path, **options):
@@ -88,7 +89,7 @@ def output_folder(path, flag="--file-save-path"):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{flag}: cannot create the folder {folder} ({error.strerror})") from error
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{flag}: expected a writable folder, found {folder}")
     return folder
 

@@ -65,6 +65,19 @@ def test_other_failures_leave_the_old_file_too(old):
     assert is_old(old)
 
 
+def test_a_disk_that_goes_away_is_named(old, monkeypatch):
+    """Nothing on it can be written or removed."""
+
+    def gone(*arguments, **options):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", gone)
+    monkeypatch.setattr(os, "unlink", gone)
+    with pytest.raises(UserError, match=r"cannot be written \(Input/output error\)"):
+        files.save({}, old)
+    assert files.load(old)["old"].tolist() == [0, 1, 2]
+
+
 def test_leftovers_of_this_name_are_removed(tmp_path):
     kept = ["main_last.pt", ".main_wide_last.pt.7.part.pt", ".main_last.pt.bak"]
     for name in [*kept, ".main_last.pt.7.part.pt", ".main_test.png.12.part.png"]:

@@ -1,5 +1,6 @@
 """Where people run a script: notebooks, pipes, process groups, folders that hold a run."""
 
+import errno
 import functools
 import multiprocessing
 import os
@@ -177,6 +178,50 @@ def test_the_home_folder_and_an_empty_path(shared_data, tmp_path, monkeypatch):
     assert (tmp_path / "runs/x/main_history.pt").is_file()
     printed = run("MTL_main", shared_data, "", code=2)
     assert printed == "MTL_main.py: --file-save-path: expected a path, found \n"
+
+
+def forbid(monkeypatch, folder):
+    """Let nobody look into a folder, which root always may."""
+    originals = {name: getattr(os, name) for name in ("stat", "mkdir", "access")}
+
+    def call(name, path, *arguments, **options):
+        if isinstance(path, str | Path) and folder in (Path(path), *Path(path).parents):
+            if name == "access":
+                return not arguments[0] & os.X_OK and folder == Path(path)
+            if folder != Path(path):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return originals[name](path, *arguments, **options)
+
+    for name in originals:
+        monkeypatch.setattr(os, name, functools.partial(call, name))
+
+
+FORBIDDEN = {
+    "--h5-save-path x": "no data: expected train/, val/ and test/ in x, but x/train is not there",
+    "--h5-save-path x/data": "no data: expected train/, val/ and test/ in x/data, but x/data/train",
+    "--file-save-path x": "--file-save-path: expected a writable folder, found x",
+    "--file-save-path x/out": "--file-save-path: cannot create the folder x/out (Permission",
+    "--weights x/y.pt": "--weights: expected a file of weights, found no readable file x/y.pt",
+}
+
+
+@pytest.mark.parametrize("flags", FORBIDDEN)
+def test_a_folder_without_permission_is_one_line(shared_data, tmp_path, monkeypatch, flags):
+    folder = tmp_path / "forbidden"
+    folder.mkdir()
+    (folder / "y.pt").touch()
+    forbid(monkeypatch, folder)
+    flag, place = flags.split()
+    place = f"{folder}{place[1:]}"
+    printed = run("MTL_main", shared_data, tmp_path / "out", flag, place, code=2)
+    message = FORBIDDEN[flags].replace(" x", f" {folder}")
+    assert printed.startswith(f"MTL_main.py: {message}") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--h5-save-path", "--file-save-path", "--weights"])
+def test_a_name_too_long_for_the_disk_is_one_line(shared_data, tmp_path, flag):
+    printed = run("MTL_main", shared_data, tmp_path / "out", flag, "x" * 300, code=2)
+    assert f"{'x' * 300}" in printed and printed.count("\n") == 1
 
 
 def data_of_a_series(place):

@@ -280,7 +280,7 @@ def test_safetensors_that_cannot_be_read_are_called_by_their_name(
 def test_a_missing_file_is_always_an_error(wrecked, shared_data, tmp_path):
     """For a new run, one that continues, one that is finished, and one that would start over."""
     gone = tmp_path / "gone.pt"
-    line = f"MTL_main.py: --weights: expected a file of weights, found no such file {gone}\n"
+    line = f"MTL_main.py: --weights: expected a file of weights, found no readable file {gone}\n"
     before = {path.name: path.read_bytes() for path in wrecked[0].iterdir()}
     for out, flags in (
         (tmp_path / "new", []),
