@@ -58,7 +58,7 @@ class Processes:
             self.device = torch.device(name)
             # "meta" holds no numbers, "mps" none of the metrics' type
             torch.zeros(1, dtype=torch.float64, device=self.device).item()
-        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        except (RuntimeError, AssertionError, TypeError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"--device: expected a usable device, found {name} ({reason})"

@@ -324,9 +324,10 @@ def test_only_the_first_process_says_that_a_flag_is_wrong(shared_data, tmp_path,
         assert run("MTL_main", shared_data, tmp_path / "out", "--epochs", "0", code=2) == line
 
 
-def test_a_device_without_numbers_is_refused(shared_data, tmp_path):
-    printed = run("MTL_main", shared_data, tmp_path / "out", "--device", "meta", code=2)
-    assert printed.startswith("MTL_main.py: --device: expected a usable device, found meta (")
+@pytest.mark.parametrize("device", ["meta", "hpu"])  # the second is a package of its own
+def test_a_device_without_numbers_is_refused(shared_data, tmp_path, device):
+    printed = run("MTL_main", shared_data, tmp_path / "out", "--device", device, code=2)
+    assert printed.startswith(f"MTL_main.py: --device: expected a usable device, found {device} (")
     assert printed.count("\n") == 1
 
 
