@@ -24,7 +24,8 @@ from parts.sampling import epoch_batches
 from parts.signals import StopSignals
 
 CHECKPOINT_SECONDS = 20  # a kill loses no more training than this
-FREE_SETTINGS = ("H5_SAVE_PATH", "FILE_SAVE_PATH", "LEARNING_RATE")  # may differ on --resume
+# may differ on --resume; of weights, the content counts
+FREE_SETTINGS = ("H5_SAVE_PATH", "FILE_SAVE_PATH", "LEARNING_RATE", "WEIGHTS")
 COMPILER = ("torch._dynamo", "torch._inductor")  # modules of the errors of torch.compile
 PROGRESS = ("history", "best", "done", "rows", "seconds", "complete")  # of a Run, in a checkpoint
 
@@ -273,9 +274,10 @@ class Run:
         if any(isinstance(text, str) for text in state["about"]["data_fingerprint"].values()):
             raise UserError(f"{made} version 1.0 of this code; start over with --overwrite")
         found, settings = state["settings"], self._settings()
-        names = [n for n in settings | found if found.get(n) != settings.get(n)]
-        if names:
-            differences = (f"{n} = {found.get(n)}, not {settings.get(n)}" for n in names)
+        names = (name for name in settings | found if name not in FREE_SETTINGS)
+        pairs = ((name, found.get(name), settings.get(name)) for name in names)
+        differences = [f"{name} = {was}, not {now}" for name, was, now in pairs if was != now]
+        if differences:
             raise UserError(f"{made} {'; '.join(differences)}")
         try:
             self.trainer.load_state_dict(state)

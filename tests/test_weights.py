@@ -294,6 +294,19 @@ def test_a_missing_file_is_always_an_error(wrecked, shared_data, tmp_path):
     assert {path.name: path.read_bytes() for path in wrecked[0].iterdir()} == before
 
 
+def test_weights_that_a_script_names_may_lie_elsewhere(trained, shared_data, tmp_path):
+    """As those of --weights: their content counts, and not their place."""
+    mine, copied = trained / "main_model_lite.pt", tmp_path / "copy.pt"
+    copied.write_bytes(mine.read_bytes())
+    command = ("examples/fine_tune", shared_data, tmp_path / "out", "--epochs", "1")
+    run(*command, "--weights", str(mine))
+    printed = run(*command, "--weights", str(copied), "--resume")
+    assert printed.startswith("fine_tune is finished")
+    copied.write_bytes((trained / "main_model.pt").read_bytes())
+    printed = run(*command, "--weights", str(copied), "--resume", code=2)
+    assert "--weights: expected the weights that the run in" in printed
+
+
 def test_a_run_that_exists_takes_no_other_weights(trained, wrecked, shared_data, tmp_path):
     """The same file, also at another place, is no other; another one at the same place is."""
     mine, copied, other = (trained / "main_model_lite.pt", tmp_path / "copy.pt", tmp_path / "x.pt")
