@@ -58,7 +58,7 @@ def execute(script, settings, options):
                 out = files.output_folder(settings.FILE_SAVE_PATH)  # after all checks
                 if processes.is_first:
                     stack.enter_context(files.locked(out, script.name))
-            run = Run(script, settings, options, data, trainer, report, out, signals)
+                run = Run(script, settings, options, data, trainer, report, out, signals)
             run.start(options)
             run.train_and_test()
         except Exception as error:

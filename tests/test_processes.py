@@ -195,6 +195,15 @@ def lose_a_file():
     engine.setup.H5Dataset = missing
 
 
+def late_damage():
+    """Let an image on disk be damaged, of which the headers tell nothing."""
+
+    def damaged(*arguments):
+        raise DataError("train/images.h5: not a readable HDF5 file")
+
+    H5Dataset.fingerprint = damaged
+
+
 def bad_loss(step):
     original, calls = MTL_Utils.BIN.loss, []
 
@@ -223,6 +232,7 @@ def damaged_image():
 
 PROBLEMS = {
     "data missing for one": ((None, lose_a_file), r"train/masks.h5: no such file"),
+    "damage for one": ((None, late_damage), r"train/images.h5: not a readable HDF5 file"),
     "a bad loss in one": (
         (None, functools.partial(bad_loss, 2)),
         r"the loss of bin is not finite in epoch 1, step 2, samples \[\d+, \d+, \d+, \d+\]; .*",
