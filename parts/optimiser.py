@@ -69,7 +69,8 @@ class Optimiser:
         self.adamw.load_state_dict(state["adamw"])
         self.schedule.load_state_dict(state["schedule"])
         for group in self.adamw.param_groups:
-            ratio = self.peak * group["factor"] / group["max_lr"]  # exactly 1 for the same rate
+            # exactly 1 for the same rate; a part that does not learn has rates of 0
+            ratio = self.peak * group["factor"] / (group["max_lr"] or 1)
             for name in ("lr", "initial_lr", "max_lr", "min_lr"):
                 group[name] *= ratio
 

@@ -211,6 +211,20 @@ def test_a_group_learns_at_its_share_of_the_rate():
         assert torch.equal(in_both, full) and torch.equal(part_in_both, part)
 
 
+def test_a_part_that_does_not_learn_can_be_restored():
+    """As with --backbone-rate 0."""
+    net = network()
+    groups = {1.0: [net[0].weight], 0.0: [net[2].weight, net[2].bias]}
+    optimiser, new = (Optimiser(groups, rate, 0.1, 10) for rate in (0.01, 0.02))
+    before = net[2].weight.detach().clone()
+    learn(net, optimiser)
+    new.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    rates = [[g["lr"] for g in each.adamw.param_groups] for each in (optimiser, new)]
+    assert rates[1] == pytest.approx([2 * rate for rate in rates[0]]) and rates[0][2:] == [0, 0]
+    learn(net, new)
+    assert torch.equal(net[2].weight, before)
+
+
 def test_a_restored_optimiser_keeps_its_own_learning_rate():
     net, other = network(), network()
     optimiser, new = (
