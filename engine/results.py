@@ -47,16 +47,21 @@ def _class_names(data):
 
 @torch.inference_mode()
 def _summaries(tasks, network, train, device):
-    """{task: its metrics, as readers of the history need them}."""
+    """{task: its metrics, as readers of the history need them}; UserError without the primary."""
     images, targets = train[[0]]
     outputs = network.eval()(images.to(device))
     found = {}
     for name, task in tasks.items():
-        metrics = task.metrics(outputs[name], targets[name].to(device))
+        metrics = [*task.metrics(outputs[name], targets[name].to(device)), *task.means]
+        if task.primary not in metrics:
+            raise UserError(
+                f"TASKS: expected a primary metric of '{name}' among {', '.join(metrics)}, found "
+                f"{task.primary}"
+            )
         found[name] = {
             "primary": task.primary,
             "higher_is_better": task.higher_is_better,
-            "metrics": [*metrics, *task.means],
+            "metrics": metrics,
             "means": {metric: list(parts) for metric, parts in task.means.items()},
             "lower_is_better": list(task.lower_is_better),
             "counted": list(task.counted or (task.primary,)),

@@ -96,6 +96,16 @@ def test_what_a_script_lacks_is_said_in_one_line(shared_data, tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_primary_metric_that_a_task_lacks_is_refused_before_training(shared_data, tmp_path):
+    task = '"bin": Task(BIN.target, BIN.loss, BIN.metrics, "recall"),'
+    path = odd(tmp_path, ('"bin": BIN,', task), ("import BBOX, ", "import Task, BBOX, "))
+    assert run(path, shared_data, tmp_path / "out", code=2) == (
+        "MTL_odd.py: TASKS: expected a primary metric of 'bin' among accuracy, recall_0, recall_1, "
+        "found recall\n"
+    )
+    assert not [*(tmp_path / "out").iterdir()]
+
+
 @pytest.mark.parametrize(("part", "other"), [("encoder", "body"), ("decode", "answer")])
 def test_a_network_without_a_part_trains_where_no_gradient_is_measured(
     shared_data, tmp_path, part, other
