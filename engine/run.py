@@ -324,7 +324,7 @@ class Run:
 
     def _has_numbers(self):
         """Whether the history file, the last of the numbers, exists and is of this run."""
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError, KeyError, TypeError):  # damaged, or another file
             if self.history_file.is_file():
                 return files.load(self.history_file)["seconds"] == self.history["seconds"]
         return False

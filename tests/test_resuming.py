@@ -147,6 +147,17 @@ def test_resuming_from_no_checkpoint_is_refused(shared_data, tmp_path, content, 
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("content", [[1, 2], {"name": "main"}])
+def test_another_file_in_the_place_of_the_history_is_replaced(
+    reference, shared_data, tmp_path, content
+):
+    """A run that goes on writes its own."""
+    stopped("MTL_main", shared_data, tmp_path, *LONGER, step=14)
+    torch.save(content, tmp_path / "main_history.pt")
+    run("MTL_main", shared_data, tmp_path, *LONGER, "--resume")
+    assert is_like(reference, tmp_path)
+
+
 def test_a_checkpoint_of_version_1_0_is_refused(reference, shared_data, tmp_path):
     """It has one text for all data files of a split, and the same in its settings."""
     state = load(reference / "main_last.pt")
