@@ -28,6 +28,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from parts.augment import Augment
+from parts.targets import move_boxes
 
 # -------------------------------------------------------------------------------------- geometry
 
@@ -149,6 +150,19 @@ def test_boxes_are_those_of_the_moved_ellipse_cut_to_the_frame():
         expected = cut.float() if share > 0.7 else torch.full((4,), torch.nan)
         torch.testing.assert_close(moved, expected, atol=0.015, rtol=0, equal_nan=True)
     assert min(counts.values()) > 15, counts
+
+
+def test_a_box_needs_seven_tenths_of_its_area_in_the_frame():
+    """Moved to the left by .29 and .31 of its width, and up in the same way."""
+    box = torch.tensor([0.0, 0.0, 0.5, 0.5])
+    for place in (0, 1):
+        maps = torch.eye(3).repeat(2, 1, 1)
+        maps[:, place, 2] = -torch.tensor([0.295, 0.305])  # of [-1, 1], so as many halves
+        kept, lost = move_boxes(box.expand(2, 4), maps)
+        expected = torch.tensor([0.0, 0.0, 0.5, 0.5])
+        expected[2 + place] = 0.5 * 0.705
+        torch.testing.assert_close(kept, expected)
+        assert lost.isnan().all()
 
 
 # ------------------------------------------------------------------------------------ generators

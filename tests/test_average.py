@@ -1,9 +1,12 @@
 """The average of the weights, by hand and against torch's own."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from engine.setup import apply_start
 from parts.average import WeightAverage
 
 
@@ -35,3 +38,15 @@ def test_it_is_torchs_average_of_the_same_decay():
         assert torch.allclose(a, b, atol=1e-6)
     assert ours.module[1].num_batches_tracked == net[1].num_batches_tracked == 20
     assert not torch.equal(ours.module[1].running_mean, net[1].running_mean)
+
+
+def test_what_start_does_to_a_network_is_where_its_average_starts():
+    net = network()
+    trainer = SimpleNamespace(network=net, average=WeightAverage(net, 0.9))
+    apply_start(
+        SimpleNamespace(start=lambda network: nn.init.constant_(network[0].bias, 7)), trainer
+    )
+    before = trainer.average.module.state_dict()
+    assert net[0].bias.tolist() == [7] * 3 == before["0.bias"].tolist()
+    apply_start(SimpleNamespace(), trainer)  # of a script without it
+    assert all(map(torch.equal, net.state_dict().values(), before.values()))

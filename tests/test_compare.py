@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from scipy import stats
 
 from docs import draw_results
-from tools.shared import forest, intervals
+from tools.shared import comparison, forest, histories, intervals
 from tools.shared.comparison import Difference, statement
 
 NONE = "no measurable difference"
@@ -36,6 +36,30 @@ def test_a_task_counts_several_metrics_each_in_its_own_direction(tmp_path, capsy
     # .5 -> .75 is +50 %, and .25 -> .5, where lower is better, is -100 %
     assert differences["delta MTL", "joint"]["difference"] == "-25.00 %"
     assert differences["outline_exact", "joint"]["difference"] == "-0.2500"
+
+
+def test_delta_mtl_is_a_mean_over_tasks_whatever_the_number_of_their_metrics(tmp_path, capsys):
+    """Two metrics of one task, one of the other, two seeds; then the reference of one lacks one."""
+    counted = {"counted": ["overlap", "exact"], "lower_is_better": ["exact"]}
+    tasks = TASKS | {"outline": TASKS["outline"] | counted}
+    given = [("alone", seed, (1, 2), (1, 4), None) for seed in (0, 1)]
+    given += [("deep", seed, None, None, (3.0, 1)) for seed in (0, 1)]
+    given += [("joint", 0, (3, 4), (1, 2), (2.4, 1)), ("joint", 1, (4, 4), (1, 2), (2.4, 1))]
+    for name, seed, *each in given:
+        rows = [[pair] * 6 if pair else None for pair in each]
+        history = make_history(name, seed, 0, *rows)
+        history["tasks"] = {task: tasks[task] for task in history["tasks"]}
+        save(history, tmp_path / f"{name}{seed}")
+    _, found = compared(capsys, tmp_path, "--all")
+    # overlap + 50 and + 100 %, exact - 100 %, depth + 20 %: (- 25 + 20) / 2 and (0 + 20) / 2, whose
+    # standard error is 6.25 %, times 12.706
+    delta = found["delta MTL", "joint"]
+    assert delta["difference"] == "+3.75 %" and delta["over test images"] == "[+3.75, +3.75]"
+    assert delta["over runs"] == "[-75.66, +83.16]" and delta["pairs of runs"] == "2"
+    assert found["outline_exact", "joint"]["statement"] == "-0.2"  # lower is better: no points
+    (tmp_path / "deep1" / "deep_history.pt").unlink()
+    delta = compared(capsys, tmp_path)[1]["delta MTL", "joint"]
+    assert delta["pairs of runs"] == "1"
 
 
 def test_the_tables_by_hand(runs, capsys):
@@ -81,12 +105,32 @@ def test_students_t_is_that_of_scipy():
     assert intervals.p_value(certain, [0.1]) == 1
     # over images: 1.96 standard errors
     assert intervals.p_value(np.array([1.96, 1, -1]), [1, 1]) == pytest.approx(0.05, abs=1e-4)
+    # without any spread, 0 may well be chance and anything else is not
+    assert intervals.p_value(np.zeros(3), [0.0, 0.0]) == 1
+    assert intervals.p_value(np.ones(3), [1.0, 1.0]) == 0
+    assert intervals.p_value(np.array([1.0, math.nan, math.nan]), [1.0, 1.0]) == 1
 
 
 def test_holm_by_hand():
     """.01 x 4 and .016 x 3 are below .05, .03 x 2 is not, and so nothing after it."""
     assert intervals.holm([0.03, 0.01, 0.03, 0.016]) == [False, True, False, True]
     assert intervals.holm([0.05]) == [True] and intervals.holm([]) == []
+
+
+def test_what_has_no_direction_counts_but_helps_no_other(monkeypatch):
+    """Of two with p = .01 and .04 the first has an interval around 0: .04 x 2 is too much for the
+    second. Alone it needs no correction, and one without intervals is not counted."""
+    clear = Difference("m", "c", "a", "points", 0.01, (0.002, 0.03), (0.004, 0.02), 5, 0.04)
+    vague = clear._replace(label="b", images=(-0.001, 0.02), p_value=0.01)
+    unknown = clear._replace(label="b", runs=intervals.NONE, p_value=1.0)
+    runs = [(name, histories.summarise(single(name))) for name in "abc"]
+    alone = clear._replace(p_value=0.2)
+    cases = (vague, clear, [False, False]), (unknown, alone, [False, True])
+    for other, clear, expected in cases:
+        found = {("outline_overlap", each.label): each for each in (other, clear)}
+        monkeypatch.setattr(comparison, "_difference", lambda m, k, *_, f=found: f.get((m, k)))
+        kept = comparison.differences(comparison.group(runs), "test", "a")
+        assert [each.holds for each in kept] == expected
 
 
 @pytest.mark.parametrize(
@@ -129,11 +173,14 @@ def test_the_interval_is_that_of_the_binomial(tmp_path, capsys):
     """Of 16 images 8 are right: a resample has 0-16 right, with the chances of a fair coin.
 
     P(X <= 3) = 697 / 65536 < 2.5 % < P(X <= 4) = 2517 / 65536 < 5 %: the limits are 4 and 12 of 16.
+    Of 5 images 2 are right: P(X = 0) = 7.8 %, P(X >= 4) = 8.7 %, P(X = 5) = 1 %. Of 4 an interval
+    would mean nothing.
     """
-    for count, between in ((16, " [0.2500, 0.7500]"), (4, "")):  # too few for an interval
+    expected = {16: "0.5000 [0.2500, 0.7500]", 5: "0.4000 [0.0000, 0.8000]", 4: "0.5000"}
+    for count, shown in expected.items():
         save(single("alone", [(i % 2, 1) for i in range(count)]), tmp_path / str(count))
         values, _ = compared(capsys, tmp_path / str(count))
-        assert values["alone"]["outline_overlap"] == f"0.5000{between}"
+        assert values["alone"]["outline_overlap"] == shown
 
 
 def test_folds_are_pooled_by_their_sums_and_seeds_are_averaged(tmp_path, capsys):
@@ -161,6 +208,32 @@ def test_only_runs_of_the_same_images_and_seed_are_paired(tmp_path, capsys):
     ending = ": differences are between the 1 with the same test images and seed."
     assert f"joint has 2 runs, alone has 2{ending}" in text
     assert not compared(capsys, tmp_path / "a1", tmp_path / "j1")[1]
+
+
+def test_runs_of_one_seed_are_paired_fold_by_fold(tmp_path, capsys):
+    """.1 and .3 better: .2, with a standard error of .1 over the runs, times 12.706."""
+    for fold, better in ((0, 0.1), (1, 0.3)):
+        overlap = [(i + 2 * fold, 10) for i in range(6)]
+        save(single("alone", overlap, 0, fold), tmp_path / f"a{fold}")
+        save(single("joint", shifted(overlap, better), 0, fold), tmp_path / f"j{1 - fold}")
+    found = compared(capsys, tmp_path)[1]["outline_overlap", "joint"]
+    assert found["difference"] == "+0.2000" and found["pairs of runs"] == "2"
+    assert found["over runs"] == "[-1.0706, +1.4706]"
+
+
+def test_a_stopped_run_costs_and_scores_nothing_yet(tmp_path, capsys):
+    save(single("alone"), tmp_path / "finished")
+    about, progress = single("alone", seed=1), {"best_epoch": 1, "seconds": [6000.0]}
+    progress |= {name: about[name] for name in ("train", "val")}
+    (tmp_path / "stopped").mkdir()
+    state = {"about": about, "history": progress}
+    torch.save(state, tmp_path / "stopped" / "alone_last.pt")
+    text = printed(capsys, tmp_path)
+    assert "alone, seed 1: unfinished, epoch 1 of 4, validation values only." in text
+    alone = tables(text)[0]["alone"]
+    names = ("seeds", "test images", "minutes", "images/s", "best epoch")
+    assert [alone[name] for name in names] == ["0, 1", "6", "1.7", "13", "3"]
+    assert alone["outline_overlap"].startswith("0.6667 [")
 
 
 def test_columns_and_baselines_may_be_chosen(runs, capsys):

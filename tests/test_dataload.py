@@ -10,7 +10,8 @@ import torch
 from conftest import COUNTS, drawn, rewrite
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from dataload import DataError, H5Dataset, write_split
+from dataload import DataError, H5Dataset, check_splits, likely_mistakes, write_split
+from parts.h5array import H5Array
 from parts.targets import PETS, Derived, Label, PixelValues
 
 NAN = np.nan
@@ -84,6 +85,93 @@ def test_numbers_that_are_no_samples(shared_data, memory_limit):
     for last in (-1, 11, np.int64(-1), torch.tensor(11), [-1], np.array([11]), torch.tensor([-1])):
         image = dataset[last][0]
         assert torch.equal(image.view(3, 32, 32), dataset[11][0])
+
+
+@on_disk_or_not
+def test_what_is_read_in_slabs_is_put_together_in_order(data_folder, monkeypatch, memory_limit):
+    """Five masks at a time, the third slab incomplete, and single images."""
+    arrays = drawn()
+    arrays["masks"][7], arrays["masks"][10, 3, 4] = 255, 255
+    arrays["images"][0, 0, 0, 0] = 250  # the largest of all
+    for name in ("images", "masks"):
+        rewrite(data_folder, name, arrays[name])
+    area = Derived(
+        lambda seg: seg.float().mean((1, 2, 3)).where((seg < 2).any(3).any(2)[:, 0], NAN),
+        seg=PETS["seg"],
+    )
+    kinds = PETS | {"area": area}
+    before = H5Dataset("train", data_folder, kinds)
+    monkeypatch.setattr("parts.h5array.SLAB_BYTES", 5 * 32 * 32)
+    monkeypatch.setattr("dataload.SLAB", 5)
+    dataset = H5Dataset("train", data_folder, kinds, memory_limit)
+    images, targets = dataset[range(12)]
+    assert np.array_equal(images.permute(0, 2, 3, 1), arrays["images"])
+    assert np.array_equal(targets["seg"][:, 0, :, :, None], arrays["masks"])
+    for name in ("seg", "area"):
+        assert dataset.known[name].tolist() == [i != 7 for i in range(12)]
+    assert dataset.complete == set() and dataset.fingerprint() == before.fingerprint()
+    assert torch.equal(dataset.summary.thumbnails, before.summary.thumbnails)
+    assert dataset.summary.largest == 250
+    for name, array in (("seg", arrays["masks"][..., 0]), ("images", arrays["images"])):
+        slabs = [*dataset.slabs(name)]
+        assert len(slabs) > 2 and np.array_equal(np.concatenate(slabs), array)
+    arrays["masks"][8, 1, 2] = 3
+    rewrite(data_folder, "masks", arrays["masks"])
+    with pytest.raises(DataError, match="found 3 in sample 8"):
+        H5Dataset("train", data_folder, kinds, memory_limit)
+
+
+def test_a_split_is_in_memory_if_its_images_and_masks_fit(shared_data):
+    """Four bytes for every pixel."""
+    needed = 12 * 32 * 32 * 4
+    assert H5Dataset("train", shared_data, memory_limit=needed).in_memory
+    assert not H5Dataset("train", shared_data, memory_limit=needed - 1).in_memory
+    only = {"bin": PETS["bin"]}
+    assert H5Dataset("train", shared_data, only, memory_limit=needed * 3 // 4).in_memory
+
+
+def test_a_needed_target_must_be_known_somewhere_in_each_split(data_folder):
+    names = {"class_names": ["blue", "red"]}
+    rewrite(data_folder, "binary", np.full(5, -1), "val", attributes=names)
+    data = {split: H5Dataset(split, data_folder) for split in COUNTS}
+    check_splits(data, ["seg", "bbox"])
+    message = r"val/binary\.h5: expected at least one known target in val, found none$"
+    with pytest.raises(DataError, match=message):
+        check_splits(data, ["bin"])
+
+
+@pytest.mark.parametrize("largest", [1, 2])
+def test_images_from_0_to_1_are_probably_a_mistake(data_folder, largest):
+    rewrite(data_folder, "images", (drawn()["images"] > 9).astype(np.uint8) * largest)
+    lines = [*likely_mistakes({"train": H5Dataset("train", data_folder)})]
+    said = f"{data_folder}/train/images.h5: expected values 0-255, found none above 1"
+    assert lines == [said] * (2 - largest)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "starts"), [(None, [0, 5, 10]), (2, [0, 6]), (3, [0, 6]), (7, [0, 7]), (12, [0])]
+)
+def test_no_chunk_is_read_for_two_slabs(data_folder, monkeypatch, chunk, starts):
+    """Unless it is more than four times as large as a slab should be."""
+    options = {"chunks": (chunk, 32, 32, 1)} if chunk else {}
+    rewrite(data_folder, "masks", drawn()["masks"], **options)
+    array = H5Array(data_folder / "train", "masks")
+    monkeypatch.setattr("parts.h5array.SLAB_BYTES", 5 * 32 * 32)
+    assert [start for start, _ in array.slabs(lambda values, start: values)] == starts
+    monkeypatch.setattr("parts.h5array.SLAB_BYTES", 2 * 32 * 32)
+    if chunk == 12:
+        found = [start for start, _ in array.slabs(lambda values, start: values)]
+        assert found == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_wrong_value_that_is_read_later_is_named_by_its_sample(data_folder):
+    images = drawn()["images"].astype(np.float32)
+    rewrite(data_folder, "images", images)
+    dataset = H5Dataset("train", data_folder, memory_limit=0)
+    images[9, 0, 0, 0] = 300
+    rewrite(data_folder, "images", images)
+    with pytest.raises(DataError, match=r"expected values 0-255, found 300.0 in sample 9"):
+        dataset[[1, 9]]
 
 
 def test_a_full_memory_is_not_the_files_fault(shared_data, monkeypatch):

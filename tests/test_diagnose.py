@@ -12,7 +12,7 @@ from torch import nn
 from engine.processes import Processes
 from engine.training import TrainingStep, conflict, known_counts, means, rows_of
 from MTL_Utils import BBOX, BIN, FixedWeights
-from parts.gradients import GradientWeights, upgrad
+from parts.gradients import GradientWeights, equal_norms, upgrad
 
 TASKS = {"bbox": BBOX, "bin": BIN}
 EXAMPLE = "examples/weighting"
@@ -58,6 +58,25 @@ def test_a_task_without_a_known_target_has_no_gradient_and_no_vote():
     total, _, matrix = step(x, targets, torch.tensor([0.0, 2.0]))
     assert matrix[0].tolist() == [0.0, 0.0] and matrix[1, 1] > 0
     assert float(weighting.weights()["bbox"]) == 0 and total.isfinite()
+
+
+@pytest.mark.parametrize("order", [("bbox", "bin"), ("bin", "bbox")])
+def test_each_task_gets_its_own_weight_in_whatever_order_they_are_given(order):
+    """Of gradients that end up equally long; the second time the boxes are unknown."""
+    weighting = GradientWeights(dict.fromkeys(order, 1.0), equal_norms)
+    step = TrainingStep(Toy(), TASKS, weighting)
+    x = torch.tensor([[0.1], [0.2]], requires_grad=True)
+    targets = {"bbox": torch.tensor([[0.0, 0.0, 0.5, 0.5]] * 2), "bin": torch.ones(2)}
+    total, sums, matrix = step(x, targets, torch.tensor([2.0, 2.0]))
+    weights = weighting.weights()
+    lengths = [float(weights[task]) * matrix[i, i].sqrt() for i, task in enumerate(TASKS)]
+    assert weights["bbox"] < 0.8 < 1.2 < weights["bin"]
+    assert lengths[0].item() == pytest.approx(lengths[1].item())
+    expected = sum(float(weights[task]) * sums[i] / 2 for i, task in enumerate(TASKS))
+    assert total.item() == pytest.approx(expected.item())
+    targets["bbox"][:] = torch.nan
+    step(x, targets, torch.tensor([0.0, 2.0]))
+    assert {task: float(w) for task, w in weighting.weights().items()} == {"bbox": 0, "bin": 1}
 
 
 def test_the_means_of_an_epoch_by_hand():

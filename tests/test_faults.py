@@ -17,6 +17,7 @@ from running import LONGER, Process, at_step, history, is_like, load, run, witho
 import engine.results
 import engine.run
 import engine.setup
+import engine.training
 import MTL_Utils
 from parts.errors import UserError
 from parts.sampling import epoch_batches
@@ -218,17 +219,18 @@ def make_bad(monkeypatch, task, step, value, gradient):
     monkeypatch.setattr(MTL_Utils, task.upper(), replace(old, loss=loss))
 
 
-BAD = {
-    "a NaN loss": (torch.nan, torch.nan, "the loss of bbox"),
-    "an infinite loss": (torch.inf, 1.0, "the loss of bbox"),
-    "a NaN gradient": (1.0, torch.nan, "the gradient"),
-    "an infinite gradient": (1.0, torch.inf, "the gradient"),
+BAD = {  # loss, gradient, what is said, after how many steps it is looked for
+    "a NaN loss": (torch.nan, torch.nan, "the loss of bbox", 20),
+    "an infinite loss": (torch.inf, 1.0, "the loss of bbox", 1),
+    "a NaN gradient": (1.0, torch.nan, "the gradient", 20),
+    "an infinite gradient": (1.0, torch.inf, "the gradient", 1),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_number_stops_the_run(shared_data, tmp_path, monkeypatch, case):
-    value, gradient, what = BAD[case]
+    value, gradient, what, every = BAD[case]
+    monkeypatch.setattr(engine.training, "CHECK_EVERY", every)
     make_bad(monkeypatch, "bbox", 5, value, gradient)  # the second step of the second epoch
     printed = run("MTL_main", shared_data, tmp_path / "out", code=2)
     known = torch.ones(12, dtype=torch.bool)

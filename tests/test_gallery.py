@@ -61,15 +61,15 @@ def test_choose_by_hand():
 def test_scores_by_hand():
     """An empty mask that is found empty is all right; of an unknown one nothing can be said."""
     table = {
-        "loss": torch.tensor([[0, 1], [0.1, 1], [0.9, 1], [0.8, 1], [0, 0]]),
-        "iou": torch.tensor([[0, 0], [4, 4], [0, 3], [1, 4], [0, 0]]),
-        "background_iou": torch.tensor([[9, 9], [5, 5], [3, 6], [4, 8], [0, 0]]),
+        "loss": torch.tensor([[0, 1], [0.1, 1], [0.9, 1], [0.8, 1], [0, 0], [0.2, 1]]),
+        "iou": torch.tensor([[0, 0], [4, 4], [0, 3], [1, 4], [0, 0], [2, 4]]),
+        "background_iou": torch.tensor([[9, 9], [5, 5], [3, 6], [4, 8], [0, 0], [0, 0]]),
     }
     table = {name: pairs.double() for name, pairs in table.items()}
-    expected = torch.tensor([1.0, 1.0, 0.0, 0.25, torch.nan]).double()
+    expected = torch.tensor([1.0, 1.0, 0.0, 0.25, torch.nan, 0.5]).double()
     assert torch.allclose(sample_scores(table, SEG), expected, equal_nan=True)
     by_mean = replace(SEG, primary="miou")
-    expected = torch.tensor([1.0, 1.0, 0.25, 0.375, torch.nan]).double()
+    expected = torch.tensor([1.0, 1.0, 0.25, 0.375, torch.nan, 0.5]).double()
     assert torch.allclose(sample_scores(table, by_mean), expected, equal_nan=True)
     assert sample_scores(table, replace(SEG, higher_is_better=False))[0] == 0
 

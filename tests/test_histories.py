@@ -58,11 +58,17 @@ def weights(path, checksum=None):
     [
         ({"config": {"WIDTHS": (1, 2)}}, {}, ["WIDTHS [1, 2]", "WIDTHS [8, 16]"]),
         ({"config": {"STEM": 2}}, {}, ["STEM 2", ""]),
+        (
+            {"config": {"LEARNING_RATE": 0.1}}, {"config": {"LEARNING_RATE": 0.2}},
+            ["LEARNING_RATE 0.1", "LEARNING_RATE 0.2"],
+        ),
+        ({"config": {"DEMO_EPOCHS": 1}}, {"config": {"DEMO_EPOCHS": 2}}, [""]),
         ({"script": "own/joint.py"}, {}, ["script own/joint.py", "script MTL_joint.py"]),
         (weights("x.pt"), {}, ["weights x.pt", ""]),
         (weights("x.pt"), weights("y.pt"), ["weights x.pt", "weights y.pt"]),
         (weights("seed0.pt"), weights("seed1.pt"), [""]),  # each of its own seed
         (weights("seed1.pt"), weights("seed0.pt"), ["weights seed1.pt", "weights seed0.pt"]),
+        (weights("seed05.pt"), weights("seed15.pt"), ["weights seed05.pt", "weights seed15.pt"]),
         (weights("x.pt", "1a"), weights("/y.pt", "1a"), [""]),
         (weights("x.pt", "1a"), weights("x.pt", "2b"), ["weights x.pt (1a)", "weights x.pt (2b)"]),
         (weights("seed_0/a.pt", "1a"), weights("seed_1/a.pt", "2b"), [""]),
@@ -70,7 +76,7 @@ def weights(path, checksum=None):
         ({"parameters": 1}, {"parameters": 2}, ["parameters 1", "parameters 2"]),
         ({"gflop": 0.6}, {}, ["gflop 0.6", "gflop 0.5"]),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_the_same_becomes_another_column(tmp_path, capsys, first, second, labels):
     for seed, change in enumerate((first, second)):
         history = make_history("joint", seed)
@@ -78,6 +84,12 @@ def test_what_is_not_the_same_becomes_another_column(tmp_path, capsys, first, se
         save(history | change, tmp_path / str(seed))
     expected = [f"joint ({words})" if words else "joint" for words in labels]
     assert [*compared(capsys, tmp_path)[0]] == expected
+
+
+def test_a_fold_is_the_whole_number_in_the_name_of_its_data():
+    assert histories.summarise(make_history("joint", fold=12))["fold"] == 12
+    other = make_history("joint", H5_SAVE_PATH="folds/fold_3/data")  # of the folder, not above it
+    assert histories.summarise(other)["fold"] is None
 
 
 def test_the_same_run_twice_is_refused_without_a_label(runs, tmp_path, capsys):

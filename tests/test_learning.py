@@ -4,19 +4,23 @@ import contextlib
 import math
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from recordings import EPOCHS, STEPS, TASKS, record, steps_of, train, write_striped
-from running import load
+from running import load, same
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import engine
 import engine.run
 import engine.training
 import parts.precision
+from engine.processes import Processes
 from engine.settings import constants
+from MTL_Utils import UncertaintyWeights
 from parts.commandline import flag
 from parts.optimiser import Optimiser
 
@@ -48,6 +52,13 @@ def test_losses_are_means_over_the_known_samples_of_an_epoch(recorded):
             assert history["val"][f"{task}_loss"][number] == expected
     known = [history["train"][f"{task}_known"] for task in TASKS]
     assert known == [[n] * EPOCHS for n in (12, 11, 10)]
+
+
+def test_however_often_the_losses_are_looked_at(recorded, striped, tmp_path, monkeypatch):
+    """Every second step, so that an epoch's last one is alone."""
+    monkeypatch.setattr(engine.training, "CHECK_EVERY", 2)
+    _, checkpoint = record(striped, tmp_path / "out")
+    assert same(checkpoint["history"], recorded[1]["history"])
 
 
 @contextlib.contextmanager
@@ -126,6 +137,41 @@ def test_rate_decay_and_clipping_reach_the_optimiser(shared_data, tmp_path):
     assert [step["rate"] for step in found] == pytest.approx(rates)
     assert all(step["decays"] == {(True, 0.07), (False, 0.0)} for step in found)
     assert [step["norm"] for step in found] == pytest.approx([1e-3] * 9, rel=1e-3)
+
+
+def test_what_a_weighting_learns_is_clipped_as_well(striped, tmp_path):
+    with watched() as found:
+        record(striped, tmp_path / "out", "--clip-norm", "1e-3")
+    assert [step["norm"] for step in found] == pytest.approx([1e-3] * EPOCHS * STEPS, rel=1e-3)
+
+
+class Parts(nn.Module):
+    """A body at a quarter of the rate, something of nearly the same name, and a frozen head."""
+
+    rate_factors = {"body": 0.25}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.body_two = nn.Conv2d(16, 16, 1), nn.Linear(1, 1)
+        self.head = nn.Linear(1, 1).requires_grad_(False)
+
+
+def test_the_parts_of_a_network_learn_at_their_rates_and_frozen_ones_not_at_all():
+    network, weighting = Parts(), UncertaintyWeights({"a": 1.0, "b": 1.0})
+    settings = SimpleNamespace(LEARNING_RATE=0.04, WEIGHT_DECAY=0.1, EMA_DECAY=0.9)
+    trainer = engine.training.Trainer(
+        network, {}, weighting, None, settings, total_steps=10, processes=Processes({})
+    )
+    optimiser, rates = trainer.optimiser, {}
+    slow, fast = optimiser.adamw.param_groups[:2], optimiser.adamw.param_groups[2:]
+    for muon, groups in zip(optimiser.muons, (slow, fast), strict=True):
+        for parameter in (*muon.kernels, *(p for group in groups for p in group["params"])):
+            rates[parameter] = groups[0]["max_lr"]
+    if network.body.weight in optimiser.muons[1].kernels:  # whichever comes first
+        slow, fast = fast, slow
+    expected = dict.fromkeys(network.body.parameters(), 0.01)
+    expected |= dict.fromkeys((*network.body_two.parameters(), *weighting.parameters()), 0.04)
+    assert rates == pytest.approx(expected)
 
 
 def test_every_weight_learns(shared_data, tmp_path):

@@ -225,20 +225,23 @@ def test_a_part_that_does_not_learn_can_be_restored():
     assert torch.equal(net[2].weight, before)
 
 
-def test_a_restored_optimiser_keeps_its_own_learning_rate():
+@pytest.mark.parametrize("done", [1, 8])
+def test_a_restored_optimiser_keeps_its_own_learning_rate(done):
+    """While it rises and while it falls; a part of the network has another one."""
     net, other = network(), network()
     optimiser, new = (
-        Optimiser({1.0: n.parameters()}, r, 0.1, 10) for n, r in ((net, 0.01), (other, 2e-3))
+        Optimiser({1.0: n[:2].parameters(), 0.1: n[2].parameters()}, rate, 0.1, 30)
+        for n, rate in ((net, 0.01), (other, 2e-3))
     )
-    learn(net, optimiser, steps=4)
+    learn(net, optimiser, steps=done)
     other.load_state_dict(net.state_dict())
     new.load_state_dict(copy.deepcopy(optimiser.state_dict()))
     before = net[0].weight.detach().clone()
-    for step in range(4, 10):
+    for step in range(done, 30):
         for group, low in zip(optimiser.adamw.param_groups, new.adamw.param_groups, strict=True):
             assert low["lr"] == pytest.approx(group["lr"] / 5)
             assert low["betas"] == group["betas"]
-        if step == 4:
+        if step == done:
             learn(net, optimiser, steps=1)
             learn(other, new, steps=1)
             mine, theirs = (each[0].weight.detach() - before for each in (net, other))

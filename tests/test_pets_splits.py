@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,6 +79,32 @@ def test_groups_are_joined_by_way_of_others():
     pairs = [(0, 1), (2, 3), (1, 2), (5, 6)]
     groups = splitting.group(range(7), lambda *_: pairs).tolist()
     assert [groups.index(group) for group in groups] == [0, 0, 0, 0, 4, 5, 5]
+
+
+SHARES = np.array([0.6, 0.2, 0.2])
+
+
+def test_parts_are_filled_by_stratum_and_then_over_all():
+    """Two samples of each of three strata, in their order: the first goes to the largest share.
+    Then all three shares of the stratum are as far from full, and the total decides: parts 1 and 2
+    are empty, then part 2 is, then all have their share of 5 and the first one is taken."""
+    in_order = SimpleNamespace(permutation=lambda numbers: numbers)
+    strata = [0, 0, 1, 1, 2, 2]
+    found = splitting.distribute(strata, np.arange(6), SHARES, in_order)
+    assert found.tolist() == [0, 1, 0, 2, 0, 0]
+    groups = np.array([0, 0, 0, 1, 2, 2])  # the second stands where it would be overfull
+    found = splitting.distribute([0] * 6, groups, SHARES, in_order)
+    assert found.tolist() == [0, 0, 0, 1, 2, 2]
+
+
+def test_every_stratum_has_its_shares_and_every_seed_another_choice():
+    strata, found = np.arange(40) % 2, set()
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        parts = splitting.distribute(strata, np.arange(40), SHARES, generator)
+        assert all(np.bincount(parts[strata == k]).tolist() == [12, 4, 4] for k in (0, 1))
+        found.add(tuple(parts))
+    assert len(found) == 4
 
 
 def test_unboxed_copies_of_tested_images_are_left_out(root, out, capsys):

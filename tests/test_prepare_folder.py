@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import disks
 import numpy as np
@@ -13,7 +14,7 @@ from running import history, run
 from dataload import SPLITS, H5Dataset
 from parts.targets import Label
 from tools import check_data
-from tools.prepare_folder import main
+from tools.prepare_folder import main, place
 from tools.shared import splitting
 
 
@@ -201,3 +202,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(files, monkeypatch, capsys, 
     place = f"{files}/DATA.partial-{os.getpid()}/train/images.h5"
     line = f"prepare_folder.py: {place}: cannot be written (No space left on device)\n"
     assert capsys.readouterr().err == line and not list(files.glob("DATA*"))
+
+
+def test_each_split_gets_its_share_of_each_class():
+    """Of 40 samples of two classes 3/10 are for val, 1/10 for test."""
+    mask = np.zeros((1, 1, 1), np.uint8)
+    samples = [splitting.Sample(None, None, mask, label=i % 2) for i in range(40)]
+    shares = SimpleNamespace(val_fraction=0.3, test_fraction=0.1, seed=0)
+    splits = place(samples, range(40), np.arange(40), shares)
+    counts = {split: [s.label for s in some].count(1) for split, some in splits.items()}
+    assert {split: len(some) for split, some in splits.items()} == {
+        "train": 24,
+        "val": 12,
+        "test": 4,
+    }
+    assert counts == {"train": 12, "val": 6, "test": 2}

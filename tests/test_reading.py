@@ -108,6 +108,16 @@ def test_without_its_file_nothing_of_a_target_is_known(data_folder, case, memory
         assert one.shape == other.shape and one.dtype == other.dtype
 
 
+def test_a_box_may_leave_the_image_by_rounding_alone(data_folder):
+    """By less than a thousandth of a pixel."""
+    for row in ([-0.002, 0, 8, 8], [0, 0, 8, 32.002]):
+        rewrite(data_folder, "x", table([[0, 0, 8, 8], row]))
+        with pytest.raises(
+            DataError, match=r"ymax inside 32 x 32, or four NaN, found .* sample 1$"
+        ):
+            H5Dataset("train", data_folder, {"it": Box("x")})
+
+
 def test_only_the_files_that_the_targets_name_are_opened(data_folder):
     for name in ("bboxes", "binary", "breeds"):
         (data_folder / "train" / f"{name}.h5").write_text("damaged")

@@ -1,15 +1,21 @@
 """Shapes, options and complaints of the building blocks."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from parts.errors import SettingError
 from ResBlock import (
+    BottleneckUnit,
     BoxHead,
     ClassHead,
     Decoder,
     Encoder,
     ResidualBlock,
+    ResidualUnit,
     foreground_weights,
     weighted_mean,
 )
@@ -29,12 +35,40 @@ def test_a_block_changes_channels_and_resolution(mode, size):
     assert len(convolutions) == per_unit * size + 1  # one in the shortcut
 
 
-def test_a_unit_begins_as_its_shortcut():
-    block = ResidualBlock(4, 4, size=2, sampling="up").eval()
+@pytest.mark.parametrize("mode", ["normal", "bottleneck"])
+def test_a_unit_begins_as_its_shortcut(mode):
+    block = ResidualBlock(4, 4, size=2, sampling="up", mode=mode).eval()
     x = torch.randn(1, 4, 4, 4)
     torch.testing.assert_close(block(x), torch.relu(block.up(x)))
     skip = torch.randn(1, 4, 8, 8)
     torch.testing.assert_close(block(x, skip), torch.relu(block.up(x) + skip))
+    down = ResidualBlock(4, 6, size=1, mode=mode).eval()
+    _, convolution, norm = down.units[0].shortcut
+    pooled = norm(convolution(F.avg_pool2d(x, 2)))
+    torch.testing.assert_close(down(x), torch.relu(pooled))
+
+
+def test_a_bottleneck_works_at_a_quarter_of_the_channels_and_halves_the_side_in_the_middle():
+    unit = ResidualBlock(8, 16, size=1, mode="bottleneck").units[0]
+    found = [(m.weight.shape, m.stride) for m in unit.residual if isinstance(m, nn.Conv2d)]
+    expected = [((4, 8, 1, 1), (1, 1)), ((4, 4, 3, 3), (2, 2)), ((16, 4, 1, 1), (1, 1))]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("normal", ResidualUnit), ("bottleneck", BottleneckUnit)]
+)
+@pytest.mark.parametrize("part", [Encoder, Decoder])
+def test_every_level_has_the_units_that_are_asked_for(part, mode, kind):
+    modules = part((4, 8, 12), 3, mode=mode).modules()
+    found = [type(m) for m in modules if isinstance(m, ResidualUnit)]
+    assert found == [kind] * 2 * 3
+
+
+def test_kernels_begin_at_the_size_that_keeps_gradients():
+    """He's initialisation by the outputs: a variance of 2 / (9 x 64)."""
+    kernel = ResidualBlock(16, 64, size=1).units[0].residual[0].weight
+    assert kernel.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +103,13 @@ def test_the_stem_sets_the_finest_stride(stem):
     assert encoder.stride == 4 * stem
     assert features[0].shape == (2, 4, 64 // stem, 32 // stem)
     assert decoder(features).shape == (2, 1, 64, 32)
+
+
+def test_the_network_sees_colours_from_minus_2_to_2():
+    encoder = Encoder((4, 8), 1, stem=1)
+    encoder.stem, encoder.blocks = nn.Identity(), nn.ModuleList()
+    image = torch.tensor([0, 128, 192, 255], dtype=torch.uint8).view(1, 1, 2, 2)
+    assert encoder(image)[0].flatten().tolist() == [-2, 0, 1, 255 / 64 - 2]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 37])
@@ -126,6 +167,12 @@ def test_a_weighted_mean_by_hand():
     weight = torch.tensor([[[[1.0, 3.0], [0.0, 0.0]]]])
     assert weighted_mean(x, 1000 * weight).item() == pytest.approx((1 + 15) / 4, abs=0.01)
     assert weighted_mean(x, torch.zeros_like(weight)).item() == pytest.approx(4.0)
+    # .001 is added to each weight, and every sample has weights of its own, the same for its maps
+    x, weight = torch.cat([x, 10 * x]).repeat(1, 2, 1, 1), torch.cat([weight.flip(3), 2 * weight])
+    first = (3.001 * 1 + 1.001 * 5 + 0.001 * 10) / 4.004
+    second = 10 * (2.001 * 1 + 6.001 * 5 + 0.001 * 10) / 8.004
+    expected = torch.tensor([[first] * 2, [second] * 2])
+    torch.testing.assert_close(weighted_mean(x, weight), expected)
 
 
 def test_foreground_weights_are_mean_probabilities_of_cells():
@@ -134,6 +181,13 @@ def test_foreground_weights_are_mean_probabilities_of_cells():
     torch.testing.assert_close(found, torch.full((1, 1, 2, 2), 0.5))
     found = foreground_weights(logits, torch.zeros(1, 8, 2, 4))
     assert found[0, 0, 0].tolist() == [0.0, 1.0, 0.5, 0.5]
+
+
+def test_a_new_box_head_votes_for_a_fifth_of_the_side_in_each_direction():
+    reach = math.log1p(math.exp(-1.5)) + 1e-3  # .202
+    found = BoxHead(8)(torch.randn(2, 8, 1, 1))
+    expected = torch.tensor([0.5 - reach] * 2 + [0.5 + reach] * 2).expand(2, 4)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])

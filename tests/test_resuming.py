@@ -8,12 +8,14 @@ import time
 import h5py
 import pytest
 import torch
-from conftest import COUNTS
+from conftest import COUNTS, FILES
 from running import LONGER, at_step, is_like, load, run, stopped, without_pictures
 
+import engine
 import engine.run
 import engine.setup
 import ResBlock
+from engine.settings import constants
 from parts import demo_data
 
 
@@ -94,21 +96,42 @@ def test_the_second_signal_ends_at_once(shared_data, tmp_path, monkeypatch, capf
 
 def test_resuming_with_other_settings_names_every_difference(reference, shared_data):
     before = (reference / "main_last.pt").read_bytes()
-    flags = ["--resume", "--seed", "1", "--epochs", "4"]
+    flags = ["--resume", "--seed", "1", "--epochs", "4", "--weight-decay", "0.3"]
+    decay = engine.load("MTL_main").WEIGHT_DECAY
     printed = run("MTL_main", shared_data, reference, *flags, code=2)
     assert printed == (
         f"MTL_main.py: --resume: {reference}/main_last.pt was made with EPOCHS = 5, not 4; "
-        "SEED = 0, not 1\n"
+        f"WEIGHT_DECAY = {decay}, not 0.3; SEED = 0, not 1\n"
     )
     assert (reference / "main_last.pt").read_bytes() == before
 
 
-def test_resuming_with_other_data_is_refused(reference, data_folder):
-    with h5py.File(data_folder / "val" / "images.h5", "r+") as file:
-        file["images"][0] = 0
+def test_what_a_loss_weighting_has_learned_is_kept(striped, tmp_path):
+    """The gain of recording.py, which every step moves."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run("tests/recording", striped, whole)
+    stopped("tests/recording", striped, out, step=5)
+    assert load(out / "recording_last.pt")["weighting"]["gain"] != 1
+    run("tests/recording", striped, out, "--resume")
+    assert is_like(whole, out, "recording")
+
+
+def test_all_that_decides_what_is_learned_must_be_the_same(reference):
+    """Every constant but the two folders and the learning rate, and every file."""
+    free = {"H5_SAVE_PATH", "FILE_SAVE_PATH", "LEARNING_RATE"}
+    files = {f"{split}/{name}.h5" for split in COUNTS for name in FILES}
+    expected = constants(engine.load("MTL_main")).keys() - free | files | {"demo", "processes"}
+    assert load(reference / "main_last.pt")["settings"].keys() == expected
+
+
+@pytest.mark.parametrize("split", COUNTS)
+@pytest.mark.parametrize("name", FILES)
+def test_resuming_with_other_data_is_refused(reference, data_folder, split, name):
+    with h5py.File(data_folder / split / f"{name}.h5", "r+") as file:
+        file[name][1] = file[name][0]
     printed = run("MTL_main", data_folder, reference, *LONGER, "--resume", code=2)
-    checksum = r"5 samples of checksum \w{8}"
-    line = rf"\S+ --resume: \S+ was made with val/images.h5 = {checksum}, not {checksum}\n"
+    checksum = rf"{COUNTS[split]} samples of checksum \w{{8}}"
+    line = rf"\S+ --resume: \S+ was made with {split}/{name}.h5 = {checksum}, not {checksum}\n"
     assert re.fullmatch(line, printed)
 
 

@@ -35,10 +35,20 @@ def test_rare_targets_are_in_every_batch():
     others = [i for batch in batches for i in batch if i % 10]
     assert len(others) == len(set(others)) == 20
     assert {i for batch in batches for i in batch if i % 10 == 0} == {0, 10, 20, 30}
+    assert len({tuple(i for i in batch if i % 10 == 0) for batch in batches}) > 2  # in any order
     assert epoch_batches(known, useful, 8, 0, 1) == batches
     assert epoch_batches(known, useful, 8, 0, 2) != batches
     known[:20] = True  # more than half: as if all were known
     assert epoch_batches(known, useful, 8, 0, 1) == epoch_batches(useful, useful, 8, 0, 1)
+
+
+def test_rare_is_less_than_half_and_half_of_an_odd_batch_is_rounded_up():
+    """19 of 40 are known, and then 20."""
+    known, useful = torch.arange(40) < 19, torch.ones(40, dtype=torch.bool)
+    batches = epoch_batches(known, useful, 7, seed=0, epoch=1)
+    assert [sum(i < 19 for i in batch) for batch in batches] == [4] * 5
+    known[19] = True
+    assert epoch_batches(known, useful, 7, 0, 1) == epoch_batches(useful, useful, 7, 0, 1)
 
 
 def test_a_sample_of_which_nothing_is_known_is_never_drawn():

@@ -199,6 +199,26 @@ def test_the_mirror_of_an_output(case):
     assert kind.mirror(torch.tensor(mirrored)).tolist() == output
 
 
+def test_a_box_is_stored_in_pixels_where_all_networks_agree():
+    """The first box covers .82 and .78 of the others' area."""
+    one = torch.tensor([0.0, 0.0, 0.5, 1.0])
+    close, far = one * torch.tensor([1, 1, 1, 0.82]), one * torch.tensor([1, 1, 1, 0.78])
+    assert Box("x").stored([one], (50, 200)).tolist() == [0, 0, 100, 50]
+    assert Box("x").stored([one, close], (50, 200)).tolist() == pytest.approx([0, 0, 100, 45.5])
+    assert Box("x").stored([one, far], (50, 200)) is None
+    assert Box("x").stored([one, one, one, far], (50, 200)) is None  # though on average they agree
+
+
+def test_a_label_is_stored_where_all_networks_agree():
+    no, yes = torch.tensor([-0.1]), torch.tensor([0.1])
+    assert Label("x").stored([yes, 9 * yes], (1, 1)) == 1
+    assert Label("x").stored([no], (1, 1)) == 0
+    assert Label("x").stored([yes, yes, no], (1, 1)) is None
+    logits = torch.eye(3)
+    assert Label("x", 3).stored([logits[2], 2 * logits[2]], (1, 1)) == 2
+    assert Label("x", 3).stored([logits[2], logits[1]], (1, 1)) is None
+
+
 def test_anything_known_of_a_target_makes_it_known():
     cases = (
         (PixelClasses("x", 3), [[[[255, 255]]], [[[255, 2]]], [[[0, 1]]]], torch.uint8),

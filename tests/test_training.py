@@ -7,12 +7,15 @@ import pytest
 import torch
 from recordings import BATCH, EPOCHS, FLAGS, STEPS, TASKS, record, samples, steps_of, told
 from running import Pair, load
+from torch import nn
 
 import engine
 import engine.evaluation
 import parts.precision
 from dataload import H5Dataset
 from engine.batches import train_known
+from engine.processes import Processes
+from MTL_Utils import BIN
 from parts.sampling import epoch_batches
 
 
@@ -120,6 +123,19 @@ def test_batch_norm_and_dropout_train_in_training_alone(recorded):
         state = first["state"]
         for batch in others:  # evaluating changes nothing
             assert all(torch.equal(batch["state"][name], value) for name, value in state.items())
+
+
+class Mode(nn.Module):
+    """Logit 1 for every image in training, else 0, which counts as class 0."""
+
+    def forward(self, images):
+        return {"bin": torch.full((len(images),), float(self.training))}
+
+
+def test_a_network_that_trains_is_evaluated_in_eval_mode(shared_data):
+    dataset = H5Dataset("val", shared_data)  # of classes 0, 1, 0, 1, 0
+    table = engine.evaluation.evaluate(Mode().train(), dataset, {"bin": BIN}, 2, Processes({}))
+    assert table["bin"]["accuracy"].tolist() == [[1, 1], [0, 1]] * 2 + [[1, 1]]
 
 
 @pytest.mark.parametrize("script", ["MTL_main", "MTL_OEQ"])

@@ -16,6 +16,7 @@ from MTL_Utils import (
     Task,
     bbox_loss,
     bin_loss,
+    bin_metrics,
     class_loss,
     class_metrics,
     distance_iou,
@@ -274,6 +275,13 @@ def test_loss_and_metrics_of_values_are_means_over_the_known_ones():
     assert value_loss(output, target).tolist() == [(1 + 3) / 2, 5]
     assert value_metrics(output, target)["absolute_error"].tolist() == [[4, 2], [5, 1]]
     assert pooled(MAP, output, target) == {"absolute_error": (4 + 5) / 3}
+
+
+def test_masks_and_labels_are_cut_at_a_probability_of_one_half():
+    logits, truth = torch.tensor([0.01, 0.0]), torch.ones(2)  # of 0.0 neither is likelier
+    assert bin_metrics(logits, truth)["accuracy"].tolist() == [[1, 1], [0, 1]]
+    found = seg_metrics(logits.view(1, 1, 1, 2), truth.view(1, 1, 1, 2).byte())
+    assert found["iou"].tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])

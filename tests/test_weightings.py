@@ -129,6 +129,12 @@ def test_inverse_loss_weights_by_hand():
     assert losses["bin"].grad.item() == pytest.approx(bin_)
 
 
+def test_inverse_loss_weights_tell_small_losses_apart():
+    weighting = InverseLossWeights({"seg": 1.0, "bin": 1.0}, temperature=1e4)
+    weighting(scalars(seg=1e-4, bin=5e-5), scalars(seg=1, bin=1))  # softmax of 1 and 2
+    assert told(weighting)["bin"] == pytest.approx(2 * math.e / (math.e + 1))
+
+
 def test_inverse_loss_weights_leave_out_a_task_that_is_unknown_in_the_batch():
     weighting = InverseLossWeights({"seg": 1.0, "bbox": 1.0, "bin": 0.5})
     weighting(scalars(seg=1, bbox=0, bin=1), scalars(seg=1, bbox=0, bin=1))
