@@ -6,7 +6,18 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from comparing import TASKS, compared, make_history, printed, save, saved, shifted, single, tables
+from comparing import (
+    TASKS,
+    compared,
+    make_history,
+    printed,
+    save,
+    save_stopped,
+    saved,
+    shifted,
+    single,
+    tables,
+)
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy import stats
@@ -161,6 +172,19 @@ def test_only_runs_of_the_same_images_and_seed_are_paired(tmp_path, capsys):
     ending = ": differences are between the 1 with the same test images and seed."
     assert f"joint has 2 runs, alone has 2{ending}" in text
     assert not compared(capsys, tmp_path / "a1", tmp_path / "j1")[1]
+
+
+def test_a_stopped_run_takes_no_part_in_a_difference(tmp_path, capsys):
+    """joint is .1 better on fold 0; on fold 1, which is easier by .5, only alone has finished."""
+    for fold in (0, 1):
+        overlap = shifted([(i, 10) for i in range(6)], 0.5 * fold)
+        save(single("alone", overlap, 0, fold), tmp_path / f"a{fold}")
+    save(single("joint", shifted([(i, 10) for i in range(6)], 0.1)), tmp_path / "j0")
+    save_stopped(single("joint", overlap, 0, 1), tmp_path / "j1")
+    text = printed(capsys, tmp_path)
+    found = tables(text)[1]["outline_overlap", "joint"]
+    assert found["difference"] == "+0.1000" and found["pairs of runs"] == "1"
+    assert "joint, seed 0: unfinished, epoch 3 of 4, validation values only." in text
 
 
 def test_columns_and_baselines_may_be_chosen(runs, capsys):

@@ -139,20 +139,22 @@ def pooled(runs, metric, split):
 def gain(ours, theirs, metric, split, relative=False):
     """How much better a column is than another (in percent if `relative`), on the runs they share.
 
-    Returns an estimate over images and {(test set, seed): difference}; None without the metric.
+    They share a run if both know the metric for the same test images and seed. Returns an estimate
+    over images and {(test set, seed): difference}; None if they share none.
     """
-    ours, theirs = ({(test_set(r), r["seed"]): r for r in column} for column in (ours, theirs))
-    shared = [key for key in ours if key in theirs]
-    both = [pooled([column[key] for key in shared], metric, split) for column in (ours, theirs)]
-    if any(found is None for found in both):
+    columns = [{(test_set(r), r["seed"]): r for r in column} for column in (ours, theirs)]
+    shared = [key for key in columns[0] if key in columns[1]]
+    values = {key: [value(column[key], metric, split) for column in columns] for key in shared}
+    values = {key: pair for key, pair in values.items() if None not in pair}
+    if not values:
         return None
 
     def better(found, other):
         with np.errstate(invalid="ignore", divide="ignore"):
             return metric.sign * (found - other) * (100 / np.float64(other) if relative else 1)
 
-    values = {k: [value(run, metric, split) for run in (ours[k], theirs[k])] for k in shared}
-    return better(*both), {k: better(*pair) for k, pair in values.items() if None not in pair}
+    both = [pooled([column[key] for key in values], metric, split) for column in columns]
+    return better(*both), {key: better(*pair) for key, pair in values.items()}
 
 
 def delta_mtl(columns, label, split):
