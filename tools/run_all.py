@@ -180,7 +180,7 @@ class Series:
         for job in [job for job, process in self.running.items() if process.poll() is not None]:
             code = self.running.pop(job).returncode
             job.seconds = job.finished()
-            if code and not self.is_ending:
+            if (code or job.seconds is None) and not self.is_ending:
                 self.failed[job] = code
                 self._say(f"{job.folder.name} failed with exit code {code}")
 
