@@ -25,6 +25,7 @@ from parts.errors import UserError, one_line
 from parts.h5array import H5Array
 from parts.h5file import new_h5_file
 from tools.shared.common import as_path, command
+from tools.shared.evaluated import warn_of_other_names
 from tools.shared.splitting import staged
 
 
@@ -104,6 +105,8 @@ def main(argv):
     networks = [open_network(as_path(model, "MODEL")) for model in options.models]
     kinds = kinds_of(networks, options.models, options.tasks)
     train, *_ = [H5Dataset(split, data, kinds, memory_limit=0) for split in SPLITS]  # all checked
+    for network in networks:
+        warn_of_other_names(train, network)
     found = predict_unknown(train, networks)
     source = " ".join(["tools/pseudo_labels.py", *options.models])
     source = source.encode(errors="backslashreplace").decode()

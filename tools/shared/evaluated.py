@@ -21,15 +21,20 @@ def open_split(folder, split, network):
     if dataset.side[0] % stride or dataset.side[1] % stride:
         found = f"{dataset.side[0]} x {dataset.side[1]}"
         raise UserError(f"{folder}: expected sides that are multiples of {stride}, found {found}")
-    for name, names in dataset.class_names.items():
-        ours = network.class_names.get(name, names)
-        if name in dataset.arrays and tuple(ours) != tuple(names):
-            to_stderr(f"warning: {dataset.arrays[name].path}: expected {ours}, found {names}")
+    warn_of_other_names(dataset, network)
     trained = network.history.get("data_fingerprint", {}).get("train", {})
     found = dataset.fingerprint()["images"]
     if split != "train" and isinstance(trained, dict) and trained.get("images") == found:
         to_stderr(f"warning: {dataset.folder}: the network was trained on these images")
     return dataset
+
+
+def warn_of_other_names(dataset, network):
+    """Warn of files whose classes have other names, or another order, than a TrainedNetwork's."""
+    for name, names in dataset.class_names.items():
+        ours = network.class_names.get(name, names)
+        if name in dataset.arrays and tuple(ours) != tuple(names):
+            to_stderr(f"warning: {dataset.arrays[name].path}: expected {ours}, found {names}")
 
 
 def evaluate_split(network, dataset):
