@@ -42,7 +42,9 @@ def test_a_task_counts_several_metrics_each_in_its_own_direction(tmp_path, capsy
     ):
         history = make_history(name, overlap=overlap, exact=exact, depth=None)
         save(history | {"tasks": {"outline": outline}}, tmp_path / name)
-    values, differences = tables(printed(capsys, tmp_path, "--all"))
+    text = printed(capsys, tmp_path, "--all")
+    assert "in their counted metrics over single-task networks: outline alone." in text
+    values, differences = tables(text)
     assert "outline_exact (lower is better)" in values["joint"]
     # .5 -> .75 is +50 %, and .25 -> .5, where lower is better, is -100 %
     assert differences["delta MTL", "joint"]["difference"] == "-25.00 %"
@@ -76,7 +78,7 @@ def test_the_tables_by_hand(runs, capsys):
         delta[-1] == "+18.4 % (not after correction for 3)"
         and "3 differences are compared here" in text
     )
-    assert "single-task networks: outline alone, head_depth deep" in text
+    assert "primary metrics over single-task networks: outline alone, head_depth deep" in text
 
 
 def test_students_t_is_that_of_scipy():

@@ -105,6 +105,8 @@ def main(argv):
     options = parser.parse_args(argv)
     runs = histories.find(options.runs)
     if options.export:
+        if options.only:
+            parser.error("--export writes all runs: expected no --only beside it, found one")
         export(runs, as_path(options.export, "--export"))
         return
     refuse_different(runs, options.train_may_differ)
