@@ -230,7 +230,8 @@ def parse(argv):
     border = "the animal's border in the masks: pet (default), unknown, or a class of its own"
     add("--border", choices=(*BORDER_VALUES,), default="pet", help=border)
     for name in SHARES:
-        text = f"share of the training images that keep their {name.split('_')[0]} (default: 1)"
+        what = name.removesuffix("_share")
+        text = f"share of the training images with a {what} that keep it (default: 1)"
         add(flag(name), type=float, default=1.0, metavar="X", help=text)
     add("--breeds", action="store_true", help="also write the 37 breeds, breeds.h5")
     settings = parser.parse_args(argv)
