@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from parts.errors import UserError, one_line
-from parts.files import load, replacing
+from parts.files import load
 from tools.shared.common import as_path
 
 COPIED = (
@@ -198,25 +198,6 @@ def find(arguments):
             name = f"{label} {run['name']}" if several else label
             found.append((place, run | {"name": name} if label else run))
     return found
-
-
-def export(runs, path):
-    """Write [(place, summary)] as a series; it may replace a series of some of these runs.
-
-    Raises:
-        UserError: a run is unfinished, or the file holds something else.
-    """
-    for place, run in runs:
-        if run["unfinished"]:
-            raise UserError(f"{place}: expected a finished run, found it {run['unfinished']}")
-    lines = [f"{to_line(run)}\n" for _, run in runs]
-    if path.exists() and not set(path.open(encoding="utf-8", errors="replace")) <= set(lines):
-        raise UserError(
-            f"{path}: holds other content than these runs; give it as one of RUNS too, remove it, "
-            "or choose another file"
-        )
-    with replacing(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def to_line(run):
