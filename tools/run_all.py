@@ -65,29 +65,30 @@ class Job:
         except UserError as error:
             raise UserError(f"{path.name}: {error}") from error
         self.config = vars(settings) | {"demo": options.demo, "diagnose": options.diagnose}
-        self.seconds = self.finished()
-        if self.seconds is not None:
-            self.check_finished()
-
-    def finished(self):
-        """Seconds that the finished run took, None if it is not finished; raises UserError."""
-        return sum(self.read_history()["seconds"]) if self.history.exists() else None
+        self.seconds = None
+        if history := self.read_history():
+            self.check_finished(history)
 
     def read_history(self):
-        """The history of the finished run; UserError if it is damaged or of an earlier version."""
+        """The history of a finished run, whose `seconds` are then known, else None.
+
+        UserError if it is damaged or of an earlier version.
+        """
+        if not self.history.exists():
+            return None
         history = files.load(self.history)
         needed = {"config", "seconds", "data_fingerprint", "weights_from"}
         if not isinstance(history, dict) or not needed <= history.keys():
             raise UserError(f"{self.history}: expected a history, found another file")
         refuse_earlier(self.history, history)
+        self.seconds = sum(history["seconds"])
         return history
 
-    def check_finished(self):
-        """UserError for a finished run with different settings, data or weights.
+    def check_finished(self, history):
+        """UserError for the history of a run with different settings, data or weights.
 
         The path of the data does not matter.
         """
-        history = self.read_history()
         found = {"diagnose": 0} | history["config"]
         names = (name for name in self.config if name not in PLACES)
         pairs = [(name, found.get(name), self.config[name]) for name in names]
@@ -179,7 +180,7 @@ class Series:
         time.sleep(0.05)
         for job in [job for job, process in self.running.items() if process.poll() is not None]:
             code = self.running.pop(job).returncode
-            job.seconds = job.finished()
+            job.read_history()
             if (code or job.seconds is None) and not self.is_ending:
                 self.failed[job] = code
                 self._say(f"{job.folder.name} failed with exit code {code}")

@@ -115,7 +115,7 @@ def with_coco_object(note, entry):
 
 
 def read_labelme(data, name, where):
-    """Yield the Notes of labelme's dict, without points and lines."""
+    """Yield the Notes of labelme's dict: its rectangles and polygons."""
     size = picture_size(data.get("imageWidth"), data.get("imageHeight"))
     yield Note(name, where)
     for shape in data["shapes"]:
@@ -124,11 +124,6 @@ def read_labelme(data, name, where):
         kind = shape.get("shape_type") or "polygon"
         if kind == "rectangle":
             yield note._replace(box=bounds(points))
-        elif kind == "circle":  # its centre, and a point on it
-            angle = np.linspace(0, 2 * np.pi, 64)
-            radius = np.hypot(*(points[1] - points[0]))
-            ring = points[0] + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-            yield with_polygons(note, [ring])
         elif kind == "polygon":
             yield with_polygons(note, [points])
 
@@ -160,10 +155,10 @@ def read_yolo(path, choose):
 
     The names of the classes are the lines of classes.txt in the same folder.
     """
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    name, lines = choose(path.name), path.read_text(encoding="utf-8-sig").splitlines()
     listed = path.with_name("classes.txt")
     listed = listed.read_text(encoding="utf-8-sig").split("\n") if listed.is_file() else []
-    yield Note(choose(path.name), path.name)
+    yield Note(name, path.name)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -171,17 +166,16 @@ def read_yolo(path, choose):
         if number == 1 and not label.isdecimal():
             raise FormatError(f"expected the number of a class, found {label}")
         values = [float(value) for value in values]
-        if len(values) in (4, 5):  # 5: with a confidence
-            x, y, w, h = values[:4]
-            note = Note("", "", box=(x - w / 2, y - h / 2, x + w / 2, y + h / 2))
-        elif len(values) >= 6 and len(values) % 2 == 0:
-            note = with_polygons(Note("", ""), [values])
-        else:
-            raise ValueError(f"line {number}: expected a class and 4 numbers, found {line[:80]}")
         if label.isdecimal() and int(label) < len(listed):
             label = listed[int(label)].strip() or label
-        where = f"{path.name} line {number}"
-        yield note._replace(name=choose(path.name), where=where, size=(1, 1), label=label)
+        note = Note(name, f"{path.name} line {number}", size=(1, 1), label=label)
+        if len(values) in (4, 5):  # 5: with a confidence
+            x, y, w, h = values[:4]
+            yield note._replace(box=(x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+        elif len(values) >= 6 and len(values) % 2 == 0:
+            yield with_polygons(note, [values])
+        else:
+            raise ValueError(f"line {number}: expected a class and 4 numbers, found {line[:80]}")
 
 
 def with_polygons(note, rings):
