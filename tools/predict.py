@@ -108,7 +108,7 @@ def main(argv):
     network = open_network(as_path(options.model, "MODEL"), options.device)
     for path, stem in choose_stems(paths, make_folder(out, "--out")).items():
         try:
-            picture, assumption = read_picture(path)
+            picture, assumption, _ = read_picture(path)
         except OSError as error:
             skipped = True
             to_stderr(f"predict.py: {path}: not a readable picture ({error})")

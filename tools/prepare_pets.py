@@ -90,10 +90,10 @@ def open_pets(root, download):
 
 def choose(names, path):
     """The part of {line: image name} that a text file lists, in its order; raises DataError."""
-    lines, listed = {name: line for line, name in names.items()}, Counter()
-    for name in path.read_text(encoding="utf-8-sig", errors="replace").split():
-        listed[name] += 1
-        if name not in lines or listed[name] > 1:
+    lines = {name: line for line, name in names.items()}
+    listed = Counter(path.read_text(encoding="utf-8-sig", errors="replace").split())
+    for name, count in listed.items():
+        if name not in lines or count > 1:
             raise DataError(f"--names {path}: expected names of images, each once, found {name}")
     return {lines[name]: name for name in listed}
 

@@ -48,7 +48,7 @@ class Job:
     """
 
     def __init__(self, path, fold, seed, out, flags, fingerprints):
-        name, self.fingerprints = name_of(path), fingerprints
+        name, self.fingerprints = script.Script(path, None).name, fingerprints
         self.folder = out / f"{name}{'' if fold is None else f'_fold{fold}'}_seed{seed}"
         self.history = self.folder / f"{name}_history.pt"
         flags = [flag.replace("{fold}", str(fold)) for flag in flags]
@@ -96,7 +96,10 @@ class Job:
         if not (same_source(source, other) if source else other is None):
             pairs.append(("--weights", describe_source(other), describe_source(source)))
         if self.data and all(before == now for _, before, now in pairs):
-            pairs += changed_files(history["data_fingerprint"], self.fingerprint())
+            for split, now in self.fingerprint().items():
+                old = history["data_fingerprint"].get(split, {})
+                for file in sorted(old | now):
+                    pairs.append((f"data in {split}/{file}", old.get(file), now.get(file)))
         differences = [
             f"{name} = {before}, not {now}" for name, before, now in pairs if before != now
         ]
@@ -116,19 +119,6 @@ class Job:
         return self.fingerprints[key]
 
 
-def changed_files(before, now):
-    """(file, text before, text now) of the files of two fingerprints {split: {file: text}}."""
-    for split, texts in now.items():
-        old = before.get(split, {})
-        for file in sorted(old | texts):
-            yield f"data in {split}/{file}", old.get(file), texts.get(file)
-
-
-def name_of(path):
-    """NAME in the artefacts of a script."""
-    return script.Script(path, None).name
-
-
 def choose_scripts(wanted):
     """Resolved paths of scripts, given as main, examples.NAME or a path; raises UserError."""
     found = {}
@@ -139,7 +129,7 @@ def choose_scripts(wanted):
         except UserError as error:
             expected = "expected main, examples.NAME or the path of a script"
             raise UserError(f"--scripts: {expected}, found {name}") from error
-        other = found.setdefault(name_of(path), path)
+        other = found.setdefault(script.Script(path, None).name, path)
         if other != path:
             expected = "scripts of different names, since their runs share --out"
             raise UserError(f"--scripts: expected {expected}, found {other} and {path}")

@@ -43,7 +43,7 @@ def read_folder(folder, names, recursive):
 
     Other files are ignored, and so are text files that are not named like a picture.
     """
-    notes, files, problems = [], [], []
+    notes, files, problems, kinds = [], [], [], Counter()
     for path in entries(folder, recursive):
         kind = path.suffix.lower()
         if kind not in KINDS or not path.is_file():
@@ -52,13 +52,12 @@ def read_folder(folder, names, recursive):
             continue
         try:
             notes += read_annotations(path, names)
+            kinds[kind] += 1
         except FormatError:
             continue
         except ValueError as error:
             problems.append((path, error))
         files.append(path)
-    bad = [path for path, _ in problems]
-    kinds = Counter(path.suffix.lower() for path in files if path not in bad)
     found = ", ".join(f"{count} {kind} files" for kind, count in kinds.items())
     words = f"{folder.name}: {found}; {describe(notes)}" if found else ""
     return notes, words, files, problems
@@ -139,11 +138,9 @@ def read_voc(path, choose):
     for entry in root.iter("object"):
         note = Note(name, path.name, size=size, label=(entry.findtext("name") or "").strip())
         if (polygon := entry.find("polygon")) is not None:
-            x, y = (
-                [float(one.text) for one in polygon.iter() if one.tag.startswith(axis)]
-                for axis in "xy"
-            )
-            note = with_polygons(note, [np.stack([x, y], axis=1)])
+            x, y = ([one for one in polygon.iter() if one.tag.startswith(axis)] for axis in "xy")
+            points = [(float(a.text), float(b.text)) for a, b in zip(x, y, strict=True)]
+            note = with_polygons(note, [points])
         if (box := entry.find("bndbox")) is not None:
             sides = ("xmin", "ymin", "xmax", "ymax")
             note = note._replace(box=tuple(float(box.findtext(side)) for side in sides))

@@ -174,10 +174,14 @@ def delta_mtl(columns, label, split):
             if found is None:
                 return None
             gains.setdefault(metric.task, []).append(found)
-    keys = set.intersection(*(set(runs) for each in gains.values() for _, runs in each))
-    found = np.mean([np.mean([f for f, _ in each], axis=0) for each in gains.values()], axis=0)
-    means = {k: [np.mean([runs[k] for _, runs in each]) for each in gains.values()] for k in keys}
-    return found, {key: np.mean(values) for key, values in means.items()}
+    return _mean([_mean(each) for each in gains.values()])
+
+
+def _mean(gains):
+    """The mean of results of `gain`, on the runs that all have."""
+    found, runs = zip(*gains, strict=True)
+    keys = [key for key in runs[0] if all(key in each for each in runs)]
+    return np.mean(found, axis=0), {key: np.mean([each[key] for each in runs]) for key in keys}
 
 
 def reference(columns, metric, wanted=None):
