@@ -90,9 +90,8 @@ def main(argv):
     parser = Parser("compare.py", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="file or folder of runs; LABEL=PATH renames them")
-    add(
-        "--split", choices=("test", "val"), default="test", help="the split to show (default: test)"
-    )
+    text = "the split to show (default: test)"
+    add("--split", choices=("test", "val"), default="test", help=text)
     text = "column to compare with (default: the task's single-task network, else the first)"
     add("--baseline", metavar="COLUMN", help=text)
     add("--only", nargs="+", metavar="COLUMN", help="show only these columns")

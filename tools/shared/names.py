@@ -64,10 +64,9 @@ class Names:
             picture, found = self.find(name)
             if picture is not None:
                 claims[picture].append((found, name))
-            elif found:
-                problems[name] = f"it fits {len(found)} pictures"
             else:
-                problems[name] = "no picture has that name"
+                could = f"it fits {len(found)} pictures"
+                problems[name] = could if found else "no picture has that name"
         chosen = {}
         for picture, claim in claims.items():
             claim.sort()
@@ -75,8 +74,7 @@ class Names:
             if len(closest) == 1:
                 chosen[picture] = closest[0]
             for _, name in claim:
-                rivals = [other for other in closest if other != name]
-                if rivals:
+                if rivals := [other for other in closest if other != name]:
                     problems[name] = f"its picture also fits {rivals[0]}"
         return chosen, problems
 

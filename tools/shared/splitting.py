@@ -61,9 +61,8 @@ def add_flags(add):
         text = f"share of the images for {split} (default: 0.2)"
         add(f"--{split}-fraction", type=float, metavar="X", help=text)
     add("--seed", type=SEEDS, default=0, metavar="N", help="random seed (default: 0)")
-    add(
-        "--force", action="store_true", help="replace an existing DATA when the new one is complete"
-    )
+    text = "replace an existing DATA when the new one is complete"
+    add("--force", action="store_true", help=text)
 
 
 def check_flags(options, *paths):
