@@ -65,6 +65,7 @@ def weights(path, checksum=None):
         (weights("x.pt"), weights("y.pt"), ["weights x.pt", "weights y.pt"]),
         (weights("seed0.pt"), weights("seed1.pt"), [""]),  # each of its own seed
         (weights("seed1.pt"), weights("seed0.pt"), ["weights seed1.pt", "weights seed0.pt"]),
+        (weights("seed1.pt", "1a"), weights("seed1.pt", "1a"), [""]),  # of one seed for all
         (weights("x.pt", "1a"), weights("/y.pt", "1a"), [""]),
         (weights("x.pt", "1a"), weights("x.pt", "2b"), ["weights x.pt (1a)", "weights x.pt (2b)"]),
         (weights("seed_0/a.pt", "1a"), weights("seed_1/a.pt", "2b"), [""]),

@@ -67,15 +67,21 @@ def group(runs):
 
 
 def settings(runs):
-    """[{name: value}] for each run: its constants, its script, and the weights it started from."""
-    paths = dict(weights(run) for run in runs)
+    """[{name: value}] for each run: its constants, its script, and the weights it started from.
+
+    Files of weights count as one if each has the number of its run's own fold or seed in its path.
+    """
+    sources = [weights(run) for run in runs]
+    shared = {checksum for checksum, path, general in sources if path == general}
+    sources = [(c, path) if c in shared else (general, general) for c, path, general in sources]
+    paths = dict(sources)
     known = [*paths.values()]
     for identity, path in paths.items():
         paths[identity] = path if known.count(path) == 1 else f"{path} ({identity})"
     found = [
         {k: v for k, v in run["config"].items() if k.isupper() and k not in FREE}
-        | {"script": run["script"], "weights": paths[weights(run)[0]]}
-        for run in runs
+        | {"script": run["script"], "weights": paths[identity]}
+        for run, (identity, _) in zip(runs, sources, strict=True)
     ]
     every = {name: None for each in found for name in each}
     return [every | each for each in found]

@@ -88,19 +88,19 @@ def test_set(run):
 
 
 def weights(run):
-    """(identity, path) of the weights that a run started from, or (None, None).
+    """(checksum, path, general path) of the weights that a run started from, or three None.
 
-    The identity is the checksum, or the path in earlier histories. Files that differ only by the
-    run's fold or seed count as one: in their path, the number is replaced by a letter.
+    The checksum is the path in earlier histories. In the general path, the number of the run's own
+    fold or seed is replaced by a letter.
     """
     given = run["weights_from"]
     if not given:
-        return None, None
+        return None, None, None
     given = {"path": given, "checksum": given} if isinstance(given, str) else given
     general = given["path"]
     for key, letter in (("fold", "F"), ("seed", "S")):
         general = re.sub(rf"({key}_?){run[key]}(?!\d)", rf"\g<1>{letter}", general)
-    return given["checksum"] if general == given["path"] else general, general
+    return given["checksum"], given["path"], general
 
 
 def rows(run, names):
