@@ -62,7 +62,7 @@ def primary_rows(weights, split):
         trained.network = Views(network, trained.tasks, mirrored)
         for name, pairs in evaluate_split(trained, dataset).items():
             metric = trained.tasks[name].primary
-            found[f"{name} {metric}", mirrored] = pairs[metric][:, None].numpy()
+            found[f"{name} {metric}", mirrored] = pairs[metric][:, None].cpu().numpy()
     return history["name"], there["images"], found
 
 

@@ -38,10 +38,6 @@ def warn_of_other_names(dataset, network):
 
 
 def evaluate_split(network, dataset):
-    """{task: {"loss" or metric: (N, 2)}}, as of `engine.evaluation.evaluate`, on the CPU."""
+    """{task: {"loss" or metric: (N, 2)}}, as of `engine.evaluation.evaluate`."""
     processes = choose_device(str(network.device))
-    table = evaluate(network.network, dataset, network.tasks, BATCH_SIZE, processes)
-    return {
-        name: {metric: pairs.cpu() for metric, pairs in found.items()}
-        for name, found in table.items()
-    }
+    return evaluate(network.network, dataset, network.tasks, BATCH_SIZE, processes)
