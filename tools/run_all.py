@@ -100,14 +100,10 @@ class Job:
                 old = history["data_fingerprint"].get(split, {})
                 for file in sorted(old | now):
                     pairs.append((f"data in {split}/{file}", old.get(file), now.get(file)))
-        differences = [
-            f"{name} = {before}, not {now}" for name, before, now in pairs if before != now
-        ]
-        if differences:
-            raise UserError(
-                f"{self.history}: a run with {'; '.join(differences)}; choose another --out or "
-                "remove that folder"
-            )
+        differ = [f"{name} = {old}, not {new}" for name, old, new in pairs if old != new]
+        if differ:
+            hint = "choose another --out or remove that folder"
+            raise UserError(f"{self.history}: a run with {'; '.join(differ)}; {hint}")
 
     def fingerprint(self):
         """{split: {file: text}} of the data, read once per series; raises DataError."""
