@@ -8,7 +8,6 @@ medians are printed as Markdown tables. The files, 10 bytes for each byte of an 
 the 2210 images), are written to a temporary folder first and so lie in the page cache.
 """
 
-import argparse
 import os
 import platform
 import subprocess
@@ -25,6 +24,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataload import H5Dataset
+from parts.commandline import Parser, whole_number
+from tools.shared.common import command
 
 DTYPES = (np.uint8, np.float64)
 BATCHES = 30  # for each way of reading
@@ -103,14 +104,18 @@ def opening(folder):
     return map(float, done.stdout.split())
 
 
-def main(argv=None):
-    """Write, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=2210, help="images in the split (2210)")
-    parser.add_argument("--side", type=int, default=256, help="in pixels (256)")
-    parser.add_argument("--batch-size", type=int, default=32, help="samples in a batch (32)")
-    parser.add_argument("--folder", type=Path, help="for temporary files (the system's)")
+@command
+def main(argv):
+    """Write, measure and print; raises UserError."""
+    parser = Parser("data_speed.py", __doc__)
+    add, number = parser.add_argument, whole_number(1, 10**6)
+    add("--count", type=number, default=2210, help="images in the split (2210)")
+    add("--side", type=number, default=256, help="in pixels (256)")
+    add("--batch-size", type=number, default=32, help="samples in a batch (32)")
+    add("--folder", type=Path, help="for temporary files (the system's)")
     options = parser.parse_args(argv)
+    if options.batch_size > options.count:
+        parser.error(f"--batch-size: expected at most --count, found {options.batch_size}")
     versions = f"h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, NumPy {np.__version__}"
     print(f"{platform.platform()}, {os.cpu_count()} CPUs, PyTorch {torch.__version__}, {versions}")
     print(f"{options.count} images of {options.side} x {options.side}, batches of", end=" ")
@@ -146,4 +151,4 @@ def print_tables(table, opened, size):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

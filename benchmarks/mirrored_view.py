@@ -44,11 +44,14 @@ def primary_rows(weights, split):
     """(name, test set, {(task metric, mirrored): (N, 1, 2) numerators and denominators}).
 
     Raises:
-        UserError: the folder of the run holds other data now, or the run is of an earlier version.
+        UserError: the folder of the run holds other data now, the run is of an earlier version, or
+            its network has no decode.
     """
     trained, found = open_network(weights), {}
     network, history = trained.network, trained.history
     refuse_earlier(weights, history)
+    if not callable(getattr(network, "decode", None)):
+        raise UserError(f"{weights}: expected a Network with encoder and decode, found no decode")
     folder = as_path(history["config"]["H5_SAVE_PATH"], "--h5-save-path")
     dataset = open_split(folder, split, trained)
     recorded, there = history["data_fingerprint"][split], dataset.fingerprint()
@@ -59,7 +62,7 @@ def primary_rows(weights, split):
         trained.network = Views(network, trained.tasks, mirrored)
         for name, pairs in evaluate_split(trained, dataset).items():
             metric = trained.tasks[name].primary
-            found[f"{name} {metric}", mirrored] = pairs[metric][:, None].numpy()
+            found[f"{name} {metric}", mirrored] = pairs[metric][:, None].cpu().numpy()
     return history["name"], there["images"], found
 
 
@@ -85,6 +88,8 @@ def main(argv):
     for weights in sorted(as_path(options.runs, "RUNS").glob("**/*_model_lite.pt")):
         name, fold, found = primary_rows(weights, options.split)
         for key, pairs in found.items():
+            if fold in rows[name][key]:
+                raise UserError(f"{weights}: expected one run of {name} per fold, found another")
             rows[name][key][fold] = pairs
     if not rows:
         raise UserError(f"{options.runs}: expected finished runs, found none")

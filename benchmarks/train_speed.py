@@ -138,9 +138,11 @@ def main(argv):
     parser = Parser("train_speed.py", __doc__)
     parser.add_argument("--script", default="MTL_main.py", help="default: MTL_main.py")
     text = "image sides in pixels (default: 64 128 256)"
-    parser.add_argument("--sides", type=int, nargs="+", default=[64, 128, 256], help=text)
+    sides = whole_number(1, 10**4)
+    parser.add_argument("--sides", type=sides, nargs="+", default=[64, 128, 256], help=text)
     parser.add_argument("--batch-size", type=whole_number(2, 4096), default=32, help="default: 32")
-    parser.add_argument("--steps", type=int, default=7, help="timed steps of each variant (7)")
+    steps = whole_number(1, 10**6)
+    parser.add_argument("--steps", type=steps, default=7, help="timed steps of each variant (7)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA if available)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args(argv)

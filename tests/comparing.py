@@ -3,6 +3,8 @@
 No task, metric or script has one of the repository's names, so none can be known by it.
 """
 
+from statistics import fmean
+
 import torch
 
 from tools import compare
@@ -29,6 +31,9 @@ def make_history(name, seed=0, fold=0, overlap=OVERLAP, exact=EXACT, depth=DEPTH
     tasks = {task: TASKS[task] for task in TASKS if any(key.startswith(task) for key in rows)}
     count = len(next(iter(rows.values())))
     test = {key: (table.sum(0)[0] / table.sum(0)[1]).item() for key, table in rows.items()}
+    for task in tasks:
+        for mean, parts in TASKS[task]["means"].items():
+            test[f"{task}_{mean}"] = fmean(test[f"{task}_{part}"] for part in parts)
     rows |= {f"{task}_loss": torch.ones(count, 2).double() for task in tasks}
     return {
         "name": name,
@@ -70,6 +75,15 @@ def save(history, folder):
     path = folder / f"{history['name']}_history.pt"
     torch.save(history, path)
     return path
+
+
+def save_stopped(history, folder):
+    """Save what a run leaves that was stopped after three epochs."""
+    about = {key: value for key, value in history.items() if not key.startswith("test")}
+    so_far = {key: about.pop(key) for key in ("train", "val", "best_epoch")}
+    folder.mkdir(parents=True)
+    content = {"about": about, "history": so_far | {"seconds": about.pop("seconds")[:3]}}
+    torch.save(content, folder / f"{history['name']}_last.pt")
 
 
 def saved(folder):

@@ -83,10 +83,41 @@ def test_the_mirrored_view_of_other_data_is_refused(finished, data_folder, tmp_p
     assert capsys.readouterr().err.endswith("found one of an earlier version\n")
 
 
+def test_runs_that_have_no_place_in_the_table_are_refused(finished, tmp_path, capsys):
+    for folder in ("one", "two"):
+        shutil.copytree(finished["MTL_main"], tmp_path / folder)
+    assert mirrored_view.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith(
+        "two/main_model_lite.pt: expected one run of main per fold, found another\n"
+    )
+    with open(tmp_path / "one/MTL_main.py", "w") as copy:  # whose network has no decode
+        copy.write((ROOT / "MTL_main.py").read_text().replace("decode", "answer"))
+    history = load(tmp_path / "one/main_history.pt")
+    torch.save(history | {"script": str(tmp_path / "one/MTL_main.py")}, tmp_path / "one/x")
+    (tmp_path / "one/x").replace(tmp_path / "one/main_history.pt")
+    assert mirrored_view.main([str(tmp_path / "one")]) == 2
+    assert capsys.readouterr().err.endswith("with encoder and decode, found no decode\n")
+
+
+@pytest.mark.parametrize(
+    ("tool", "flags", "message"),
+    [
+        (data_speed, ["--count", "8"], "--batch-size: expected at most --count, found 32"),
+        (train_speed, ["--steps", "0"], "expected a whole number from 1 to 1000000, found '0'"),
+        (train_speed, ["--sides", "0"], "expected a whole number from 1 to 10000, found '0'"),
+    ],
+)
+def test_numbers_that_cannot_be_measured_take_one_line(capsys, tool, flags, message):
+    assert tool.main(flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_the_tables_of_reading(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(data_speed, "DTYPES", (np.float64,))
     small = ["--count", "8", "--side", "32", "--batch-size", "4"]
-    data_speed.main([*small, "--folder", str(tmp_path)])
+    assert data_speed.main([*small, "--folder", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     ways = "in memory", "from disk", "one read per index", "sorted fancy indexing"
     assert all(re.search(rf"\| .*{way} \| \d+ \|\n", printed) for way in ways)

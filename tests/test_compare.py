@@ -6,7 +6,18 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from comparing import TASKS, compared, make_history, printed, save, saved, shifted, single, tables
+from comparing import (
+    TASKS,
+    compared,
+    make_history,
+    printed,
+    save,
+    save_stopped,
+    saved,
+    shifted,
+    single,
+    tables,
+)
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy import stats
@@ -31,7 +42,9 @@ def test_a_task_counts_several_metrics_each_in_its_own_direction(tmp_path, capsy
     ):
         history = make_history(name, overlap=overlap, exact=exact, depth=None)
         save(history | {"tasks": {"outline": outline}}, tmp_path / name)
-    values, differences = tables(printed(capsys, tmp_path, "--all"))
+    text = printed(capsys, tmp_path, "--all")
+    assert "in their counted metrics over single-task networks: outline alone." in text
+    values, differences = tables(text)
     assert "outline_exact (lower is better)" in values["joint"]
     # .5 -> .75 is +50 %, and .25 -> .5, where lower is better, is -100 %
     assert differences["delta MTL", "joint"]["difference"] == "-25.00 %"
@@ -89,7 +102,7 @@ def test_the_tables_by_hand(runs, capsys):
         delta[-1] == "+18.4 % (not after correction for 3)"
         and "3 differences are compared here" in text
     )
-    assert "single-task networks: outline alone, head_depth deep" in text
+    assert "primary metrics over single-task networks: outline alone, head_depth deep" in text
 
 
 def test_students_t_is_that_of_scipy():
@@ -234,6 +247,19 @@ def test_a_stopped_run_costs_and_scores_nothing_yet(tmp_path, capsys):
     names = ("seeds", "test images", "minutes", "images/s", "best epoch")
     assert [alone[name] for name in names] == ["0, 1", "6", "1.7", "13", "3"]
     assert alone["outline_overlap"].startswith("0.6667 [")
+
+
+def test_a_stopped_run_takes_no_part_in_a_difference(tmp_path, capsys):
+    """joint is .1 better on fold 0; on fold 1, which is easier by .5, only alone has finished."""
+    for fold in (0, 1):
+        overlap = shifted([(i, 10) for i in range(6)], 0.5 * fold)
+        save(single("alone", overlap, 0, fold), tmp_path / f"a{fold}")
+    save(single("joint", shifted([(i, 10) for i in range(6)], 0.1)), tmp_path / "j0")
+    save_stopped(single("joint", overlap, 0, 1), tmp_path / "j1")
+    text = printed(capsys, tmp_path)
+    found = tables(text)[1]["outline_overlap", "joint"]
+    assert found["difference"] == "+0.1000" and found["pairs of runs"] == "1"
+    assert "joint, seed 0: unfinished, epoch 3 of 4, validation values only." in text
 
 
 def test_columns_and_baselines_may_be_chosen(runs, capsys):

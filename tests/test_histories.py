@@ -45,6 +45,8 @@ def test_a_series_may_grow_but_loses_nothing(runs, tmp_path, capsys):
     printed(capsys, "--export", path, path, runs / "joint0", f"new={other}")
     assert [*compared(capsys, path)[0]] == ["joint", "new"]
     assert path.read_bytes().startswith(before) and "NaN" not in path.read_text()
+    message = printed(capsys, "--export", path, path, "--only", "joint", code=2)
+    assert "--export writes all runs: expected no --only beside it" in message
     message = printed(capsys, "--export", tmp_path, other, code=2)
     assert "--export: expected a file that ends in .jsonl, found" in message
 
@@ -69,6 +71,7 @@ def weights(path, checksum=None):
         (weights("seed0.pt"), weights("seed1.pt"), [""]),  # each of its own seed
         (weights("seed1.pt"), weights("seed0.pt"), ["weights seed1.pt", "weights seed0.pt"]),
         (weights("seed05.pt"), weights("seed15.pt"), ["weights seed05.pt", "weights seed15.pt"]),
+        (weights("seed1.pt", "1a"), weights("seed1.pt", "1a"), [""]),  # of one seed for all
         (weights("x.pt", "1a"), weights("/y.pt", "1a"), [""]),
         (weights("x.pt", "1a"), weights("x.pt", "2b"), ["weights x.pt (1a)", "weights x.pt (2b)"]),
         (weights("seed_0/a.pt", "1a"), weights("seed_1/a.pt", "2b"), [""]),

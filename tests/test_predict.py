@@ -100,7 +100,7 @@ def test_every_kind_of_file_in_a_folder(call, tmp_path):
 )
 def test_deep_greys_are_scaled_not_cut(tmp_path, values, dtype, expected, bits):
     Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.tif")
-    picture, words = pictures.read_picture(tmp_path / "a.tif")
+    picture, words, _ = pictures.read_picture(tmp_path / "a.tif")
     assert np.asarray(picture)[0, :, 0].tolist() == expected
     assert words == (f"values up to {max(values):g}, taken as {bits} bits" if bits else "")
 

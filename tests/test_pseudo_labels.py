@@ -116,6 +116,7 @@ class Predicts:
 
     def __init__(self, **others):
         self.tasks = {name: SimpleNamespace(target=kind) for name, kind in KINDS.items()}
+        self.class_names = {}
         self.others = {name: torch.tensor(values) for name, values in others.items()}
 
     def output(self, image):
@@ -160,6 +161,16 @@ def test_every_kind_of_target_is_filled_where_it_is_unknown(partly, tmp_path, ca
     assert boxes.tolist() == [[1, 2, 9, 9], [8, 0, 16, 24], [1, 2, 9, 9], [1, 2, 9, 9]]
     assert values_of(out / "train/binary.h5")[0].tolist() == [0, 1, 1, 1]
     assert [dataset[i][1]["three"].item() for i in range(4)] == [0, 1, 2, 2]
+
+
+def test_classes_in_another_order_are_warned_of(partly, tmp_path, monkeypatch, capsys):
+    """The network's label 1 is "a", the file's is "b"."""
+    network = Predicts()
+    network.class_names = {"bin": ("b", "a"), "parts": ("ground", "ear", "tail")}
+    monkeypatch.setattr(pseudo_labels, "open_network", lambda path: network)
+    assert call("any", partly, tmp_path / "out") == 0
+    path = partly / "train/binary.h5"
+    assert capsys.readouterr().err == f"warning: {path}: expected ('b', 'a'), found ('a', 'b')\n"
 
 
 def test_only_the_tasks_that_are_asked_for(partly, tmp_path, capsys):

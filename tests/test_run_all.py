@@ -114,6 +114,14 @@ def test_a_failure_does_not_keep_others_from_running(scripts, series, capfd):
     assert end == f"run_all.py: {finished}; failed (exit code): OEQ_seed0 (7), OEQ_seed1 (7)"
 
 
+def test_a_script_that_leaves_no_history_has_failed(scripts, series, capfd):
+    """Such as one that does not call engine.main."""
+    text = (scripts / "MTL_main.py").read_text(encoding="utf-8")
+    (scripts / "MTL_idle.py").write_text(text.replace("shutil.copy(", "print("), encoding="utf-8")
+    assert series("--scripts", "idle", "--seeds", "0") == 1
+    assert capfd.readouterr().err.endswith("; failed (exit code): idle_seed0 (0)\n")
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_stops_all_and_the_next_call_goes_on(scripts, series, name):
     number = getattr(signal, name)

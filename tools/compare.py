@@ -90,9 +90,8 @@ def main(argv):
     parser = Parser("compare.py", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="file or folder of runs; LABEL=PATH renames them")
-    add(
-        "--split", choices=("test", "val"), default="test", help="the split to show (default: test)"
-    )
+    text = "the split to show (default: test)"
+    add("--split", choices=("test", "val"), default="test", help=text)
     text = "column to compare with (default: the task's single-task network, else the first)"
     add("--baseline", metavar="COLUMN", help=text)
     add("--only", nargs="+", metavar="COLUMN", help="show only these columns")
@@ -105,6 +104,8 @@ def main(argv):
     options = parser.parse_args(argv)
     runs = histories.find(options.runs)
     if options.export:
+        if options.only:
+            parser.error("--export writes all runs: expected no --only beside it, found one")
         export(runs, as_path(options.export, "--export"))
         return
     refuse_different(runs, options.train_may_differ)
@@ -125,17 +126,24 @@ def main(argv):
 
 
 def export(runs, path):
-    """Write [(place, summary)] to a file, each run once; raises UserError."""
+    """Write [(place, summary)] as a series, each run once; raises UserError.
+
+    The file may hold some of these runs already, but nothing else.
+    """
     if path.suffix != ".jsonl":
         raise UserError(f"--export: expected a file that ends in .jsonl, found {path}")
     make_folder(path.parent, "--export")
-    lines = {}
     for place, run in runs:
-        lines.setdefault(histories.to_line(run), (place, run))
-    runs = [*lines.values()]
-    group(runs)  # two of the same name, seed and images could not be told apart
-    histories.export(runs, path)
-    print(f"{path}: {len(runs)} runs")
+        if run["unfinished"]:
+            raise UserError(f"{place}: expected a finished run, found it {run['unfinished']}")
+    lines = {f"{histories.to_line(run)}\n": (place, run) for place, run in runs}
+    group(lines.values())  # two of the same name, seed and images could not be told apart
+    if path.exists() and not set(path.open(encoding="utf-8", errors="replace")) <= lines.keys():
+        hint = "give it as one of RUNS too, remove it, or choose another file"
+        raise UserError(f"{path}: holds other content than these runs; {hint}")
+    with replacing(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+    print(f"{path}: {len(lines)} runs")
 
 
 if __name__ == "__main__":

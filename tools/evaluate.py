@@ -29,7 +29,7 @@ def rows(tasks, table):
         parts = {metric: (metric,) for metric in table[name] if metric != "loss"} | task.means
         for metric, names in parts.items():
             pairs = torch.stack([table[name][part] for part in names], dim=1)  # (N, parts, 2)
-            found = estimate({0: pairs.numpy()})
+            found = estimate({0: pairs.cpu().numpy()})
             yield f"{name}_{metric}", known, found[0], *limits(found)
 
 

@@ -44,7 +44,9 @@ def draw_sheet(path, groups, network, dataset, outputs, scores):
     from parts.figures import Figure, draw_enlarged, plain_style, save, show
 
     columns, (height, width) = 2 * len(groups["median"]), dataset.side
-    pictures = 1 + sum(task.target.fills for task in network.tasks.values())  # side by side
+    first, task = next(iter(network.tasks.items()))
+    labels = [name for name, each in network.tasks.items() if isinstance(each.target, Label)]
+    pictures = 1 + sum(each.target.fills for each in network.tasks.values())  # side by side
     size = (PANEL * columns * pictures, len(groups) * (PANEL * height / width + 0.42))
     with plain_style():
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
@@ -54,27 +56,16 @@ def draw_sheet(path, groups, network, dataset, outputs, scores):
             row[0].set_ylabel(group, fontsize=12)
             for i, number in enumerate(numbers):
                 image, targets = dataset[number]
-                titles = f"{number}: truth", f"prediction, {heading(network, scores, number)}"
+                score = f"{task.primary.replace('_', ' ')} {scores[first][number]:.2f}"
+                titles = f"{number}: truth", f"prediction, {score}"
                 pair = zip(row[2 * i :], titles, (targets, outputs[number]), strict=False)
                 for axis, title, values in pair:
                     drawn, words = draw_enlarged(image, values, network.tasks, network.class_names)
                     lines = words.replace(", probability ", " ").replace(", ", "\n")
                     show(axis, drawn, f"{title}\n{lines}".strip(), fontsize=8)
-                if has_wrong_class(network, scores, number):
+                if any(scores[name][number] == 0 for name in labels):
                     row[2 * i + 1].title.set_color("#B00000")
         save(figure, path)
-
-
-def heading(network, scores, number):
-    """'iou 0.93': the primary metric of the first task for a sample."""
-    name, task = next(iter(network.tasks.items()))
-    return f"{task.primary.replace('_', ' ')} {scores[name][number]:.2f}"
-
-
-def has_wrong_class(network, scores, number):
-    """Whether a predicted class of a sample is wrong."""
-    labels = [name for name, task in network.tasks.items() if isinstance(task.target, Label)]
-    return any(scores[name][number] == 0 for name in labels)
 
 
 def find_weights(folder):

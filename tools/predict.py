@@ -47,24 +47,13 @@ from tools.shared.pictures import list_pictures, read_picture
 NAME_BYTES = 200  # of a result's name; file systems take 255, and temporary files have longer names
 
 
-def results_of(network, picture):
-    """{name: value} of the predictions for an RGB picture, and the "overlay" that shows them."""
-    image = np.array(picture)
-    output = network.output(image)
-    found = {"overlay": overlay(network, image, output), **network.describe(output, picture.size)}
-    for name, value in found.items():
-        if isinstance(value, np.ndarray) and value.dtype == np.uint8:
-            found[name] = Image.fromarray(value)
-    return found
-
-
 def overlay(network, image, output):
-    """The picture of an image uint8 (H, W, 3) with {task: output} drawn on it, and its words."""
+    """An image uint8 (H, W, 3) with {task: output} drawn on it, and its words."""
     drawn, words = network.draw(torch.from_numpy(image).permute(2, 0, 1), output)
     picture = Image.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
     if words:
         write(picture, f" {words} ", max(14, round(max(image.shape[:2]) / 24)))
-    return picture
+    return np.array(picture)
 
 
 def write(picture, words, size):
@@ -75,6 +64,18 @@ def write(picture, words, size):
     for text, font in parts:
         canvas.text((x, 1 + size), text, "white", font, "ls")  # on one line, whatever the font
         x += font.getlength(text)
+
+
+def save_array(stem, values):
+    """Write uint8 values as a picture, others as they are; returns the path of the file."""
+    is_picture = values.dtype == np.uint8
+    path = f"{stem}.png" if is_picture else f"{stem}.npy"
+    with replacing(path) as temporary:
+        if is_picture:
+            Image.fromarray(values).save(temporary)
+        else:
+            np.save(temporary, values)
+    return path
 
 
 def choose_stems(paths, out):
@@ -107,7 +108,7 @@ def main(argv):
     network = open_network(as_path(options.model, "MODEL"), options.device)
     for path, stem in choose_stems(paths, make_folder(out, "--out")).items():
         try:
-            picture, assumption = read_picture(path)
+            picture, assumption, _ = read_picture(path)
         except OSError as error:
             skipped = True
             to_stderr(f"predict.py: {path}: not a readable picture ({error})")
@@ -115,17 +116,14 @@ def main(argv):
         if assumption:
             to_stderr(f"predict.py: {path}: {assumption}")
         line = {"image": str(path), "width": picture.width, "height": picture.height}
-        line |= results_of(network, picture)
+        image = np.array(picture)
+        output = network.output(image)
+        line["overlay"] = overlay(network, image, output)
+        line |= network.describe(output, picture.size)
         try:
             for key, value in line.items():
-                if isinstance(value, Image.Image):
-                    line[key] = f"{stem}_{key}.png"
-                    with replacing(line[key]) as temporary:
-                        value.save(temporary)
-                elif isinstance(value, np.ndarray):
-                    line[key] = f"{stem}_{key}.npy"
-                    with replacing(line[key]) as temporary:
-                        np.save(temporary, value)
+                if isinstance(value, np.ndarray):
+                    line[key] = save_array(f"{stem}_{key}", value)
             print(json.dumps(line), flush=True)  # escapes the bytes of any name
         except UserError as error:  # the results of other pictures may be written
             skipped = True

@@ -39,7 +39,7 @@ from tools.shared import folders, masks, splitting
 from tools.shared.common import as_path, command, to_stderr
 from tools.shared.csv_files import SPLIT_WORDS
 from tools.shared.notes import combine, draw_mask
-from tools.shared.pictures import examples, read_picture, view
+from tools.shared.pictures import examples, read_picture
 
 TURNED = "images turned upright by their EXIF rotation"
 PAGES = "images of several pages, of which the first is used"
@@ -58,8 +58,7 @@ def read_sample(image, text, mask_path, notes, options, log):
         options, log: of the command; the log names what cannot be used.
     """
     try:
-        picture, words = read_picture(image)
-        shown = view(image, picture)
+        picture, words, shown = read_picture(image)
     except OSError as error:
         log.refuse(text, "picture", error)
         return None

@@ -23,6 +23,7 @@ One sample is in memory at a time. A bad file stops the tool with one line, and 
 import sys
 import time
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,27 +66,19 @@ PROVENANCE = {
 
 def find_samples(folder):
     """[(folder, N)] of a split of the source, N = 0, 1, ...; DataError unless all files exist."""
-    found = {}
     for kind in KINDS:
         if not (folder / kind).is_dir():
             raise DataError(f"{folder / kind}: expected a folder of files N.npy, found none")
-        names = (path.stem for path in (folder / kind).glob("*.npy"))
-        found[kind] = {int(name) for name in names if name.isascii() and name.isdigit()}
-    numbers = range(max(map(len, found.values())))
-    if not numbers:
+    paths = [[*(folder / kind).glob("*.npy")] for kind in KINDS]
+    count = max(sum(path.stem.isdecimal() for path in own) for own in paths)
+    if not count:
         raise DataError(f"{folder / KINDS[0]}: expected files 0.npy, 1.npy, ..., found none")
-    for kind, own in found.items():
-        if missing := set(numbers) - own:
-            name, last = min(missing), f"{len(numbers) - 1}.npy"
-            expected = f"a file for each sample, 0.npy to {last}"
-            raise DataError(f"{folder / kind / f'{name}.npy'}: expected {expected}, found none")
-    return [(folder, number) for number in numbers]
-
-
-def side_of(sample):
-    """(H, W) of a sample, the size required of all others; DataError if its image is unreadable."""
-    shape = open_array(sample, "image")[1].shape
-    return shape[:2] if len(shape) > 1 else (0, 0)
+    for kind, number in product(KINDS, range(count)):
+        path = folder / kind / f"{number}.npy"
+        if not path.is_file():
+            expected = f"a file for each sample, 0.npy to {count - 1}.npy"
+            raise DataError(f"{path}: expected {expected}, found none")
+    return [(folder, number) for number in range(count)]
 
 
 def open_array(sample, kind):
@@ -237,7 +230,7 @@ def main(argv):
     """Read the folder, check it, write the three splits and report."""
     start, settings = time.perf_counter(), parse(argv)
     source = {split: find_samples(settings.root / split) for split in SAMPLES}
-    side = side_of(source["train"][0])
+    side = open_array(source["train"][0], "image")[1].shape[:2]
     found = {split: len(samples) for split, samples in source.items()}
     if found != SAMPLES:
         to_stderr(f"prepare_nyuv2.py: {settings.root}: expected {SAMPLES} samples, found {found}")

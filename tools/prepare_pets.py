@@ -90,10 +90,10 @@ def open_pets(root, download):
 
 def choose(names, path):
     """The part of {line: image name} that a text file lists, in its order; raises DataError."""
-    lines, listed = {name: line for line, name in names.items()}, Counter()
-    for name in path.read_text(encoding="utf-8-sig", errors="replace").split():
-        listed[name] += 1
-        if name not in lines or listed[name] > 1:
+    lines = {name: line for line, name in names.items()}
+    listed = Counter(path.read_text(encoding="utf-8-sig", errors="replace").split())
+    for name, count in listed.items():
+        if name not in lines or count > 1:
             raise DataError(f"--names {path}: expected names of images, each once, found {name}")
     return {lines[name]: name for name in listed}
 
@@ -230,7 +230,8 @@ def parse(argv):
     border = "the animal's border in the masks: pet (default), unknown, or a class of its own"
     add("--border", choices=(*BORDER_VALUES,), default="pet", help=border)
     for name in SHARES:
-        text = f"share of the training images that keep their {name.split('_')[0]} (default: 1)"
+        what = name.removesuffix("_share")
+        text = f"share of the training images with a {what} that keep it (default: 1)"
         add(flag(name), type=float, default=1.0, metavar="X", help=text)
     add("--breeds", action="store_true", help="also write the 37 breeds, breeds.h5")
     settings = parser.parse_args(argv)

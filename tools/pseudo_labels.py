@@ -11,7 +11,6 @@ what they agree on is filled: pixels and labels of the same class, the mean of b
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import h5py
@@ -25,6 +24,7 @@ from parts.errors import UserError, one_line
 from parts.h5array import H5Array
 from parts.h5file import new_h5_file
 from tools.shared.common import as_path, command
+from tools.shared.evaluated import warn_of_other_names
 from tools.shared.splitting import staged
 
 
@@ -62,15 +62,13 @@ def predict_unknown(train, networks):
     return found
 
 
-def copy_file(source, target, change=None):
-    """Copy an HDF5 file, following its links, and let `change` edit the copy; raises DataError."""
+def copy_file(source, new):
+    """Copy an HDF5 file into an open one, following its links; raises DataError."""
     try:
-        with h5py.File(source, "r", locking=False) as old, new_h5_file(target) as new:
+        with h5py.File(source, "r", locking=False) as old:
             for name in old:
                 old.copy(name, new)  # follows links
             new.attrs.update(old.attrs)
-            if change:
-                change(new)
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py raises any of them
         found = f"a damaged one ({one_line(error)})"
         raise DataError(f"{source}: expected an HDF5 file, found {found}") from error
@@ -104,23 +102,22 @@ def main(argv):
     networks = [open_network(as_path(model, "MODEL")) for model in options.models]
     kinds = kinds_of(networks, options.models, options.tasks)
     train, *_ = [H5Dataset(split, data, kinds, memory_limit=0) for split in SPLITS]  # all checked
+    for network in networks:
+        warn_of_other_names(train, network)
     found = predict_unknown(train, networks)
     source = " ".join(["tools/pseudo_labels.py", *options.models])
     source = source.encode(errors="backslashreplace").decode()
-    changes = {
-        train.folder / f"{kinds[name].file}.h5": partial(
-            write_predicted, name=name, split=train, rows=rows, source=source
-        )
-        for name, rows in found.items()
-    }
+    predicted = {train.folder / f"{kinds[name].file}.h5": name for name in found}
     with staged(out, force=False) as folder:
         for split in SPLITS:
             (folder / split).mkdir()
-            for path in sorted((data / split).glob("*.h5")):
-                copy_file(path, folder / split / path.name, changes.pop(path, None))
-        for path, change in changes.items():  # files that train lacks
-            with new_h5_file(folder / "train" / path.name) as new:
-                change(new)
+        there = {path for split in SPLITS for path in (data / split).glob("*.h5")}
+        for path in sorted(there | predicted.keys()):
+            with new_h5_file(folder / path.parent.name / path.name) as new:
+                if path in there:
+                    copy_file(path, new)
+                if name := predicted.get(path):
+                    write_predicted(new, name, train, found[name], source)
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in found.items())
     print(f"predicted of {len(train)} samples: {counts}; written to {out}")
 

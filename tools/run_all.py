@@ -48,7 +48,7 @@ class Job:
     """
 
     def __init__(self, path, fold, seed, out, flags, fingerprints):
-        name, self.fingerprints = name_of(path), fingerprints
+        name, self.fingerprints = script.Script(path, None).name, fingerprints
         self.folder = out / f"{name}{'' if fold is None else f'_fold{fold}'}_seed{seed}"
         self.history = self.folder / f"{name}_history.pt"
         flags = [flag.replace("{fold}", str(fold)) for flag in flags]
@@ -65,29 +65,30 @@ class Job:
         except UserError as error:
             raise UserError(f"{path.name}: {error}") from error
         self.config = vars(settings) | {"demo": options.demo, "diagnose": options.diagnose}
-        self.seconds = self.finished()
-        if self.seconds is not None:
-            self.check_finished()
-
-    def finished(self):
-        """Seconds that the finished run took, None if it is not finished; raises UserError."""
-        return sum(self.read_history()["seconds"]) if self.history.exists() else None
+        self.seconds = None
+        if history := self.read_history():
+            self.check_finished(history)
 
     def read_history(self):
-        """The history of the finished run; UserError if it is damaged or of an earlier version."""
+        """The history of a finished run, whose `seconds` are then known, else None.
+
+        UserError if it is damaged or of an earlier version.
+        """
+        if not self.history.exists():
+            return None
         history = files.load(self.history)
         needed = {"config", "seconds", "data_fingerprint", "weights_from"}
         if not isinstance(history, dict) or not needed <= history.keys():
             raise UserError(f"{self.history}: expected a history, found another file")
         refuse_earlier(self.history, history)
+        self.seconds = sum(history["seconds"])
         return history
 
-    def check_finished(self):
-        """UserError for a finished run with different settings, data or weights.
+    def check_finished(self, history):
+        """UserError for the history of a run with different settings, data or weights.
 
         The path of the data does not matter.
         """
-        history = self.read_history()
         found = {"diagnose": 0} | history["config"]
         names = (name for name in self.config if name not in PLACES)
         pairs = [(name, found.get(name), self.config[name]) for name in names]
@@ -95,15 +96,14 @@ class Job:
         if not same_source(source, other):
             pairs.append(("--weights", describe_source(other), describe_source(source)))
         if self.data and all(before == now for _, before, now in pairs):
-            pairs += changed_files(history["data_fingerprint"], self.fingerprint())
-        differences = [
-            f"{name} = {before}, not {now}" for name, before, now in pairs if before != now
-        ]
-        if differences:
-            raise UserError(
-                f"{self.history}: a run with {'; '.join(differences)}; choose another --out or "
-                "remove that folder"
-            )
+            for split, now in self.fingerprint().items():
+                old = history["data_fingerprint"].get(split, {})
+                for file in sorted(old | now):
+                    pairs.append((f"data in {split}/{file}", old.get(file), now.get(file)))
+        differ = [f"{name} = {old}, not {new}" for name, old, new in pairs if old != new]
+        if differ:
+            hint = "choose another --out or remove that folder"
+            raise UserError(f"{self.history}: a run with {'; '.join(differ)}; {hint}")
 
     def fingerprint(self):
         """{split: {file: text}} of the data, read once per series; raises DataError."""
@@ -113,19 +113,6 @@ class Job:
             data = open_data(self.data, tasks)
             self.fingerprints[key] = {split: each.fingerprint() for split, each in data.items()}
         return self.fingerprints[key]
-
-
-def changed_files(before, now):
-    """(file, text before, text now) of the files of two fingerprints {split: {file: text}}."""
-    for split, texts in now.items():
-        old = before.get(split, {})
-        for file in sorted(old | texts):
-            yield f"data in {split}/{file}", old.get(file), texts.get(file)
-
-
-def name_of(path):
-    """NAME in the artefacts of a script."""
-    return script.Script(path, None).name
 
 
 def choose_scripts(wanted):
@@ -138,7 +125,7 @@ def choose_scripts(wanted):
         except UserError as error:
             expected = "expected main, examples.NAME or the path of a script"
             raise UserError(f"--scripts: {expected}, found {name}") from error
-        other = found.setdefault(name_of(path), path)
+        other = found.setdefault(script.Script(path, None).name, path)
         if other != path:
             expected = "scripts of different names, since their runs share --out"
             raise UserError(f"--scripts: expected {expected}, found {other} and {path}")
@@ -179,8 +166,8 @@ class Series:
         time.sleep(0.05)
         for job in [job for job, process in self.running.items() if process.poll() is not None]:
             code = self.running.pop(job).returncode
-            job.seconds = job.finished()
-            if code and not self.is_ending:
+            job.read_history()
+            if (code or job.seconds is None) and not self.is_ending:
                 self.failed[job] = code
                 self._say(f"{job.folder.name} failed with exit code {code}")
 

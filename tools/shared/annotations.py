@@ -43,7 +43,7 @@ def read_folder(folder, names, recursive):
 
     Other files are ignored, and so are text files that are not named like a picture.
     """
-    notes, files, problems = [], [], []
+    notes, files, problems, kinds = [], [], [], Counter()
     for path in entries(folder, recursive):
         kind = path.suffix.lower()
         if kind not in KINDS or not path.is_file():
@@ -52,13 +52,12 @@ def read_folder(folder, names, recursive):
             continue
         try:
             notes += read_annotations(path, names)
+            kinds[kind] += 1
         except FormatError:
             continue
         except ValueError as error:
             problems.append((path, error))
         files.append(path)
-    bad = [path for path, _ in problems]
-    kinds = Counter(path.suffix.lower() for path in files if path not in bad)
     found = ", ".join(f"{count} {kind} files" for kind, count in kinds.items())
     words = f"{folder.name}: {found}; {describe(notes)}" if found else ""
     return notes, words, files, problems
@@ -115,7 +114,7 @@ def with_coco_object(note, entry):
 
 
 def read_labelme(data, name, where):
-    """Yield the Notes of labelme's dict, without points and lines."""
+    """Yield the Notes of labelme's dict: its rectangles and polygons."""
     size = picture_size(data.get("imageWidth"), data.get("imageHeight"))
     yield Note(name, where)
     for shape in data["shapes"]:
@@ -124,11 +123,6 @@ def read_labelme(data, name, where):
         kind = shape.get("shape_type") or "polygon"
         if kind == "rectangle":
             yield note._replace(box=bounds(points))
-        elif kind == "circle":  # its centre, and a point on it
-            angle = np.linspace(0, 2 * np.pi, 64)
-            radius = np.hypot(*(points[1] - points[0]))
-            ring = points[0] + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-            yield with_polygons(note, [ring])
         elif kind == "polygon":
             yield with_polygons(note, [points])
 
@@ -144,11 +138,9 @@ def read_voc(path, choose):
     for entry in root.iter("object"):
         note = Note(name, path.name, size=size, label=(entry.findtext("name") or "").strip())
         if (polygon := entry.find("polygon")) is not None:
-            x, y = (
-                [float(one.text) for one in polygon.iter() if one.tag.startswith(axis)]
-                for axis in "xy"
-            )
-            note = with_polygons(note, [np.stack([x, y], axis=1)])
+            x, y = ([one for one in polygon.iter() if one.tag.startswith(axis)] for axis in "xy")
+            points = [(float(a.text), float(b.text)) for a, b in zip(x, y, strict=True)]
+            note = with_polygons(note, [points])
         if (box := entry.find("bndbox")) is not None:
             sides = ("xmin", "ymin", "xmax", "ymax")
             note = note._replace(box=tuple(float(box.findtext(side)) for side in sides))
@@ -160,10 +152,10 @@ def read_yolo(path, choose):
 
     The names of the classes are the lines of classes.txt in the same folder.
     """
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    name, lines = choose(path.name), path.read_text(encoding="utf-8-sig").splitlines()
     listed = path.with_name("classes.txt")
     listed = listed.read_text(encoding="utf-8-sig").split("\n") if listed.is_file() else []
-    yield Note(choose(path.name), path.name)
+    yield Note(name, path.name)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -171,17 +163,16 @@ def read_yolo(path, choose):
         if number == 1 and not label.isdecimal():
             raise FormatError(f"expected the number of a class, found {label}")
         values = [float(value) for value in values]
-        if len(values) in (4, 5):  # 5: with a confidence
-            x, y, w, h = values[:4]
-            note = Note("", "", box=(x - w / 2, y - h / 2, x + w / 2, y + h / 2))
-        elif len(values) >= 6 and len(values) % 2 == 0:
-            note = with_polygons(Note("", ""), [values])
-        else:
-            raise ValueError(f"line {number}: expected a class and 4 numbers, found {line[:80]}")
         if label.isdecimal() and int(label) < len(listed):
             label = listed[int(label)].strip() or label
-        where = f"{path.name} line {number}"
-        yield note._replace(name=choose(path.name), where=where, size=(1, 1), label=label)
+        note = Note(name, f"{path.name} line {number}", size=(1, 1), label=label)
+        if len(values) in (4, 5):  # 5: with a confidence
+            x, y, w, h = values[:4]
+            yield note._replace(box=(x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+        elif len(values) >= 6 and len(values) % 2 == 0:
+            yield with_polygons(note, [values])
+        else:
+            raise ValueError(f"line {number}: expected a class and 4 numbers, found {line[:80]}")
 
 
 def with_polygons(note, rings):

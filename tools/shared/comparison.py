@@ -67,15 +67,21 @@ def group(runs):
 
 
 def settings(runs):
-    """[{name: value}] for each run: its constants, its script, and the weights it started from."""
-    paths = dict(weights(run) for run in runs)
+    """[{name: value}] for each run: its constants, its script, and the weights it started from.
+
+    Files of weights count as one if each has the number of its run's own fold or seed in its path.
+    """
+    sources = [weights(run) for run in runs]
+    shared = {checksum for checksum, path, general in sources if path == general}
+    sources = [(c, path) if c in shared else (general, general) for c, path, general in sources]
+    paths = dict(sources)
     known = [*paths.values()]
     for identity, path in paths.items():
         paths[identity] = path if known.count(path) == 1 else f"{path} ({identity})"
     found = [
         {k: v for k, v in run["config"].items() if k.isupper() and k not in FREE}
-        | {"script": run["script"], "weights": paths[weights(run)[0]]}
-        for run in runs
+        | {"script": run["script"], "weights": paths[identity]}
+        for run, (identity, _) in zip(runs, sources, strict=True)
     ]
     every = {name: None for each in found for name in each}
     return [every | each for each in found]
@@ -139,20 +145,22 @@ def pooled(runs, metric, split):
 def gain(ours, theirs, metric, split, relative=False):
     """How much better a column is than another (in percent if `relative`), on the runs they share.
 
-    Returns an estimate over images and {(test set, seed): difference}; None without the metric.
+    They share a run if both know the metric for the same test images and seed. Returns an estimate
+    over images and {(test set, seed): difference}; None if they share none.
     """
-    ours, theirs = ({(test_set(r), r["seed"]): r for r in column} for column in (ours, theirs))
-    shared = [key for key in ours if key in theirs]
-    both = [pooled([column[key] for key in shared], metric, split) for column in (ours, theirs)]
-    if any(found is None for found in both):
+    columns = [{(test_set(r), r["seed"]): r for r in column} for column in (ours, theirs)]
+    shared = [key for key in columns[0] if key in columns[1]]
+    values = {key: [value(column[key], metric, split) for column in columns] for key in shared}
+    values = {key: pair for key, pair in values.items() if None not in pair}
+    if not values:
         return None
 
     def better(found, other):
         with np.errstate(invalid="ignore", divide="ignore"):
             return metric.sign * (found - other) * (100 / np.float64(other) if relative else 1)
 
-    values = {k: [value(run, metric, split) for run in (ours[k], theirs[k])] for k in shared}
-    return better(*both), {k: better(*pair) for k, pair in values.items() if None not in pair}
+    both = [pooled([column[key] for key in values], metric, split) for column in columns]
+    return better(*both), {key: better(*pair) for key, pair in values.items()}
 
 
 def delta_mtl(columns, label, split):
@@ -172,10 +180,14 @@ def delta_mtl(columns, label, split):
             if found is None:
                 return None
             gains.setdefault(metric.task, []).append(found)
-    keys = set.intersection(*(set(runs) for each in gains.values() for _, runs in each))
-    found = np.mean([np.mean([f for f, _ in each], axis=0) for each in gains.values()], axis=0)
-    means = {k: [np.mean([runs[k] for _, runs in each]) for each in gains.values()] for k in keys}
-    return found, {key: np.mean(values) for key, values in means.items()}
+    return _mean([_mean(each) for each in gains.values()])
+
+
+def _mean(gains):
+    """The mean of results of `gain`, on the runs that all have."""
+    found, runs = zip(*gains, strict=True)
+    keys = [key for key in runs[0] if all(key in each for each in runs)]
+    return np.mean(found, axis=0), {key: np.mean([each[key] for each in runs]) for key in keys}
 
 
 def reference(columns, metric, wanted=None):

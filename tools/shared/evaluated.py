@@ -21,10 +21,7 @@ def open_split(folder, split, network):
     if dataset.side[0] % stride or dataset.side[1] % stride:
         found = f"{dataset.side[0]} x {dataset.side[1]}"
         raise UserError(f"{folder}: expected sides that are multiples of {stride}, found {found}")
-    for name, names in dataset.class_names.items():
-        ours = network.class_names.get(name, names)
-        if name in dataset.arrays and tuple(ours) != tuple(names):
-            to_stderr(f"warning: {dataset.arrays[name].path}: expected {ours}, found {names}")
+    warn_of_other_names(dataset, network)
     trained = network.history.get("data_fingerprint", {}).get("train", {})
     found = dataset.fingerprint()["images"]
     if split != "train" and isinstance(trained, dict) and trained.get("images") == found:
@@ -32,11 +29,15 @@ def open_split(folder, split, network):
     return dataset
 
 
+def warn_of_other_names(dataset, network):
+    """Warn of files whose classes have other names, or another order, than a TrainedNetwork's."""
+    for name, names in dataset.class_names.items():
+        ours = network.class_names.get(name, names)
+        if name in dataset.arrays and tuple(ours) != tuple(names):
+            to_stderr(f"warning: {dataset.arrays[name].path}: expected {ours}, found {names}")
+
+
 def evaluate_split(network, dataset):
-    """{task: {"loss" or metric: (N, 2)}}, as of `engine.evaluation.evaluate`, on the CPU."""
+    """{task: {"loss" or metric: (N, 2)}}, as of `engine.evaluation.evaluate`."""
     processes = choose_device(str(network.device))
-    table = evaluate(network.network, dataset, network.tasks, BATCH_SIZE, processes)
-    return {
-        name: {metric: pairs.cpu() for metric, pairs in found.items()}
-        for name, found in table.items()
-    }
+    return evaluate(network.network, dataset, network.tasks, BATCH_SIZE, processes)

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from parts.errors import UserError, one_line
-from parts.files import load, replacing
+from parts.files import load
 from tools.shared.common import as_path
 
 COPIED = (
@@ -88,19 +88,19 @@ def test_set(run):
 
 
 def weights(run):
-    """(identity, path) of the weights that a run started from, or (None, None).
+    """(checksum, path, general path) of the weights that a run started from, or three None.
 
-    The identity is the checksum, or the path in earlier histories. Files that differ only by the
-    run's fold or seed count as one: in their path, the number is replaced by a letter.
+    The checksum is the path in earlier histories. In the general path, the number of the run's own
+    fold or seed is replaced by a letter.
     """
     given = run["weights_from"]
     if not given:
-        return None, None
+        return None, None, None
     given = {"path": given, "checksum": given} if isinstance(given, str) else given
     general = given["path"]
     for key, letter in (("fold", "F"), ("seed", "S")):
         general = re.sub(rf"({key}_?){run[key]}(?!\d)", rf"\g<1>{letter}", general)
-    return given["checksum"] if general == given["path"] else general, general
+    return given["checksum"], given["path"], general
 
 
 def rows(run, names):
@@ -198,25 +198,6 @@ def find(arguments):
             name = f"{label} {run['name']}" if several else label
             found.append((place, run | {"name": name} if label else run))
     return found
-
-
-def export(runs, path):
-    """Write [(place, summary)] as a series; it may replace a series of some of these runs.
-
-    Raises:
-        UserError: a run is unfinished, or the file holds something else.
-    """
-    for place, run in runs:
-        if run["unfinished"]:
-            raise UserError(f"{place}: expected a finished run, found it {run['unfinished']}")
-    lines = [f"{to_line(run)}\n" for _, run in runs]
-    if path.exists() and not set(path.open(encoding="utf-8", errors="replace")) <= set(lines):
-        raise UserError(
-            f"{path}: holds other content than these runs; give it as one of RUNS too, remove it, "
-            "or choose another file"
-        )
-    with replacing(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def to_line(run):

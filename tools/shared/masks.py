@@ -271,9 +271,9 @@ def parse_value(text):
 
 def as_text(value):
     """A value as the user would write it."""
-    return (
-        "nan" if value == NO_NUMBER else f"#{value - COLOUR:06x}" if value >= COLOUR else str(value)
-    )
+    if value >= COLOUR:
+        return f"#{value - COLOUR:06x}"
+    return "nan" if value == NO_NUMBER else str(value)
 
 
 def summarise(masks, choice):

@@ -9,7 +9,6 @@ used.
 import re
 import unicodedata
 from collections import defaultdict
-from functools import cache
 from typing import NamedTuple
 
 from tools.shared.pictures import endings
@@ -20,6 +19,7 @@ MASK_WORDS = (
     *("outline", "binary", "fg"),
 )
 SURE_WORDS = ("mask", "masks", "seg", "segmentation", "groundtruth", "ground_truth", "trimap")
+OTHER_ENDINGS = (".xml", ".json", ".txt", ".heic", ".npy")  # of files named after pictures
 PICTURE_WORDS = ("image", "img", "photo", "picture", "rgb", "sat", "original")
 
 
@@ -64,10 +64,9 @@ class Names:
             picture, found = self.find(name)
             if picture is not None:
                 claims[picture].append((found, name))
-            elif found:
-                problems[name] = f"it fits {len(found)} pictures"
             else:
-                problems[name] = "no picture has that name"
+                could = f"it fits {len(found)} pictures"
+                problems[name] = could if found else "no picture has that name"
         chosen = {}
         for picture, claim in claims.items():
             claim.sort()
@@ -75,8 +74,7 @@ class Names:
             if len(closest) == 1:
                 chosen[picture] = closest[0]
             for _, name in claim:
-                rivals = [other for other in closest if other != name]
-                if rivals:
+                if rivals := [other for other in closest if other != name]:
                     problems[name] = f"its picture also fits {rivals[0]}"
         return chosen, problems
 
@@ -99,13 +97,8 @@ def keys(text):
 def without_ending(name):
     """A name without its last ending, if it is a known one."""
     start, dot, ending = name.rpartition(".")
-    return start if start and f"{dot}{ending}".lower() in known_endings() else name
-
-
-@cache
-def known_endings():
-    """The endings that are no part of a name: of pictures, and of files named after them."""
-    return endings() | {".xml", ".json", ".txt", ".heic", ".npy"}
+    ending = f"{dot}{ending}".lower()
+    return start if start and (ending in OTHER_ENDINGS or ending in endings()) else name
 
 
 def without_words(name, words=(*MASK_WORDS, *PICTURE_WORDS)):

@@ -3,6 +3,7 @@
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -44,12 +45,14 @@ def opened(path):
 
 
 def read_picture(path):
-    """(an upright RGB picture, 8 bits per channel; what was assumed about it, in words or "").
+    """(an upright RGB picture, 8 bits per channel; what was assumed about it, in words or ""; its
+    View).
 
     Raises OSError, in one line, if it is damaged or its numbers cannot be interpreted.
     """
     with opened(path) as file:
         deep, words = ";16" in str(file.tile), ""  # 16 bits; Pillow keeps 8 of a colour's
+        turn = orientation(file)
         picture = ImageOps.exif_transpose(file)
         picture.load()
         if picture.mode == "F" or picture.mode.startswith("I"):
@@ -59,7 +62,7 @@ def read_picture(path):
         if picture.has_transparency_data:
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        return picture.convert("RGB"), words
+        return picture.convert("RGB"), words, View(picture.size, turn, page_count(file))
 
 
 class View(NamedTuple):
@@ -90,12 +93,6 @@ class View(NamedTuple):
         raise ValueError("expected a picture of {} x {}, found ".format(*self.size) + found)
 
 
-def view(path, picture):
-    """The View of a picture that `read_picture` has read from this path."""
-    with opened(path) as file:
-        return View(picture.size, orientation(file), page_count(file))
-
-
 def orientation(file):
     """The EXIF orientation of an opened file."""
     number = file.getexif().get(ExifTags.Base.Orientation, 1)
@@ -120,6 +117,7 @@ def to_eight_bits(picture):
     return grey, "" if white in (1, 65535) else words
 
 
+@cache
 def endings():
     """The endings of the files that Pillow reads: {".jpg", ...}."""
     kinds = Image.registered_extensions()  # {".jpg": "JPEG", ...}, also what is only written

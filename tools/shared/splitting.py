@@ -61,9 +61,8 @@ def add_flags(add):
         text = f"share of the images for {split} (default: 0.2)"
         add(f"--{split}-fraction", type=float, metavar="X", help=text)
     add("--seed", type=SEEDS, default=0, metavar="N", help="random seed (default: 0)")
-    add(
-        "--force", action="store_true", help="replace an existing DATA when the new one is complete"
-    )
+    text = "replace an existing DATA when the new one is complete"
+    add("--force", action="store_true", help=text)
 
 
 def check_flags(options, *paths):
@@ -213,15 +212,14 @@ def targets(class_names):
 def print_summary(out, splits, class_names):
     """A row for each split: samples, what is known of them, and megabytes (10^6 bytes) on disk."""
     many = len(class_names) > MOST_COLUMNS
-    columns = ("samples", "masks", "boxes", *(["labels"] if many else class_names), "MB")
-    widths = [max(8, len(column)) for column in columns]
-    names = zip(columns, widths, strict=True)
-    print("split" + "".join(f" {column:>{width}}" for column, width in names))
+    rows = {"split": ["samples", "masks", "boxes", *(["labels"] if many else class_names), "MB"]}
     for split, samples in splits.items():
         labels = Counter(s.label for s in samples if s.label >= 0)
-        known = (sum(s.has_mask for s in samples), sum(s.has_box for s in samples))
-        known += (labels.total(),) if many else tuple(labels[i] for i in range(len(class_names)))
-        counts = zip((len(samples), *known), widths, strict=False)
+        counts = [labels.total()] if many else [labels[i] for i in range(len(class_names))]
+        known = [sum(s.has_mask for s in samples), sum(s.has_box for s in samples), *counts]
         megabytes = sum(path.stat().st_size for path in (out / split).iterdir()) / 1e6
-        row = "".join(f" {count:{width}}" for count, width in counts)
-        print(f"{split:5}{row}{megabytes:9.1f}")
+        rows[split] = [len(samples), *known, f"{megabytes:.1f}"]
+    widths = [max(8, len(column)) for column in rows["split"]]
+    for name, cells in rows.items():
+        row = (f" {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        print(f"{name:5}{''.join(row)}")

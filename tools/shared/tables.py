@@ -112,10 +112,14 @@ def footnotes(columns, split, found, baseline):
             "correction for so many (Holm 1979, with the larger p-value of images and runs)."
         )
     if any(each.unit == "%" for each in found):
-        single = ", ".join(f"{m.task} {m.reference}" for m in metrics(columns, split))
+        chosen = [m for m in metrics(columns, split) if m.reference in columns]
+        every = [entry for run in runs for entry in run["tasks"].values()]
+        others = any(e.get("counted", [e["primary"]]) != [e["primary"]] for e in every)
+        kind = "counted" if others else "primary"
+        single = ", ".join(f"{m.task} {m.reference}" for m in chosen)
         yield (
             "Delta MTL (Maninis et al. 2019, arXiv:1904.08918) is the mean relative gain of a "
-            f"network's tasks in their primary metrics over single-task networks: {single}."
+            f"network's tasks in their {kind} metrics over single-task networks: {single}."
         )
     yield (
         f"Budget of a run: {epochs} epochs, batches of {batch}, {data} images of "
