@@ -236,13 +236,9 @@ def test_runs_of_one_seed_are_paired_fold_by_fold(tmp_path, capsys):
 
 def test_a_stopped_run_costs_and_scores_nothing_yet(tmp_path, capsys):
     save(single("alone"), tmp_path / "finished")
-    about, progress = single("alone", seed=1), {"best_epoch": 1, "seconds": [6000.0]}
-    progress |= {name: about[name] for name in ("train", "val")}
-    (tmp_path / "stopped").mkdir()
-    state = {"about": about, "history": progress}
-    torch.save(state, tmp_path / "stopped" / "alone_last.pt")
+    save_stopped(single("alone", seed=1) | {"seconds": [6000.0] * 4}, tmp_path / "stopped")
     text = printed(capsys, tmp_path)
-    assert "alone, seed 1: unfinished, epoch 1 of 4, validation values only." in text
+    assert "alone, seed 1: unfinished, epoch 3 of 4, validation values only." in text
     alone = tables(text)[0]["alone"]
     names = ("seeds", "test images", "minutes", "images/s", "best epoch")
     assert [alone[name] for name in names] == ["0, 1", "6", "1.7", "13", "3"]
