@@ -11,7 +11,7 @@ from leaves import COUNT, files, flags, read, refused, total, write_table  # noq
 from PIL import Image
 from running import history, run
 
-from dataload import SPLITS, H5Dataset
+from dataload import SPLITS, H5Dataset, shared_pictures
 from parts.targets import Label
 from tools import check_data
 from tools.prepare_folder import main, place
@@ -74,6 +74,18 @@ def test_copies_of_val_and_test_images_are_left_out_of_train(files, capsys, monk
     printed = capsys.readouterr().out
     assert left_out > 3 and f"near-duplicate of val or test: {left_out};" in printed
     assert sum(map(len, data.values())) == COUNT + 12 - left_out
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_copy_of_an_image_with_a_split_goes_there_too(files, split):
+    """Four of twelve pictures come a second time, mirrored, and the table places the copy."""
+    for i in range(4):
+        with Image.open(files / "photos" / f"leaf{i}.png") as picture:
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(files / f"photos/copy{i}.png")
+    write_table(files / "known.csv", [[f"copy{i}", *[""] * 5, split] for i in range(4)])
+    assert main(flags(files)) == 0
+    data = read(files / "DATA")
+    assert len(data[split]) >= 8 and not [*shared_pictures(data)]
 
 
 def test_mistakes_in_the_flags_are_one_line(files, capsys):

@@ -20,8 +20,9 @@ on the stored pixels if their shape allows it; boxes and outlines are assumed to
 upright image, unless their file gives width and height of the stored one. Images become squares.
 
 Images without a split are divided among train, val and test by the two fractions; if there are
-masks, val and test only get images with a mask. Near-duplicates stay together, and those of val and
-test images are left out of train, unless that would leave a split with less than half its images.
+masks, val and test only get images with a mask. Near-duplicates stay together, in a given split if
+one has it, and those of val and test images are left out of train, unless that would leave a split
+with less than half its images.
 """
 
 import sys
@@ -159,6 +160,17 @@ def place(samples, chosen, groups, options):
     return splits
 
 
+def with_given_splits(samples, chosen, find_pairs):
+    """The samples, in which chosen ones have the split that was given for one of their group."""
+    given = [i for i, sample in enumerate(samples) if sample.split]
+    groups = splitting.group([samples[i] for i in (*chosen, *given)], find_pairs)
+    splits = {groups[len(chosen) + k]: samples[i].split for k, i in enumerate(given)}
+    found = list(samples)
+    for i, number in zip(chosen, groups, strict=False):  # the groups of `given` come after
+        found[i] = samples[i]._replace(split=splits.get(number, ""))
+    return found
+
+
 def split_up(samples, options):
     """{split: [Sample]}; prints what was done with near-duplicates. UserError if a split is empty.
 
@@ -173,8 +185,10 @@ def split_up(samples, options):
             raise UserError(f"--out: expected at least one image in {split}, found {found}")
     kinds = {"near-duplicates": splitting.copies, "identical images": splitting.identical}
     for kind, find_pairs in kinds.items() if not options.no_grouping else ():
-        groups = splitting.group([samples[i] for i in chosen], find_pairs)
-        splits = splitting.without_copies(place(samples, chosen, groups, options), find_pairs)
+        joined = with_given_splits(samples, chosen, find_pairs)
+        rest = [i for i in chosen if not joined[i].split]
+        groups = splitting.group([joined[i] for i in rest], find_pairs)
+        splits = splitting.without_copies(place(joined, rest, groups, options), find_pairs)
         sizes = np.bincount(groups)
         if all(2 * len(splits[split]) >= len(apart[split]) for split in SPLITS):
             left_out = len(samples) - sum(map(len, splits.values()))
