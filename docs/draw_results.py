@@ -21,8 +21,12 @@ from tools.shared.comparison import differences, group, metrics, pooled
 from tools.shared.forest import save_picture
 from tools.shared.intervals import limits
 
+PRETRAINED = "OEQ, pre-trained"
 FORESTS = {  # picture: RUNS and --baseline of tools/compare.py
-    "compare.png": (("128", "128_seeds", "OEQ, pre-trained=128_low"), "main"),
+    "compare.png": (
+        ("128", "128_seeds", f"{PRETRAINED}=128_low", f"{PRETRAINED}=128_low_seeds"),
+        "main",
+    ),
     "weightings.png": (("128_weighting",), "main"),
 }
 FOLDS, FRONT_FOLDS, SEED = (0, 1, 2), (0, 1), 0  # of masks.png, of front.png, of both

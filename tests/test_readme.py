@@ -19,11 +19,12 @@ from tools.shared.comparison import metrics, pooled
 README = TEXTS["README.md"]
 WORDS = {"seg_iou": "mask IoU", "bbox_iou": "box IoU", "bin_accuracy": "accuracy"}
 SEEDS = ("128", "128_seeds")  # seed 0, seeds 1 and 2
+LOW = ("128_low", "128_low_seeds")
 RESULTS = {  # rows of the README's table: NAME and series in results/
     "`MTL_baseline`": ("baseline", *SEEDS),
     "`MTL_main`": ("main", *SEEDS),
     "`MTL_OEQ`": ("OEQ", *SEEDS),
-    "`MTL_OEQ`, pre-trained on 30,000 synthetic pets, low learning rate": ("OEQ", "128_low"),
+    "`MTL_OEQ`, pre-trained on 30,000 synthetic pets, low learning rate": ("OEQ", *LOW),
     "`MTL_OEQ`, the same pre-training, default learning rate, 240 epochs": (
         "OEQ",
         "128_drawn30k_240",
@@ -47,7 +48,7 @@ SUMMARY = {  # rows of the summary of results.md: metric, network, and RUNS of t
     "pre-training on synthetic pets: mask of `MTL_OEQ`":
         ("seg_iou", "with OEQ", "with=128_drawn30k", "128", "OEQ"),
     "pre-training, then a low learning rate: mask of `MTL_OEQ`":
-        ("seg_iou", "low", "low=128_low", "128", "OEQ"),
+        ("seg_iou", "low", *(f"low={series}" for series in LOW), *SEEDS, "OEQ"),
     "from ImageNet, three tasks instead of one: mask":
         ("seg_iou", "three", "128_pretrained", "mask"),
     "from ImageNet, a tenth of the masks: mask": (
