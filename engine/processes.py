@@ -7,7 +7,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from parts.errors import UserError
+from parts.errors import UserError, one_line
 
 TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for every process
 
@@ -59,7 +59,7 @@ class Processes:
             # "meta" holds no numbers, "mps" none of the metrics' type
             torch.zeros(1, dtype=torch.float64, device=self.device).item()
         except (RuntimeError, AssertionError, TypeError, ImportError) as error:
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)[:200]
             raise UserError(
                 f"--device: expected a usable device, found {name} ({reason})"
             ) from error

@@ -274,8 +274,7 @@ class Run:
         if any(isinstance(text, str) for text in state["about"]["data_fingerprint"].values()):
             raise UserError(f"{made} version 1.0 of this code; start over with --overwrite")
         found, settings = state["settings"], self._settings()
-        names = (name for name in settings | found if name not in FREE_SETTINGS)
-        pairs = ((name, found.get(name), settings.get(name)) for name in names)
+        pairs = ((name, found.get(name), settings.get(name)) for name in settings | found)
         differences = [f"{name} = {was}, not {now}" for name, was, now in pairs if was != now]
         if differences:
             raise UserError(f"{made} {'; '.join(differences)}")
@@ -286,7 +285,8 @@ class Run:
         for name in PROGRESS:
             setattr(self, name, state[name])
         started = self.about["weights_from"] = state["about"]["weights_from"]
-        if source and not same_source(source, started):
+        is_said = source or "WEIGHTS" in self.about["config"]  # such a script always says it
+        if is_said and not same_source(source, started):
             raise UserError(
                 f"--weights: expected the weights that the run in {self.folder} started from "
                 f"({describe_source(started)}), found {describe_source(source)}; only a new run "

@@ -32,11 +32,10 @@ class Parser(argparse.ArgumentParser):
         wrong = message.split()[2] if unknown else ""
         word = wrong.split("=")[0].strip("-").replace("_", "-").lower()
         known = self._option_string_actions
-        names = {name: flag(constant) for name, constant in SYNONYMS.items()}
-        names = {name: near for name, near in names.items() if near in known}
-        names |= {name.removeprefix("--"): name for name in known}
-        near = difflib.get_close_matches(word, names, n=1)  # "--" would make any two alike
-        hint = f" (did you mean {names[near[0]]}?)" if near and unknown else ""
+        flags = {name: flag(constant) for name, constant in SYNONYMS.items()}
+        flags |= {name.removeprefix("--"): name for name in known}  # "--" makes any two alike
+        near = difflib.get_close_matches(word, [n for n in flags if flags[n] in known], n=1)
+        hint = f" (did you mean {flags[near[0]]}?)" if near and unknown else ""
         raise UserError(f"{message}{hint}; --help lists the flags")
 
 

@@ -96,6 +96,14 @@ def test_boxes_without_outlines(tmp_path, kind):
     assert draw_mask(notes, SHOWN, SIDE) is None
 
 
+def test_a_circle_is_given_by_its_centre_and_a_point_on_it(tmp_path):
+    circle = {"label": "cat", "shape_type": "circle", "points": [[35, 45], [35, 70]]}
+    notes = read(tmp_path, "other.json", json.dumps(LABELME | {"shapes": [circle]}))
+    assert combine(notes, SHOWN).box == pytest.approx([0.1, 0.25, 0.6, 0.875], abs=1e-3)
+    area = np.pi * 25**2 / (100 * 80)
+    assert draw_mask(notes, SHOWN, SIDE).mean() == pytest.approx(area, rel=0.02)
+
+
 @pytest.mark.parametrize("kind", ["COCO", "labelme", "VOC"])
 def test_pictures_of_another_size(tmp_path, kind):
     notes = read(tmp_path, *FILES[kind])

@@ -43,7 +43,7 @@ def test_a_task_counts_several_metrics_each_in_its_own_direction(tmp_path, capsy
         history = make_history(name, overlap=overlap, exact=exact, depth=None)
         save(history | {"tasks": {"outline": outline}}, tmp_path / name)
     text = printed(capsys, tmp_path, "--all")
-    assert "in their counted metrics over single-task networks: outline alone." in text
+    assert "over single-task networks: outline alone." in text
     values, differences = tables(text)
     assert "outline_exact (lower is better)" in values["joint"]
     # .5 -> .75 is +50 %, and .25 -> .5, where lower is better, is -100 %
@@ -102,7 +102,7 @@ def test_the_tables_by_hand(runs, capsys):
         delta[-1] == "+18.4 % (not after correction for 3)"
         and "3 differences are compared here" in text
     )
-    assert "primary metrics over single-task networks: outline alone, head_depth deep" in text
+    assert "over single-task networks: outline alone, head_depth deep" in text
 
 
 def test_students_t_is_that_of_scipy():
@@ -131,16 +131,16 @@ def test_holm_by_hand():
 
 
 def test_what_has_no_direction_counts_but_helps_no_other(monkeypatch):
-    """Of two with p = .01 and .04 the first has an interval around 0: .04 x 2 is too much for the
-    second. Alone it needs no correction, and one without intervals is not counted."""
+    """p = .01 without a direction and .04 with one: Holm's factor for .04 is still 2, since the
+    first does not hold. One without intervals is not counted."""
     clear = Difference("m", "c", "a", "points", 0.01, (0.002, 0.03), (0.004, 0.02), 5, 0.04)
     vague = clear._replace(label="b", images=(-0.001, 0.02), p_value=0.01)
     unknown = clear._replace(label="b", runs=intervals.NONE, p_value=1.0)
     runs = [(name, histories.summarise(single(name))) for name in "abc"]
     alone = clear._replace(p_value=0.2)
     cases = (vague, clear, [False, False]), (unknown, alone, [False, True])
-    for other, clear, expected in cases:
-        found = {("outline_overlap", each.label): each for each in (other, clear)}
+    for other, tested, expected in cases:
+        found = {("outline_overlap", each.label): each for each in (other, tested)}
         monkeypatch.setattr(comparison, "_difference", lambda m, k, *_, f=found: f.get((m, k)))
         kept = comparison.differences(comparison.group(runs), "test", "a")
         assert [each.holds for each in kept] == expected

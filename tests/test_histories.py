@@ -46,7 +46,7 @@ def test_a_series_may_grow_but_loses_nothing(runs, tmp_path, capsys):
     assert [*compared(capsys, path)[0]] == ["joint", "new"]
     assert path.read_bytes().startswith(before) and "NaN" not in path.read_text()
     message = printed(capsys, "--export", path, path, "--only", "joint", code=2)
-    assert "--export writes all runs: expected no --only beside it" in message
+    assert "--only: cannot be combined with --export" in message
     message = printed(capsys, "--export", tmp_path, other, code=2)
     assert "--export: expected a file that ends in .jsonl, found" in message
 

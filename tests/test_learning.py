@@ -162,13 +162,11 @@ def test_the_parts_of_a_network_learn_at_their_rates_and_frozen_ones_not_at_all(
     trainer = engine.training.Trainer(
         network, {}, weighting, None, settings, total_steps=10, processes=Processes({})
     )
-    optimiser, rates = trainer.optimiser, {}
-    slow, fast = optimiser.adamw.param_groups[:2], optimiser.adamw.param_groups[2:]
-    for muon, groups in zip(optimiser.muons, (slow, fast), strict=True):
-        for parameter in (*muon.kernels, *(p for group in groups for p in group["params"])):
-            rates[parameter] = groups[0]["max_lr"]
-    if network.body.weight in optimiser.muons[1].kernels:  # whichever comes first
-        slow, fast = fast, slow
+    groups, rates = trainer.optimiser.adamw.param_groups, {}
+    for muon, first in zip(trainer.optimiser.muons, groups[::2], strict=True):
+        rates |= dict.fromkeys(muon.kernels, first["max_lr"])
+    for group in groups:
+        rates |= dict.fromkeys(group["params"], group["max_lr"])
     expected = dict.fromkeys(network.body.parameters(), 0.01)
     expected |= dict.fromkeys((*network.body_two.parameters(), *weighting.parameters()), 0.04)
     assert rates == pytest.approx(expected)

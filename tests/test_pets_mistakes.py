@@ -156,13 +156,6 @@ def test_missing_flags(capsys):
     assert_one_line(capsys, "--root, --out")
 
 
-def test_the_help_says_of_what_a_share_is_kept(capsys):
-    with pytest.raises(SystemExit):
-        prepare_pets.main(["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "share of the training images with a box that keep it (default: 1)" in shown
-
-
 def test_missing_root(tmp_path, out, capsys):
     assert run(tmp_path / "nowhere", out) == 2
     assert_one_line(capsys, "--root", "nowhere", "oxford-iiit-pet/", "no such folder")

@@ -85,14 +85,17 @@ SHARES = np.array([0.6, 0.2, 0.2])
 
 
 def test_parts_are_filled_by_stratum_and_then_over_all():
-    """Two samples of each of three strata, in their order: the first goes to the largest share.
-    Then all three shares of the stratum are as far from full, and the total decides: parts 1 and 2
-    are empty, then part 2 is, then all have their share of 5 and the first one is taken."""
+    """Strata of two samples each. The first sample goes to part 0, the largest share. The second
+    finds all parts equally full in its stratum, so the total decides: part 1, then 2, then 0."""
     in_order = SimpleNamespace(permutation=lambda numbers: numbers)
     strata = [0, 0, 1, 1, 2, 2]
     found = splitting.distribute(strata, np.arange(6), SHARES, in_order)
     assert found.tolist() == [0, 1, 0, 2, 0, 0]
-    groups = np.array([0, 0, 0, 1, 2, 2])  # the second stands where it would be overfull
+
+
+def test_groups_are_placed_whole_where_most_is_missing():
+    in_order = SimpleNamespace(permutation=lambda numbers: numbers)
+    groups = np.array([0, 0, 0, 1, 2, 2])
     found = splitting.distribute([0] * 6, groups, SHARES, in_order)
     assert found.tolist() == [0, 0, 0, 1, 2, 2]
 

@@ -322,10 +322,11 @@ def test_what_torchrun_left_in_the_environment_is_named(shared_data, tmp_path, m
 def test_only_the_first_process_says_that_a_flag_is_wrong(shared_data, tmp_path, monkeypatch):
     """A process without others says it, whatever its rank."""
     message = "MTL_main.py: --epochs: expected a whole number above 0, found 0\n"
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
     for environment, line in (
         ({"RANK": "1"}, message),
-        ({"WORLD_SIZE": ""}, message),
-        ({"WORLD_SIZE": "1"}, message),
+        ({"RANK": "1", "WORLD_SIZE": ""}, message),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, message),
         ({"RANK": "0", "WORLD_SIZE": "2"}, message),
         ({"RANK": "1", "WORLD_SIZE": "2"}, ""),
     ):

@@ -77,7 +77,7 @@ def test_copies_of_val_and_test_images_are_left_out_of_train(files, capsys, monk
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_copy_of_an_image_with_a_split_goes_there_too(files, split):
+def test_a_copy_of_an_image_with_a_split_goes_there_too(files, capsys, split):
     """Four of twelve pictures come a second time, mirrored, and the table places the copy."""
     for i in range(4):
         with Image.open(files / "photos" / f"leaf{i}.png") as picture:
@@ -86,6 +86,7 @@ def test_a_copy_of_an_image_with_a_split_goes_there_too(files, split):
     assert main(flags(files)) == 0
     data = read(files / "DATA")
     assert len(data[split]) >= 8 and not [*shared_pictures(data)]
+    assert "near-duplicates: 8 kept together, groups: 4;" in capsys.readouterr().out
 
 
 def test_mistakes_in_the_flags_are_one_line(files, capsys):

@@ -303,8 +303,9 @@ def test_weights_that_a_script_names_may_lie_elsewhere(trained, shared_data, tmp
     printed = run(*command, "--weights", str(copied), "--resume")
     assert printed.startswith("fine_tune is finished")
     copied.write_bytes((trained / "main_model.pt").read_bytes())
-    printed = run(*command, "--weights", str(copied), "--resume", code=2)
-    assert "--weights: expected the weights that the run in" in printed
+    for other in (str(copied), ""):
+        printed = run(*command, "--weights", other, "--resume", code=2)
+        assert "--weights: expected the weights that the run in" in printed
 
 
 def test_a_run_that_exists_takes_no_other_weights(trained, wrecked, shared_data, tmp_path):

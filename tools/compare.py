@@ -105,7 +105,7 @@ def main(argv):
     runs = histories.find(options.runs)
     if options.export:
         if options.only:
-            parser.error("--export writes all runs: expected no --only beside it, found one")
+            parser.error("--only: cannot be combined with --export, which writes all runs")
         export(runs, as_path(options.export, "--export"))
         return
     refuse_different(runs, options.train_may_differ)

@@ -160,14 +160,17 @@ def place(samples, chosen, groups, options):
     return splits
 
 
-def with_given_splits(samples, chosen, find_pairs):
-    """The samples, in which chosen ones have the split that was given for one of their group."""
-    given = [i for i, sample in enumerate(samples) if sample.split]
-    groups = splitting.group([samples[i] for i in (*chosen, *given)], find_pairs)
-    splits = {groups[len(chosen) + k]: samples[i].split for k, i in enumerate(given)}
+def with_given_splits(samples, groups):
+    """The samples, {number: group}; those without a split have one that was given in their group.
+
+    If several were given, val and test come before train.
+    """
+    given = [i for i in groups if samples[i].split]
+    given.sort(key=lambda i: samples[i].split != "train")  # the last one counts
+    splits = {groups[i]: samples[i].split for i in given}
     found = list(samples)
-    for i, number in zip(chosen, groups, strict=False):  # the groups of `given` come after
-        found[i] = samples[i]._replace(split=splits.get(number, ""))
+    for i, group in groups.items():
+        found[i] = samples[i]._replace(split=samples[i].split or splits.get(group, ""))
     return found
 
 
@@ -185,18 +188,21 @@ def split_up(samples, options):
             raise UserError(f"--out: expected at least one image in {split}, found {found}")
     kinds = {"near-duplicates": splitting.copies, "identical images": splitting.identical}
     for kind, find_pairs in kinds.items() if not options.no_grouping else ():
-        joined = with_given_splits(samples, chosen, find_pairs)
+        numbers = [*chosen, *(i for i, sample in enumerate(samples) if sample.split)]
+        alike = splitting.group([samples[i] for i in numbers], find_pairs)
+        groups = dict(zip(numbers, alike.tolist(), strict=True))
+        joined = with_given_splits(samples, groups)
         rest = [i for i in chosen if not joined[i].split]
-        groups = splitting.group([joined[i] for i in rest], find_pairs)
-        splits = splitting.without_copies(place(joined, rest, groups, options), find_pairs)
-        sizes = np.bincount(groups)
+        placed = place(joined, rest, np.array([groups[i] for i in rest], int), options)
+        splits = splitting.without_copies(placed, find_pairs)
+        sizes = np.bincount(alike)
         if all(2 * len(splits[split]) >= len(apart[split]) for split in SPLITS):
             left_out = len(samples) - sum(map(len, splits.values()))
             if left_out or (sizes > 1).any():
                 kept = f"{sizes[sizes > 1].sum()} kept together, groups: {(sizes > 1).sum()}"
                 print(f"{kind}: {kept}; left out of train: {left_out}")
             return splits
-        found = f"{sizes.max(initial=0)} of {len(chosen)} are alike, too many to keep in one split"
+        found = f"{sizes.max(initial=0)} of {len(numbers)} are alike, too many to keep in one split"
         print(f"{kind}: {found}; train and test may show the same")
     return apart
 

@@ -65,12 +65,13 @@ class Job:
         except UserError as error:
             raise UserError(f"{path.name}: {error}") from error
         self.config = vars(settings) | {"demo": options.demo, "diagnose": options.diagnose}
-        self.seconds = None
+        self.seconds = None  # that the run took, once it is finished
         if history := self.read_history():
+            self.seconds = sum(history["seconds"])
             self.check_finished(history)
 
     def read_history(self):
-        """The history of a finished run, whose `seconds` are then known, else None.
+        """The history of a finished run, else None.
 
         UserError if it is damaged or of an earlier version.
         """
@@ -81,7 +82,6 @@ class Job:
         if not isinstance(history, dict) or not needed <= history.keys():
             raise UserError(f"{self.history}: expected a history, found another file")
         refuse_earlier(self.history, history)
-        self.seconds = sum(history["seconds"])
         return history
 
     def check_finished(self, history):
@@ -166,10 +166,12 @@ class Series:
         time.sleep(0.05)
         for job in [job for job, process in self.running.items() if process.poll() is not None]:
             code = self.running.pop(job).returncode
-            job.read_history()
-            if (code or job.seconds is None) and not self.is_ending:
+            if history := job.read_history():
+                job.seconds = sum(history["seconds"])
+            if (code or not history) and not self.is_ending:
                 self.failed[job] = code
-                self._say(f"{job.folder.name} failed with exit code {code}")
+                why = f"failed with exit code {code}" if code else "left no history"
+                self._say(f"{job.folder.name} {why}")
 
     def _start(self, job):
         self._say(f"starting {job.folder.name}")

@@ -114,7 +114,7 @@ def with_coco_object(note, entry):
 
 
 def read_labelme(data, name, where):
-    """Yield the Notes of labelme's dict: its rectangles and polygons."""
+    """Yield the Notes of labelme's dict, without points and lines."""
     size = picture_size(data.get("imageWidth"), data.get("imageHeight"))
     yield Note(name, where)
     for shape in data["shapes"]:
@@ -123,6 +123,11 @@ def read_labelme(data, name, where):
         kind = shape.get("shape_type") or "polygon"
         if kind == "rectangle":
             yield note._replace(box=bounds(points))
+        elif kind == "circle":  # its centre, and a point on it
+            angle = np.linspace(0, 2 * np.pi, 64)
+            radius = np.hypot(*(points[1] - points[0]))
+            ring = points[0] + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+            yield with_polygons(note, [ring])
         elif kind == "polygon":
             yield with_polygons(note, [points])
 

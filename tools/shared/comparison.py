@@ -73,7 +73,10 @@ def settings(runs):
     """
     sources = [weights(run) for run in runs]
     shared = {checksum for checksum, path, general in sources if path == general}
-    sources = [(c, path) if c in shared else (general, general) for c, path, general in sources]
+    sources = [
+        (checksum, path) if checksum in shared else (general, general)  # identity, path to show
+        for checksum, path, general in sources
+    ]
     paths = dict(sources)
     known = [*paths.values()]
     for identity, path in paths.items():
@@ -184,7 +187,7 @@ def delta_mtl(columns, label, split):
 
 
 def _mean(gains):
-    """The mean of results of `gain`, on the runs that all have."""
+    """The mean of results of `gain`: of all estimates, and of the differences of shared runs."""
     found, runs = zip(*gains, strict=True)
     keys = [key for key in runs[0] if all(key in each for each in runs)]
     return np.mean(found, axis=0), {key: np.mean([each[key] for each in runs]) for key in keys}

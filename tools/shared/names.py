@@ -65,8 +65,8 @@ class Names:
             if picture is not None:
                 claims[picture].append((found, name))
             else:
-                could = f"it fits {len(found)} pictures"
-                problems[name] = could if found else "no picture has that name"
+                fits = f"it fits {len(found)} pictures"
+                problems[name] = fits if found else "no picture has that name"
         chosen = {}
         for picture, claim in claims.items():
             claim.sort()

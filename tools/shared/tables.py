@@ -113,13 +113,11 @@ def footnotes(columns, split, found, baseline):
         )
     if any(each.unit == "%" for each in found):
         chosen = [m for m in metrics(columns, split) if m.reference in columns]
-        every = [entry for run in runs for entry in run["tasks"].values()]
-        others = any(e.get("counted", [e["primary"]]) != [e["primary"]] for e in every)
-        kind = "counted" if others else "primary"
         single = ", ".join(f"{m.task} {m.reference}" for m in chosen)
         yield (
             "Delta MTL (Maninis et al. 2019, arXiv:1904.08918) is the mean relative gain of a "
-            f"network's tasks in their {kind} metrics over single-task networks: {single}."
+            "network's tasks, in the metrics that count for each (docs/extending.md), over "
+            f"single-task networks: {single}."
         )
     yield (
         f"Budget of a run: {epochs} epochs, batches of {batch}, {data} images of "
