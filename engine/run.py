@@ -24,7 +24,7 @@ from parts.sampling import epoch_batches
 from parts.signals import StopSignals
 
 CHECKPOINT_SECONDS = 20  # a kill loses no more training than this
-# may differ on --resume; of weights, the content counts
+# may differ on --resume; a file of weights must have the same content
 FREE_SETTINGS = ("H5_SAVE_PATH", "FILE_SAVE_PATH", "LEARNING_RATE", "WEIGHTS")
 COMPILER = ("torch._dynamo", "torch._inductor")  # modules of the errors of torch.compile
 PROGRESS = ("history", "best", "done", "rows", "seconds", "complete")  # of a Run, in a checkpoint

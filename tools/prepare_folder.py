@@ -161,9 +161,12 @@ def place(samples, chosen, groups, options):
 
 
 def with_given_splits(samples, groups):
-    """The samples, {number: group}; those without a split have one that was given in their group.
+    """The samples; one without a split gets that of a sample of its group, if one was given.
 
     If several were given, val and test come before train.
+
+    Args:
+        groups: {number of a sample: number of its group}.
     """
     given = [i for i in groups if samples[i].split]
     given.sort(key=lambda i: samples[i].split != "train")  # the last one counts
